@@ -1,0 +1,125 @@
+//! One step of a plan. The agent's executor carries steps out in order; overlay, the loader and the
+//! DNS each know how to do theirs.
+//!
+//! Each step is idempotent: making what is there already as wanted, or removing what is gone, is
+//! success.
+
+use std::fmt;
+
+use ipnet::IpNet;
+
+use crate::{
+    Id,
+    desired::{Fdb, Link, Neigh, Route, Veth},
+    lb,
+    names::NameTable,
+    nft::Nft,
+};
+
+/// A step that overlay does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NetAction {
+    /// Makes a bridge or VXLAN device with its mark, sets it up, or puts an existing one right. A
+    /// property that can not be changed in place (VNI, local address) is changed by making it anew.
+    PutLink {
+        /// Name.
+        name: String,
+        /// Cluster and network, for the mark.
+        mark: (Id, Id),
+        /// What it must be.
+        link: Link,
+    },
+    /// Removes a bridge, VXLAN device or veth.
+    DelLink(String),
+    /// Makes a veth pair, its far end in the container, configured and up; or puts the MTU and the
+    /// bridge of an existing one right.
+    PutVeth {
+        /// Name of the host side.
+        name: String,
+        /// Cluster, for the mark.
+        cluster: Id,
+        /// What it must be.
+        veth: Veth,
+    },
+    /// Adds an address.
+    AddAddr(String, IpNet),
+    /// Removes an address.
+    DelAddr(String, IpNet),
+    /// Adds or replaces a route.
+    AddRoute(Route),
+    /// Removes a route.
+    DelRoute(Route),
+    /// Adds or replaces a forwarding entry.
+    AddFdb(Fdb),
+    /// Removes a forwarding entry.
+    DelFdb(Fdb),
+    /// Adds or replaces a neighbour.
+    AddNeigh(Neigh),
+    /// Removes a neighbour.
+    DelNeigh(Neigh),
+    /// Replaces the packet filter's table in one transaction; `None` removes it.
+    SetNft(Option<Nft>),
+}
+
+/// A step that the loader does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BpfAction {
+    /// Puts or removes one row.
+    Row(lb::Row),
+    /// Attaches a program, or replaces an older one in place.
+    Attach(lb::Hook),
+    /// Detaches a program.
+    Detach(lb::Hook),
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Netlink or nftables.
+    Net(NetAction),
+    /// BPF.
+    Bpf(BpfAction),
+    /// Swaps the DNS's table and listeners.
+    Names(Box<NameTable>),
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Net(a) => match a {
+                NetAction::PutLink { name, link, .. } => match link {
+                    Link::Bridge { mac, mtu } => write!(f, "link put {name} bridge mac {mac} mtu {mtu}"),
+                    Link::Vxlan { vni, local, mtu, .. } => write!(f, "link put {name} vxlan vni {vni} local {local} mtu {mtu}"),
+                },
+                NetAction::DelLink(name) => write!(f, "link del {name}"),
+                NetAction::PutVeth { name, veth, .. } => write!(f, "veth put {name} bridge {} mtu {} peer {} in {}", veth.bridge, veth.mtu, veth.peer.addr, veth.peer.netns),
+                NetAction::AddAddr(dev, a) => write!(f, "addr add {a} dev {dev}"),
+                NetAction::DelAddr(dev, a) => write!(f, "addr del {a} dev {dev}"),
+                NetAction::AddRoute(r) => write!(f, "route add {} dev {} src {}", r.dst, r.dev, r.src),
+                NetAction::DelRoute(r) => write!(f, "route del {} dev {}", r.dst, r.dev),
+                NetAction::AddFdb(e) => write!(f, "fdb add {}", Entry(e)),
+                NetAction::DelFdb(e) => write!(f, "fdb del {}", Entry(e)),
+                NetAction::AddNeigh(n) => write!(f, "neigh add {} lladdr {} dev {}", n.ip, n.mac, n.dev),
+                NetAction::DelNeigh(n) => write!(f, "neigh del {} dev {}", n.ip, n.dev),
+                NetAction::SetNft(Some(n)) => write!(f, "nft set {} bridges {} peers", n.bridges.len(), n.peers.len()),
+                NetAction::SetNft(None) => write!(f, "nft delete table"),
+            },
+            Self::Bpf(BpfAction::Row(row)) => write!(f, "map {row:?}"),
+            Self::Bpf(BpfAction::Attach(h)) => write!(f, "attach {:?} dev {}", h.program, h.dev),
+            Self::Bpf(BpfAction::Detach(h)) => write!(f, "detach {:?} dev {}", h.program, h.dev),
+            Self::Names(t) => write!(f, "names swap {} zones {} listeners", t.zones.len(), t.listeners.len()),
+        }
+    }
+}
+
+struct Entry<'a>(&'a Fdb);
+
+impl fmt::Display for Entry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", self.0.mac, self.0.dev)?;
+        match self.0.vtep {
+            Some(vtep) => write!(f, " dst {vtep} self"),
+            None => write!(f, " master"),
+        }
+    }
+}

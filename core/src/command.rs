@@ -1,0 +1,250 @@
+//! What can be asked of the replicated state: the entries of the raft log.
+//!
+//! [`crate::state::State::apply`] carries them out. All that is not deterministic (ids, secrets,
+//! the time) is drawn by the proposer and carried in the command.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Id, Mac, Refusal,
+    objects::{Availability, Dataplane, Endpoint, EndpointState, HostRoute, Labels, Network, Node, NodeState, Role, Sandbox, Service},
+    spec::{NetworkSpec, ServiceSpec},
+};
+
+/// A node that asks to be taken in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewNode {
+    /// Its id, also in its certificate.
+    pub id: Id,
+    /// Its host name.
+    pub hostname: String,
+    /// Manager or worker.
+    pub role: Role,
+    /// Address of its control plane.
+    pub addr: IpAddr,
+    /// Port of its control plane.
+    pub control_port: u16,
+    /// Its VTEP.
+    pub data_path_addr: IpAddr,
+    /// MTU in bytes of the link that carries the VTEP.
+    pub underlay_mtu: u32,
+    /// Routes that it has without meshd.
+    pub host_routes: Vec<HostRoute>,
+}
+
+/// A container to be attached to a network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewEndpoint {
+    /// Id that it will have.
+    pub id: Id,
+    /// Its node.
+    pub node: Id,
+    /// Name or id of the network.
+    pub network: String,
+    /// Name or id of the service that it serves.
+    pub service: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// Address asked for.
+    pub ip: Option<IpAddr>,
+    /// Ethernet address asked for.
+    pub mac: Option<Mac>,
+    /// Further names.
+    pub aliases: Vec<String>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its namespace.
+    pub sandbox: Sandbox,
+    /// Interface name inside; `None`: the first free of eth0, eth1, …
+    pub ifname: Option<String>,
+}
+
+/// An entry of the raft log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Makes the cluster, its ingress network and its first node. Refused when there is one.
+    Init {
+        /// Id of the cluster.
+        id: Id,
+        /// Id of the ingress network.
+        ingress: Id,
+        /// Now.
+        at: Timestamp,
+        /// Default pools.
+        address_pools: Vec<IpNet>,
+        /// Prefix length of subnets from the pools.
+        subnet_prefix: u8,
+        /// CA certificate, PEM.
+        ca_cert: String,
+        /// CA key, PEM.
+        ca_key: String,
+        /// Secret of the worker token.
+        worker_secret: String,
+        /// Secret of the manager token.
+        manager_secret: String,
+        /// The first node, a manager with raft id 1.
+        node: NewNode,
+    },
+    /// Takes a node in.
+    NodeJoin {
+        /// The node.
+        node: NewNode,
+        /// Now.
+        at: Timestamp,
+    },
+    /// What a node says of itself when something changed there.
+    NodeReport {
+        /// The node.
+        id: Id,
+        /// Address of its control plane.
+        addr: IpAddr,
+        /// Its VTEP.
+        data_path_addr: IpAddr,
+        /// MTU in bytes of the link that carries the VTEP.
+        underlay_mtu: u32,
+        /// Routes that it has without meshd.
+        host_routes: Vec<HostRoute>,
+    },
+    /// What the leader has seen of a node.
+    NodeLiveness {
+        /// The node.
+        id: Id,
+        /// Whether its meshd is heard.
+        state: NodeState,
+        /// Whether its data plane answers.
+        dataplane: Dataplane,
+    },
+    /// What the operator wants of a node.
+    NodeUpdate {
+        /// Id or host name.
+        node: String,
+        /// New availability.
+        availability: Option<Availability>,
+        /// Labels to set.
+        label_add: Labels,
+        /// Labels to remove.
+        label_rm: Vec<String>,
+    },
+    /// Removes a node and its endpoints.
+    NodeRemove {
+        /// Id or host name.
+        node: String,
+        /// Also when it is ready.
+        force: bool,
+    },
+    /// New secret for a join token.
+    TokenRotate {
+        /// Whose token.
+        role: Role,
+        /// The new secret.
+        secret: String,
+    },
+    /// Makes a network.
+    NetworkCreate {
+        /// Its id.
+        id: Id,
+        /// Now.
+        at: Timestamp,
+        /// What it shall be.
+        spec: NetworkSpec,
+    },
+    /// Removes a network that nobody uses.
+    NetworkRemove {
+        /// Id or name.
+        network: String,
+    },
+    /// Removes every network that nobody uses.
+    NetworkPrune {},
+    /// Makes a service.
+    ServiceCreate {
+        /// Its id.
+        id: Id,
+        /// Now.
+        at: Timestamp,
+        /// What it shall be.
+        spec: ServiceSpec,
+    },
+    /// Changes a service to `spec`.
+    ServiceUpdate {
+        /// Id or name.
+        service: String,
+        /// Version that the change was made from; 0: any.
+        version: u64,
+        /// What it shall be.
+        spec: ServiceSpec,
+    },
+    /// Removes a service; its endpoints stay, without it.
+    ServiceRemove {
+        /// Id or name.
+        service: String,
+    },
+    /// Attaches a container.
+    EndpointCreate {
+        /// The attachment.
+        endpoint: NewEndpoint,
+        /// Now.
+        at: Timestamp,
+    },
+    /// Moves an endpoint on in its life.
+    EndpointSet {
+        /// The endpoint.
+        id: Id,
+        /// Its new state.
+        state: EndpointState,
+    },
+    /// Detaches a container.
+    EndpointRemove {
+        /// The endpoint.
+        id: Id,
+    },
+}
+
+impl Command {
+    /// For logs and the table of who may call what.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Init { .. } => "init",
+            Self::NodeJoin { .. } => "node_join",
+            Self::NodeReport { .. } => "node_report",
+            Self::NodeLiveness { .. } => "node_liveness",
+            Self::NodeUpdate { .. } => "node_update",
+            Self::NodeRemove { .. } => "node_remove",
+            Self::TokenRotate { .. } => "token_rotate",
+            Self::NetworkCreate { .. } => "network_create",
+            Self::NetworkRemove { .. } => "network_remove",
+            Self::NetworkPrune {} => "network_prune",
+            Self::ServiceCreate { .. } => "service_create",
+            Self::ServiceUpdate { .. } => "service_update",
+            Self::ServiceRemove { .. } => "service_remove",
+            Self::EndpointCreate { .. } => "endpoint_create",
+            Self::EndpointSet { .. } => "endpoint_set",
+            Self::EndpointRemove { .. } => "endpoint_remove",
+        }
+    }
+}
+
+/// What a command answers: the object that it made or changed, where there is one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Nothing to say.
+    Done,
+    /// The node.
+    Node(Box<Node>),
+    /// The network.
+    Network(Box<Network>),
+    /// Names of the networks that were removed.
+    Networks(Vec<String>),
+    /// The service.
+    Service(Box<Service>),
+    /// The endpoint.
+    Endpoint(Box<Endpoint>),
+}
+
+/// Outcome of one command.
+pub type Outcome = Result<Reply, Refusal>;

@@ -1,0 +1,145 @@
+//! What one host must look like: links, addresses, routes, forwarding entries, packet filter,
+//! balancer tables, hooks and names.
+//!
+//! Made by [`crate::intent`] from the objects; compared by [`crate::plan`] with
+//! [`crate::observed::Observed`], which has the same rows.
+
+use std::{collections::{BTreeMap, BTreeSet}, net::IpAddr};
+
+use ipnet::IpNet;
+
+use crate::{Id, Mac, lb, names::NameTable, nft::Nft};
+
+/// UDP port of VXLAN (RFC 7348 section 5).
+pub const VXLAN_PORT: u16 = 4789;
+
+/// A bridge or VXLAN device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// The bridge of a network, with the anycast gateway's Ethernet address.
+    Bridge {
+        /// Ethernet address.
+        mac: Mac,
+        /// MTU in bytes.
+        mtu: u32,
+    },
+    /// The VXLAN device of a network: no learning, static entries only.
+    Vxlan {
+        /// VXLAN network identifier.
+        vni: u32,
+        /// Source of the outer packets.
+        local: IpAddr,
+        /// MTU in bytes.
+        mtu: u32,
+        /// Bridge that it is a port of (neighbour suppression on, flooding off); `None` for the
+        /// ingress network.
+        bridge: Option<String>,
+        /// Ethernet address; the kernel's choice when `None`.
+        mac: Option<Mac>,
+    },
+}
+
+/// The host side of an endpoint: a veth that is a port of its network's bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Veth {
+    /// The endpoint.
+    pub endpoint: Id,
+    /// Bridge that it is a port of.
+    pub bridge: String,
+    /// MTU in bytes, at both ends.
+    pub mtu: u32,
+    /// What the other end must be when it is made.
+    pub peer: Peer,
+}
+
+/// The container's side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Path of the network namespace.
+    pub netns: String,
+    /// Its inode; another one there means that the container is gone.
+    pub inode: u64,
+    /// Interface name.
+    pub ifname: String,
+    /// Ethernet address.
+    pub mac: Mac,
+    /// Address with the network's prefix length.
+    pub addr: IpNet,
+    /// Gateway of the default route; `None`: another network of the container has it, or this one
+    /// is internal.
+    pub gateway: Option<IpAddr>,
+}
+
+/// A forwarding entry. With `vtep` it belongs to the VXLAN device itself, without it to the bridge
+/// that the device is a port of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fdb {
+    /// Device.
+    pub dev: String,
+    /// Ethernet address.
+    pub mac: Mac,
+    /// Remote VTEP.
+    pub vtep: Option<IpAddr>,
+}
+
+/// A permanent neighbour.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Neigh {
+    /// Device.
+    pub dev: String,
+    /// Address.
+    pub ip: IpAddr,
+    /// Its Ethernet address.
+    pub mac: Mac,
+}
+
+/// A route of the host into a network, scope link.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Destination.
+    pub dst: IpNet,
+    /// Device.
+    pub dev: String,
+    /// Preferred source: the node's own ingress address.
+    pub src: IpAddr,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Revision of the objects that it was made from.
+    pub revision: u64,
+    /// The cluster, part of every link's mark; `None`: this host belongs to none.
+    pub cluster: Option<Id>,
+    /// Bridges and VXLAN devices by name, each with the id of its network.
+    pub links: BTreeMap<String, (Id, Link)>,
+    /// Host-side veths by name.
+    pub veths: BTreeMap<String, Veth>,
+    /// Addresses by device.
+    pub addrs: BTreeSet<(String, IpNet)>,
+    /// Routes; the kernel must not add its own for `addrs` (IFA_F_NOPREFIXROUTE).
+    pub routes: BTreeSet<Route>,
+    /// Forwarding entries.
+    pub fdb: BTreeSet<Fdb>,
+    /// Neighbours.
+    pub neighs: BTreeSet<Neigh>,
+    /// Packet filter; `None`: no table.
+    pub nft: Option<Nft>,
+    /// Balancer.
+    pub tables: lb::Tables,
+    /// Programs at devices.
+    pub hooks: BTreeSet<lb::Hook>,
+    /// Names.
+    pub names: NameTable,
+}
+
+/// The mark of a link: `mesh:CLUSTER:OBJECT` in its ifalias.
+pub fn mark(cluster: Id, object: Id) -> String {
+    format!("mesh:{cluster}:{object}")
+}
+
+/// Reads a mark back: cluster and object.
+pub fn read_mark(alias: &str) -> Option<(Id, Id)> {
+    let (cluster, object) = alias.strip_prefix("mesh:")?.split_once(':')?;
+    Some((cluster.parse().ok()?, object.parse().ok()?))
+}

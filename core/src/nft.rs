@@ -1,0 +1,32 @@
+//! What the host's one nftables table must say, as values; overlay turns it into a ruleset.
+//!
+//! The table is where a host keeps networks apart and gives them a way out; nothing on the path of
+//! published ports or VIPs passes it.
+
+use std::{collections::{BTreeMap, BTreeSet}, net::IpAddr};
+
+use ipnet::IpNet;
+
+/// The table `inet meshd`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nft {
+    /// VTEPs that VXLAN is taken from.
+    pub peers: BTreeSet<IpAddr>,
+    /// Bridges by name.
+    pub bridges: BTreeMap<String, BridgeRules>,
+    /// The ingress network's range; what comes from or goes to it is never masqueraded.
+    pub ingress: Option<IpNet>,
+    /// Name of the ingress VXLAN device.
+    pub ingress_dev: String,
+}
+
+/// How one bridge is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeRules {
+    /// Its ranges.
+    pub subnets: Vec<IpNet>,
+    /// Its gateway addresses: what containers may ask the host for (DNS, echo).
+    pub gateways: Vec<IpAddr>,
+    /// No way out.
+    pub internal: bool,
+}

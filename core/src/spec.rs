@@ -1,0 +1,232 @@
+//! What users ask for when they make a network or a service, and the checks that need no state.
+//!
+//! meshctl checks a request here before it sends it (exit 2), and the state checks it again when it
+//! is applied.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Refusal,
+    objects::{Algorithm, EndpointMode, Labels, Port, PublishMode},
+};
+
+/// A network as asked for. `subnets`, `gateways` and `ip_ranges` belong together by family and by
+/// containment, not by position, as with `docker network create`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Its name.
+    pub name: String,
+    /// Only `overlay`; empty means that.
+    pub driver: String,
+    /// Ranges; empty: one from the cluster's pools.
+    pub subnets: Vec<IpNet>,
+    /// Gateways; a subnet without one gets its first address.
+    pub gateways: Vec<IpAddr>,
+    /// Parts of subnets that addresses are handed out from.
+    pub ip_ranges: Vec<IpNet>,
+    /// Addresses never handed out.
+    pub aux_addresses: BTreeMap<String, IpAddr>,
+    /// No way out.
+    pub internal: bool,
+    /// Containers outside a service may attach.
+    pub attachable: bool,
+    /// Driver options: `mtu`.
+    pub options: Labels,
+    /// Labels.
+    pub labels: Labels,
+}
+
+/// A service as asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// Its name.
+    pub name: String,
+    /// Names or ids of its networks.
+    #[serde(default)]
+    pub networks: Vec<String>,
+    /// Its published ports.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    /// How its name resolves.
+    #[serde(default = "vip")]
+    pub endpoint_mode: EndpointMode,
+    /// How a backend is chosen.
+    #[serde(default = "rr")]
+    pub algorithm: Algorithm,
+    /// Seconds that a draining endpoint's flows may last.
+    #[serde(default = "ten")]
+    pub drain_secs: u32,
+    /// Labels.
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+fn vip() -> EndpointMode {
+    EndpointMode::Vip
+}
+
+fn rr() -> Algorithm {
+    Algorithm::Rr
+}
+
+fn ten() -> u32 {
+    10
+}
+
+/// Checks that `name` is a DNS label (RFC 1123 section 2.1): 1 to 63 letters, digits and inner
+/// hyphens. `what` is the word for the object in the error.
+pub fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
+    let rule = "1 to 63 letters, digits and hyphens, no hyphen first or last";
+    let wrong = if name.is_empty() {
+        "is empty".to_owned()
+    } else if name.len() > 63 {
+        format!("{:?} has {} characters", crop(name), name.chars().count())
+    } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') || name.starts_with('-') || name.ends_with('-') {
+        format!("{name:?} is not a DNS label")
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::malformed(format!("{what} name {wrong}: use {rule}")))
+}
+
+fn crop(s: &str) -> String {
+    let head: String = s.chars().take(24).collect();
+    if head.len() < s.len() { format!("{head}…") } else { head }
+}
+
+impl NetworkSpec {
+    /// Checks all that can be checked without the cluster's state.
+    pub fn check(&self) -> Result<(), Refusal> {
+        check_name("network", &self.name)?;
+        if !matches!(self.driver.as_str(), "" | "overlay") {
+            return Err(Refusal::malformed(format!("driver {:?} is not known: use overlay", self.driver)));
+        }
+        for net in &self.subnets {
+            check_subnet(*net)?;
+        }
+        for (i, a) in self.subnets.iter().enumerate() {
+            if let Some(b) = self.subnets[..i].iter().find(|b| overlap(**b, *a)) {
+                return Err(Refusal::malformed(format!("subnets {b} and {a} overlap: give ranges apart from each other")));
+            }
+        }
+        let v4 = self.subnets.iter().filter(|n| matches!(n, IpNet::V4(_))).count();
+        if v4 != self.subnets.len() {
+            return Err(Refusal::malformed("IPv6 subnets are not carried yet: give IPv4 subnets only".to_owned()));
+        }
+        for gateway in &self.gateways {
+            let Some(net) = self.subnets.iter().find(|n| n.contains(gateway)) else {
+                return Err(Refusal::malformed(format!("gateway {gateway} is in none of the subnets{}", list(&self.subnets))));
+            };
+            check_host(*net, *gateway, "gateway")?;
+            if self.gateways.iter().filter(|g| net.contains(*g)).count() > 1 {
+                return Err(Refusal::malformed(format!("subnet {net} has more than one gateway: give one")));
+            }
+        }
+        for range in &self.ip_ranges {
+            let Some(net) = self.subnets.iter().find(|n| n.contains(range)) else {
+                return Err(Refusal::malformed(format!("ip range {range} is in none of the subnets{}", list(&self.subnets))));
+            };
+            if self.ip_ranges.iter().filter(|r| net.contains(*r)).count() > 1 {
+                return Err(Refusal::malformed(format!("subnet {net} has more than one ip range: give one")));
+            }
+        }
+        for (name, ip) in &self.aux_addresses {
+            let Some(net) = self.subnets.iter().find(|n| n.contains(ip)) else {
+                return Err(Refusal::malformed(format!("aux address {name}={ip} is in none of the subnets{}", list(&self.subnets))));
+            };
+            check_host(*net, *ip, "aux address")?;
+            if self.gateways.contains(ip) {
+                return Err(Refusal::malformed(format!("aux address {name}={ip} is the gateway: choose another")));
+            }
+        }
+        self.mtu()?;
+        if let Some(k) = self.options.keys().find(|k| !is_mtu(k)) {
+            return Err(Refusal::malformed(format!("option {k:?} is not known: use mtu")));
+        }
+        Ok(())
+    }
+
+    /// MTU in bytes from the options.
+    pub fn mtu(&self) -> Result<Option<u32>, Refusal> {
+        let Some((_, v)) = self.options.iter().find(|(k, _)| is_mtu(k)) else { return Ok(None) };
+        // 68: the least that IPv4 allows (RFC 791); 576 is the least that hosts must accept.
+        match v.parse() {
+            Ok(mtu @ 576..=65485) => Ok(Some(mtu)),
+            _ => Err(Refusal::malformed(format!("mtu {v:?} is not a number of bytes from 576 to 65485"))),
+        }
+    }
+}
+
+fn is_mtu(option: &str) -> bool {
+    matches!(option, "mtu" | "com.docker.network.driver.mtu")
+}
+
+fn list(nets: &[IpNet]) -> String {
+    match nets {
+        [] => ": give its subnet too".to_owned(),
+        nets => format!(" ({})", nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Checks a subnet by itself: no host bits, unicast, room for a gateway and an endpoint.
+pub fn check_subnet(net: IpNet) -> Result<(), Refusal> {
+    if net.addr() != net.network() {
+        return Err(Refusal::malformed(format!("subnet {net} has host bits set: use {}", net.trunc())));
+    }
+    let a = net.addr();
+    if a.is_loopback() || a.is_multicast() || a.is_unspecified() || matches!(a, IpAddr::V4(v) if v.octets()[0] >= 224 || v.octets()[0] == 0 || v.is_link_local()) {
+        return Err(Refusal::malformed(format!("subnet {net} is not a range of unicast addresses: use one like 172.30.0.0/16")));
+    }
+    if net.max_prefix_len() - net.prefix_len() < 2 {
+        return Err(Refusal::malformed(format!("subnet {net} is too small: it needs a gateway and an endpoint, so /30 or larger")));
+    }
+    if net.prefix_len() < 8 {
+        return Err(Refusal::malformed(format!("subnet {net} is too large: use /8 or smaller")));
+    }
+    Ok(())
+}
+
+/// Checks that `ip` may belong to a host in `net`: not the network's own or broadcast address.
+pub fn check_host(net: IpNet, ip: IpAddr, what: &str) -> Result<(), Refusal> {
+    if ip == net.network() || (ip == net.broadcast() && ip.is_ipv4()) {
+        let which = if ip == net.network() { "network" } else { "broadcast" };
+        return Err(Refusal::malformed(format!("{what} {ip} is the {which} address of {net}: choose another")));
+    }
+    Ok(())
+}
+
+/// Whether two ranges share an address.
+pub fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+impl ServiceSpec {
+    /// Checks all that can be checked without the cluster's state.
+    pub fn check(&self) -> Result<(), Refusal> {
+        check_name("service", &self.name)?;
+        if self.name.eq_ignore_ascii_case("tasks") {
+            return Err(Refusal::malformed("service name \"tasks\" is reserved for tasks.SERVICE: choose another"));
+        }
+        if self.networks.is_empty() {
+            return Err(Refusal::malformed(format!("service {:?} has no network: give at least one --network", self.name)));
+        }
+        for (i, p) in self.ports.iter().enumerate() {
+            if p.target == 0 {
+                return Err(Refusal::malformed("target port 0 is not a port: use 1 to 65535"));
+            }
+            if p.mode == PublishMode::Host {
+                return Err(Refusal::malformed("publish mode host is not carried yet: use mode=ingress"));
+            }
+            let same = |q: &&Port| q.published != 0 && q.published == p.published && q.protocol == p.protocol;
+            if self.ports[..i].iter().any(|q| same(&q)) {
+                return Err(Refusal::malformed(format!("port {}/{} is published twice: publish it once", p.published, p.protocol.as_str())));
+            }
+        }
+        Ok(())
+    }
+}

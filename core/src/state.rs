@@ -1,0 +1,304 @@
+//! The replicated state machine: objects, and what each command does to them.
+//!
+//! control's raft applies every committed command here, on every manager; the result depends on
+//! nothing but the state and the command. A refused command changes nothing.
+
+mod endpoints;
+mod networks;
+mod nodes;
+mod services;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    Id, Mac, Refusal,
+    command::{Command, Outcome, Reply},
+    objects::{Change, Cluster, Endpoint, Kind, Network, Node, Object, Objects, Protocol, Role, Service},
+};
+
+/// The objects, and indexes over them that are derived, never stored.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    objects: Objects,
+    /// Ids by kind, scope (the network, for endpoints) and lower-case name.
+    names: BTreeMap<(Kind, Option<Id>, String), Id>,
+    /// Services by published port.
+    ports: BTreeMap<(Protocol, u16), Id>,
+    /// Taken addresses by network: gateways, auxiliary ones, VIPs, endpoints, nodes.
+    used: BTreeMap<Id, BTreeSet<IpAddr>>,
+    /// Endpoints by Ethernet address.
+    macs: BTreeMap<Mac, Id>,
+}
+
+/// What a command does: its answer and the objects that it puts or removes.
+type Effect = Result<(Reply, Vec<Change>), Refusal>;
+
+impl State {
+    /// Rebuilds the state from its objects (a store or a snapshot).
+    pub fn from_objects(objects: Objects) -> Self {
+        let mut state = Self { objects, ..Self::default() };
+        let all: Vec<Object> = state.objects.iter().collect();
+        for object in &all {
+            state.index(object);
+        }
+        state
+    }
+
+    /// Its objects.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Carries out the command of log entry `index`: its answer, and the objects that it changed.
+    pub fn apply(&mut self, index: u64, command: &Command) -> (Outcome, Vec<Change>) {
+        match self.effect(index, command) {
+            Ok((reply, changes)) => {
+                for change in &changes {
+                    self.commit(change);
+                }
+                (Ok(reply), changes)
+            }
+            Err(refusal) => (Err(refusal), Vec::new()),
+        }
+    }
+
+    fn effect(&self, index: u64, command: &Command) -> Effect {
+        use Command as C;
+        match command {
+            C::Init { id, ingress, at, address_pools, subnet_prefix, ca_cert, ca_key, worker_secret, manager_secret, node } => {
+                if let Some(cluster) = &self.objects.cluster {
+                    return Err(Refusal::conflict(format!("this node is in cluster {} already: leave it first (meshctl leave)", cluster.id)));
+                }
+                let cluster = Cluster {
+                    id: *id,
+                    version: index,
+                    created_at: *at,
+                    address_pools: address_pools.clone(),
+                    subnet_prefix: *subnet_prefix,
+                    ca_cert: ca_cert.clone(),
+                    ca_key: ca_key.clone(),
+                    worker_secret: worker_secret.clone(),
+                    manager_secret: manager_secret.clone(),
+                    next_vni: networks::FIRST_VNI,
+                    next_slot: 1,
+                };
+                nodes::init(cluster, *ingress, node, *at, index)
+            }
+            C::NodeJoin { node, at } => nodes::join(self, node, *at, index),
+            C::NodeReport { id, addr, data_path_addr, underlay_mtu, host_routes } => {
+                nodes::change(self, *id, index, |n| {
+                    n.addr = *addr;
+                    n.data_path_addr = *data_path_addr;
+                    n.underlay_mtu = *underlay_mtu;
+                    n.host_routes = host_routes.clone();
+                })
+            }
+            C::NodeLiveness { id, state, dataplane } => nodes::change(self, *id, index, |n| {
+                n.state = *state;
+                n.dataplane = *dataplane;
+            }),
+            C::NodeUpdate { node, availability, label_add, label_rm } => {
+                let id = self.find_node(node)?.id;
+                nodes::change(self, id, index, |n| {
+                    n.availability = availability.unwrap_or(n.availability);
+                    n.labels.retain(|k, _| !label_rm.contains(k));
+                    n.labels.extend(label_add.clone());
+                })
+            }
+            C::NodeRemove { node, force } => nodes::remove(self, node, *force),
+            C::TokenRotate { role, secret } => {
+                let mut cluster = self.cluster()?.clone();
+                cluster.version = index;
+                *match role {
+                    Role::Worker => &mut cluster.worker_secret,
+                    Role::Manager => &mut cluster.manager_secret,
+                } = secret.clone();
+                Ok((Reply::Done, vec![put(Object::Cluster(Arc::new(cluster)))]))
+            }
+            C::NetworkCreate { id, at, spec } => networks::create(self, *id, *at, spec, index),
+            C::NetworkRemove { network } => networks::remove(self, network),
+            C::NetworkPrune {} => networks::prune(self),
+            C::ServiceCreate { id, at, spec } => services::create(self, *id, *at, spec, index),
+            C::ServiceUpdate { service, version, spec } => services::update(self, service, *version, spec, index),
+            C::ServiceRemove { service } => services::remove(self, service, index),
+            C::EndpointCreate { endpoint, at } => endpoints::create(self, endpoint, *at, index),
+            C::EndpointSet { id, state } => endpoints::set(self, *id, *state, index),
+            C::EndpointRemove { id } => endpoints::remove(self, *id),
+        }
+    }
+
+    fn commit(&mut self, change: &Change) {
+        if let Some(old) = self.get(change.kind, change.id) {
+            self.unindex(&old);
+        }
+        if let Some(new) = &change.object {
+            self.index(new);
+        }
+        if change.kind == Kind::Network && change.object.is_none() {
+            self.used.remove(&change.id);
+        }
+        self.objects.apply(change);
+    }
+
+    fn get(&self, kind: Kind, id: Id) -> Option<Object> {
+        let all = &self.objects;
+        match kind {
+            Kind::Cluster => all.cluster.clone().map(Object::Cluster),
+            Kind::Node => all.nodes.get(&id).cloned().map(Object::Node),
+            Kind::Network => all.networks.get(&id).cloned().map(Object::Network),
+            Kind::Service => all.services.get(&id).cloned().map(Object::Service),
+            Kind::Endpoint => all.endpoints.get(&id).cloned().map(Object::Endpoint),
+        }
+    }
+
+    /// The addresses that an object takes, by network.
+    fn addresses(&self, object: &Object) -> Vec<(Id, IpAddr)> {
+        match object {
+            Object::Cluster(_) => Vec::new(),
+            Object::Node(n) => self.objects.ingress().map(|i| (i.id, n.ingress_ip)).into_iter().collect(),
+            Object::Network(n) => {
+                let own = n.subnets.iter().flat_map(|s| s.aux.values().copied().chain([s.gateway]));
+                own.map(|ip| (n.id, ip)).collect()
+            }
+            Object::Service(s) => s.vips.iter().map(|v| (v.network, v.ip)).collect(),
+            Object::Endpoint(e) => vec![(e.network, e.ip)],
+        }
+    }
+
+    fn index(&mut self, object: &Object) {
+        for (network, ip) in self.addresses(object) {
+            self.used.entry(network).or_default().insert(ip);
+        }
+        let (kind, id) = object.key();
+        match object {
+            Object::Cluster(_) => {}
+            Object::Node(n) => drop(self.names.insert((kind, None, n.hostname.to_ascii_lowercase()), id)),
+            Object::Network(n) => drop(self.names.insert((kind, None, n.name.to_ascii_lowercase()), id)),
+            Object::Service(s) => {
+                self.names.insert((kind, None, s.name.to_ascii_lowercase()), id);
+                self.ports.extend(s.ports.iter().map(|p| ((p.protocol, p.published), id)));
+            }
+            Object::Endpoint(e) => {
+                self.names.insert((kind, Some(e.network), e.name.to_ascii_lowercase()), id);
+                self.macs.insert(e.mac, id);
+            }
+        }
+    }
+
+    fn unindex(&mut self, object: &Object) {
+        for (network, ip) in self.addresses(object) {
+            if let Some(used) = self.used.get_mut(&network) {
+                used.remove(&ip);
+            }
+        }
+        let (kind, id) = object.key();
+        match object {
+            Object::Cluster(_) => {}
+            Object::Node(n) => drop(self.names.remove(&(kind, None, n.hostname.to_ascii_lowercase()))),
+            Object::Network(n) => drop(self.names.remove(&(kind, None, n.name.to_ascii_lowercase()))),
+            Object::Service(s) => {
+                self.names.remove(&(kind, None, s.name.to_ascii_lowercase()));
+                self.ports.retain(|_, owner| *owner != id);
+            }
+            Object::Endpoint(e) => {
+                self.names.remove(&(kind, Some(e.network), e.name.to_ascii_lowercase()));
+                self.macs.remove(&e.mac);
+            }
+        }
+    }
+
+    fn cluster(&self) -> Result<&Cluster, Refusal> {
+        self.objects.cluster.as_deref().ok_or_else(|| Refusal::other("this node belongs to no cluster: run meshctl init or meshctl join first"))
+    }
+
+    fn find_node(&self, r: &str) -> Result<&Arc<Node>, Refusal> {
+        self.find(Kind::Node, r, &self.objects.nodes)
+    }
+
+    fn find_network(&self, r: &str) -> Result<&Arc<Network>, Refusal> {
+        self.find(Kind::Network, r, &self.objects.networks)
+    }
+
+    fn find_service(&self, r: &str) -> Result<&Arc<Service>, Refusal> {
+        self.find(Kind::Service, r, &self.objects.services)
+    }
+
+    fn find<'a, T>(&self, kind: Kind, r: &str, all: &'a BTreeMap<Id, T>) -> Result<&'a T, Refusal> {
+        let by_id = r.parse().ok().filter(|id| all.contains_key(id));
+        let id = by_id.or_else(|| self.named(kind, None, r));
+        let what = match kind {
+            Kind::Cluster => "cluster",
+            Kind::Node => "node",
+            Kind::Network => "network",
+            Kind::Service => "service",
+            Kind::Endpoint => "endpoint",
+        };
+        id.and_then(|id| all.get(&id)).ok_or_else(|| Refusal::not_found(format!("no {what} named {r:?}: see meshctl {what} ls")))
+    }
+
+    fn named(&self, kind: Kind, scope: Option<Id>, name: &str) -> Option<Id> {
+        self.names.get(&(kind, scope, name.to_ascii_lowercase())).copied()
+    }
+
+    /// Who has an address of a network, for the error that says so.
+    fn holder(&self, network: &Network, ip: IpAddr) -> String {
+        let all = &self.objects;
+        if let Some(e) = all.endpoints.values().find(|e| e.network == network.id && e.ip == ip) {
+            return format!("endpoint {:?}", e.name);
+        }
+        if let Some(s) = all.services.values().find(|s| s.vips.iter().any(|v| v.network == network.id && v.ip == ip)) {
+            return format!("the virtual address of service {:?}", s.name);
+        }
+        if network.subnets.iter().any(|s| s.gateway == ip) {
+            return "the gateway".to_owned();
+        }
+        match network.subnets.iter().flat_map(|s| &s.aux).find(|(_, a)| **a == ip) {
+            Some((name, _)) => format!("aux address {name:?}"),
+            None => "a node".to_owned(),
+        }
+    }
+
+    /// Takes the next address of `network` (a copy that the caller puts back) besides `also`.
+    fn take_address(&self, network: &mut Network, also: &[IpAddr]) -> Result<IpAddr, Refusal> {
+        let mut used = std::borrow::Cow::Borrowed(self.used.get(&network.id).unwrap_or(const { &BTreeSet::new() }));
+        if !also.is_empty() {
+            used.to_mut().extend(also);
+        }
+        let mut last = Err(Refusal::other(format!("network {:?} has no subnet", network.name)));
+        for subnet in &mut network.subnets {
+            last = crate::ipam::next_address(&network.name, subnet, &used);
+            if let Ok(ip) = last {
+                subnet.cursor = Some(ip);
+                break;
+            }
+        }
+        last
+    }
+}
+
+fn put(object: Object) -> Change {
+    let (kind, id) = object.key();
+    Change { kind, id, object: Some(object) }
+}
+
+fn gone(kind: Kind, id: Id) -> Change {
+    Change { kind, id, object: None }
+}
+
+/// "a, b, c and 4 more", for errors that name what is in the way.
+fn some_of(names: impl IntoIterator<Item = String>) -> String {
+    let mut names: Vec<_> = names.into_iter().collect();
+    let rest = names.len().saturating_sub(4);
+    names.truncate(4);
+    let shown = names.join(", ");
+    if rest > 0 { format!("{shown} and {rest} more") } else { shown }
+}
+
+/// Adds what an endpoint put to the changes; used by node and service removal.
+fn put_endpoint(endpoint: Endpoint) -> Change {
+    put(Object::Endpoint(Arc::new(endpoint)))
+}

@@ -1,0 +1,156 @@
+//! The cluster's beginning, and its nodes: taken in, changed, removed.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use super::{Effect, State, gone, put, some_of};
+use crate::{
+    Id, Refusal, ipam,
+    command::{NewNode, Reply},
+    objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Role, Subnet},
+    spec::{check_name, overlap},
+};
+
+/// Prefix length of the ingress network, which has an address for every node.
+const INGRESS_PREFIX: u8 = 16;
+
+pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timestamp, index: u64) -> Effect {
+    check_name("host", &node.hostname)?;
+    check_pools(&cluster)?;
+    let taken: Vec<IpNet> = node.host_routes.iter().map(|r| r.dst).collect();
+    // A small pool must not be eaten up by the ingress network alone.
+    let roomy = cluster.address_pools.iter().any(|p| p.addr().is_ipv4() && p.prefix_len() + 4 <= INGRESS_PREFIX);
+    let prefix = if roomy { INGRESS_PREFIX } else { cluster.subnet_prefix };
+    let net = ipam::next_subnet(&cluster.address_pools, prefix, &taken)?;
+    let mut subnet = Subnet { subnet: net, gateway: net.network(), ip_range: None, aux: Default::default(), cursor: None };
+    subnet.gateway = ipam::next_address("ingress", &subnet, &Default::default())?;
+    subnet.cursor = Some(subnet.gateway);
+    let mut network = Network {
+        id: ingress,
+        version: index,
+        created_at: at,
+        name: "ingress".to_owned(),
+        labels: Default::default(),
+        driver: "overlay".to_owned(),
+        subnets: vec![subnet],
+        vni: cluster.next_vni,
+        mtu: None,
+        internal: false,
+        attachable: false,
+        ingress: true,
+        options: Default::default(),
+    };
+    cluster.next_vni += 1;
+    let ip = ipam::next_address("ingress", &network.subnets[0], &[network.subnets[0].gateway].into())?;
+    network.subnets[0].cursor = Some(ip);
+    let node = made(node, 1, ip, at, index);
+    let reply = Reply::Node(Box::new(node.clone()));
+    let changes = vec![put(Object::Cluster(Arc::new(cluster))), put(Object::Network(Arc::new(network))), put(Object::Node(Arc::new(node)))];
+    Ok((reply, changes))
+}
+
+fn check_pools(cluster: &Cluster) -> Result<(), Refusal> {
+    let prefix = cluster.subnet_prefix;
+    for pool in &cluster.address_pools {
+        if pool.addr() != pool.network() {
+            return Err(Refusal::malformed(format!("address pool {pool} has host bits set: use {}", pool.trunc())));
+        }
+        if pool.addr().is_ipv6() {
+            return Err(Refusal::malformed(format!("address pool {pool} is IPv6, which is not carried yet: give IPv4 pools")));
+        }
+        if pool.prefix_len() > prefix {
+            return Err(Refusal::malformed(format!("address pool {pool} is smaller than a subnet (/{prefix}): give a larger pool or a larger --subnet-size")));
+        }
+    }
+    if cluster.address_pools.is_empty() || !(8..=29).contains(&prefix) {
+        return Err(Refusal::malformed(format!("subnet size {prefix} is not a prefix length from 8 to 29")));
+    }
+    Ok(())
+}
+
+fn made(new: &NewNode, raft_id: u64, ingress_ip: std::net::IpAddr, at: Timestamp, index: u64) -> Node {
+    Node {
+        id: new.id,
+        version: index,
+        created_at: at,
+        hostname: new.hostname.clone(),
+        labels: Default::default(),
+        role: new.role,
+        raft_id,
+        availability: Availability::Active,
+        addr: new.addr,
+        control_port: new.control_port,
+        data_path_addr: new.data_path_addr,
+        underlay_mtu: new.underlay_mtu,
+        ingress_ip,
+        host_routes: new.host_routes.clone(),
+        state: NodeState::Unknown,
+        dataplane: Dataplane::Reachable,
+    }
+}
+
+pub(super) fn join(state: &State, new: &NewNode, at: Timestamp, index: u64) -> Effect {
+    state.cluster()?;
+    if let Some(same) = state.objects.nodes.get(&new.id) {
+        return Ok((Reply::Node(Box::new(Node::clone(same))), Vec::new()));
+    }
+    check_name("host", &new.hostname)?;
+    if let Some(other) = state.named(Kind::Node, None, &new.hostname) {
+        return Err(Refusal::conflict(format!(
+            "host name {:?} is taken by node {other}: give --hostname to meshd, or remove that node first (meshctl node rm)",
+            new.hostname
+        )));
+    }
+    if let Some(other) = state.objects.nodes.values().find(|n| n.data_path_addr == new.data_path_addr) {
+        return Err(Refusal::conflict(format!("data-path address {} is taken by node {}: give --data-path-addr", new.data_path_addr, other.hostname)));
+    }
+    for network in state.objects.networks.values() {
+        for subnet in &network.subnets {
+            if let Some(r) = new.host_routes.iter().find(|r| overlap(r.dst, subnet.subnet)) {
+                return Err(Refusal::conflict(format!(
+                    "the route {} dev {} of this host overlaps {} of network {:?}: remove one of them first",
+                    r.dst, r.dev, subnet.subnet, network.name
+                )));
+            }
+        }
+    }
+    let ingress = state.objects.ingress().ok_or_else(|| Refusal::other("the cluster has no ingress network"))?;
+    let mut ingress = Network::clone(ingress);
+    let ip = state.take_address(&mut ingress, &[])?;
+    let node = made(new, if new.role == Role::Manager { index } else { 0 }, ip, at, index);
+    Ok((Reply::Node(Box::new(node.clone())), vec![put(Object::Network(Arc::new(ingress))), put(Object::Node(Arc::new(node)))]))
+}
+
+/// Changes a node; one that stays as it is gets no new version and wakes nobody.
+pub(super) fn change(state: &State, id: Id, index: u64, f: impl FnOnce(&mut Node)) -> Effect {
+    let old = state.objects.nodes.get(&id).ok_or_else(|| Refusal::not_found(format!("no node {id}: it was removed from the cluster")))?;
+    let mut node = Node::clone(old);
+    f(&mut node);
+    let reply = |n: &Node| Reply::Node(Box::new(n.clone()));
+    if node == **old {
+        return Ok((reply(&node), Vec::new()));
+    }
+    node.version = index;
+    Ok((reply(&node), vec![put(Object::Node(Arc::new(node)))]))
+}
+
+pub(super) fn remove(state: &State, r: &str, force: bool) -> Effect {
+    let node = state.find_node(r)?;
+    let all = &state.objects;
+    if node.role == Role::Manager && all.nodes.values().filter(|n| n.role == Role::Manager).count() == 1 {
+        return Err(Refusal::conflict(format!("node {} is the only manager: add another one first (meshctl token manager)", node.hostname)));
+    }
+    if node.state == NodeState::Ready && !force {
+        return Err(Refusal::conflict(format!("node {} is ready: run meshctl leave there, or use --force", node.hostname)));
+    }
+    let endpoints: Vec<_> = all.endpoints.values().filter(|e| e.node == node.id).collect();
+    if !endpoints.is_empty() && !force {
+        let names = some_of(endpoints.iter().map(|e| e.name.clone()));
+        return Err(Refusal::conflict(format!("node {} has the endpoints {names}: disconnect them, or use --force", node.hostname)));
+    }
+    let mut changes: Vec<_> = endpoints.iter().map(|e| gone(Kind::Endpoint, e.id)).collect();
+    changes.push(gone(Kind::Node, node.id));
+    Ok((Reply::Done, changes))
+}
