@@ -1,0 +1,268 @@
+//! What a host must look like, and the steps that lead there.
+#![expect(clippy::unwrap_used, reason = "test")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::*;
+use mesh_core::{
+    action::{Action, BpfAction, NetAction},
+    command::Command as C,
+    desired::{Desired, Link},
+    intent::{self, Facts, bridge_name, veth_name, vxlan_name},
+    lb::{Program, Row, Tables},
+    objects::*,
+    observed::{Observed, SeenLink, SeenVeth},
+    plan::plan,
+};
+use proptest::prelude::*;
+
+fn facts(n: u64) -> Facts {
+    Facts { uplink: "eth0".into(), addrs: [ip(&format!("192.168.77.{}", 10 + n))].into() }
+}
+
+fn desired(lab: &Lab, n: u64) -> Desired {
+    intent::desired(lab.state.objects(), lab.index, id(1), node_id(n), &facts(n))
+}
+
+/// The lab of the README: a service with an endpoint on each of three hosts, a fourth with none.
+fn hostname() -> Lab {
+    let mut lab = Lab::new(4);
+    lab.network(1, "demo", Some("172.30.0.0/24"));
+    lab.service(1, service_spec("hostname", &["demo"], &[(8888, 80)]));
+    for n in 1..=3 {
+        lab.attach(endpoint(n, n, "demo", Some("hostname")));
+        lab.ready(n);
+    }
+    lab
+}
+
+/// A host that does what it is told.
+fn carry_out(seen: &mut Observed, steps: &[Action]) {
+    for step in steps {
+        match step.clone() {
+            Action::Names(table) => seen.names = *table,
+            Action::Bpf(BpfAction::Attach(h)) => drop(seen.hooks.insert(h)),
+            Action::Bpf(BpfAction::Detach(h)) => drop(seen.hooks.remove(&h)),
+            Action::Bpf(BpfAction::Row(row)) => put(&mut seen.tables, row),
+            Action::Net(step) => net(seen, step),
+        }
+    }
+}
+
+fn net(seen: &mut Observed, step: NetAction) {
+    let o = &mut seen.overlay;
+    match step {
+        NetAction::PutLink { name, mark, link } => drop(o.links.insert(name, SeenLink { mark, link, settled: true })),
+        NetAction::DelLink(name) => {
+            o.links.remove(&name);
+            o.veths.remove(&name);
+            o.addrs.retain(|(d, _)| *d != name);
+            o.routes.retain(|r| r.dev != name);
+            o.fdb.retain(|e| e.dev != name);
+            o.neighs.retain(|n| n.dev != name);
+            seen.hooks.retain(|h| h.dev != name);
+        }
+        NetAction::PutVeth { name, veth, .. } => {
+            assert!(o.links.contains_key(&veth.bridge), "the bridge comes before its ports");
+            o.veths.insert(name, SeenVeth { endpoint: veth.endpoint, bridge: Some(veth.bridge), mtu: veth.mtu, up: true });
+        }
+        NetAction::AddAddr(d, a) => drop(o.addrs.insert((d, a))),
+        NetAction::DelAddr(d, a) => drop(o.addrs.remove(&(d, a))),
+        NetAction::AddRoute(r) => {
+            o.routes.retain(|m| m.dst != r.dst);
+            o.routes.insert(r);
+        }
+        NetAction::DelRoute(r) => drop(o.routes.remove(&r)),
+        NetAction::AddFdb(e) => {
+            assert!(o.links.contains_key(&e.dev) || o.veths.contains_key(&e.dev), "the device comes before its entries");
+            o.fdb.retain(|m| (&m.dev, m.mac, m.vtep.is_some()) != (&e.dev, e.mac, e.vtep.is_some()));
+            o.fdb.insert(e);
+        }
+        NetAction::DelFdb(e) => drop(o.fdb.remove(&e)),
+        NetAction::AddNeigh(n) => {
+            o.neighs.retain(|m| (&m.dev, m.ip) != (&n.dev, n.ip));
+            o.neighs.insert(n);
+        }
+        NetAction::DelNeigh(n) => drop(o.neighs.remove(&n)),
+        NetAction::SetNft(n) => o.nft = n,
+    }
+}
+
+fn put(t: &mut Tables, row: Row) {
+    fn set<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, k: K, v: Option<V>) {
+        match v {
+            Some(v) => drop(map.insert(k, v)),
+            None => drop(map.remove(&k)),
+        }
+    }
+    match row {
+        Row::Config { ingress_mac, ingress_dev, uplink, ingress_mtu } => {
+            (t.ingress_mac, t.ingress_dev, t.uplink, t.ingress_mtu) = (ingress_mac, ingress_dev, uplink, ingress_mtu);
+        }
+        Row::NodeAddr(a, on) => drop(if on { t.node_addrs.insert(a) } else { t.node_addrs.remove(&a) }),
+        Row::Peer(m, on) => drop(if on { t.peers.insert(m) } else { t.peers.remove(&m) }),
+        Row::Published(k, v) => set(&mut t.published, k, v),
+        Row::Vip(k, v) => set(&mut t.vips, k, v),
+        Row::Service(k, v) => {
+            for backend in v.iter().flatten() {
+                assert!(t.backends.contains_key(backend), "backends come before the service that sends to them");
+            }
+            set(&mut t.services, k, v);
+        }
+        Row::Backend(k, v) => {
+            assert!(v.is_some() || !t.services.values().any(|s| s.contains(&k)), "a backend leaves after its service let it go");
+            set(&mut t.backends, k, v);
+        }
+        Row::Local(k, v) => set(&mut t.locals, k, v),
+    }
+}
+
+#[test]
+fn a_host_carries_only_the_networks_of_its_endpoints() {
+    let lab = hostname();
+    let network = lab.state.objects().network("demo").unwrap().clone();
+    let ingress = lab.state.objects().ingress().unwrap().id;
+    let one = desired(&lab, 1);
+    let names: BTreeSet<_> = one.links.keys().cloned().collect();
+    assert_eq!(names, [bridge_name(network.id), vxlan_name(network.id), vxlan_name(ingress)].into());
+    assert_eq!(one.veths.keys().cloned().collect::<Vec<_>>(), [veth_name(id(0x9001))]);
+    let Link::Vxlan { vni, mtu, bridge, .. } = &one.links[&vxlan_name(network.id)].1 else { panic!() };
+    assert_eq!((*vni, *mtu, bridge.as_deref()), (4097, 1450, Some(bridge_name(network.id).as_str())));
+    let four = desired(&lab, 4);
+    assert_eq!(four.links.keys().cloned().collect::<Vec<_>>(), [vxlan_name(ingress)], "no endpoint, no network");
+    assert!(four.veths.is_empty() && four.names.zones.is_empty());
+    let backends: Vec<_> = four.tables.services[&1].iter().map(|s| four.tables.backends[s].ip.to_string()).collect();
+    assert_eq!(backends, ["172.30.0.3", "172.30.0.4", "172.30.0.5"], "but it answers the port");
+    let carried = four.fdb.iter().filter(|e| e.dev == vxlan_name(ingress)).count();
+    assert_eq!(carried, 3 + 3, "a way to every endpoint of a published service and to every node");
+}
+
+#[test]
+fn nobody_is_sent_to_a_host_that_does_not_answer() {
+    let mut lab = hostname();
+    let liveness = |state, dataplane| C::NodeLiveness { id: node_id(2), state, dataplane };
+    lab.ok(liveness(NodeState::Down, Dataplane::Reachable));
+    assert_eq!(desired(&lab, 1).tables.services[&1].len(), 3, "meshd is silent, its kernel is not");
+    lab.ok(liveness(NodeState::Down, Dataplane::Unreachable));
+    let cut = desired(&lab, 1);
+    assert_eq!(cut.tables.services[&1].len(), 2);
+    assert_eq!(cut.names.zones.values().next().unwrap().names["tasks.hostname"].len(), 2);
+    assert_eq!(desired(&lab, 2).tables.services[&1].len(), 3, "the host itself does not give itself up");
+    lab.ok(liveness(NodeState::Ready, Dataplane::Reachable));
+    assert_eq!(desired(&lab, 1).tables.services[&1].len(), 3);
+}
+
+#[test]
+fn draining_endpoints_keep_what_they_have() {
+    let mut lab = hostname();
+    lab.ok(C::EndpointSet { id: id(0x9002), state: EndpointState::Draining });
+    let t = desired(&lab, 1).tables;
+    let slot = lab.state.objects().endpoints[&id(0x9002)].slot;
+    assert!(!t.services[&1].contains(&slot) && !t.backends[&slot].accepting);
+}
+
+#[test]
+fn names_of_a_network() {
+    let mut lab = hostname();
+    let mut e = endpoint(7, 1, "demo", None);
+    e.aliases = vec!["Cache".into()];
+    lab.attach(e);
+    let names = desired(&lab, 1).names;
+    let zone = names.zones.values().next().unwrap();
+    let vip = lab.state.objects().service("hostname").unwrap().vips[0].ip;
+    assert_eq!(zone.names["hostname"], [vip]);
+    assert_eq!(zone.names["tasks.hostname"].len(), 3);
+    assert_eq!(zone.names["cache"], zone.names["c7"]);
+    assert_eq!(zone.names["c3"].len(), 1, "also what is on other hosts");
+    assert_eq!(names.clients.len(), 2);
+    assert_eq!(names.listeners.keys().map(ToString::to_string).collect::<Vec<_>>(), ["172.30.0.1"]);
+}
+
+#[test]
+fn one_default_route_per_container() {
+    let mut lab = Lab::new(1);
+    lab.ok(create_network(1, mesh_core::spec::NetworkSpec { internal: true, ..network_spec("inside", None) }));
+    lab.network(2, "out", None);
+    lab.network(3, "more", None);
+    for (n, net) in ["inside", "out", "more"].iter().enumerate() {
+        lab.attach(mesh_core::command::NewEndpoint { id: id(0x9000 + n as u64), ..endpoint(1, 1, net, None) });
+    }
+    let d = desired(&lab, 1);
+    let gateways: Vec<_> = (0..3).map(|n| d.veths[&veth_name(id(0x9000 + n))].peer.gateway.map(|g| g.to_string())).collect();
+    assert_eq!(gateways, [None, Some("10.1.1.1".to_owned()), None]);
+}
+
+#[test]
+fn what_is_as_it_must_be_is_left_alone() {
+    let lab = hostname();
+    for n in 1..=4 {
+        let d = desired(&lab, n);
+        let mut seen = Observed::default();
+        let steps = plan(&d, &seen);
+        assert!(!steps.is_empty());
+        carry_out(&mut seen, &steps);
+        assert_eq!(plan(&d, &seen), [], "h{n}");
+    }
+}
+
+#[test]
+fn without_a_cluster_nothing_is_done() {
+    let lab = hostname();
+    let mut seen = Observed::default();
+    carry_out(&mut seen, &plan(&desired(&lab, 1), &Observed::default()));
+    assert_eq!(plan(&Desired::default(), &seen), [], "an empty answer never deletes");
+}
+
+#[test]
+fn programs_sit_where_they_belong() {
+    let lab = hostname();
+    let hooks: BTreeSet<_> = desired(&lab, 1).hooks.iter().map(|h| (h.program, h.dev.clone())).collect();
+    let veth = veth_name(id(0x9001));
+    let ingress = vxlan_name(lab.state.objects().ingress().unwrap().id);
+    let want = [
+        (Program::FromUplink, "eth0".to_owned()),
+        (Program::FromOverlay, ingress),
+        (Program::FromContainer, veth.clone()),
+        (Program::ToContainer, veth),
+    ];
+    assert_eq!(hooks, want.into());
+}
+
+fn change() -> impl Strategy<Value = (u8, u64, u64)> {
+    (0..7u8, 0..8u64, 1..4u64)
+}
+
+proptest! {
+    /// From wherever a host is, one plan leads to where it must be, in an order that is safe at
+    /// every step (asserted while it is carried out), and the next plan is empty.
+    #[test]
+    fn every_plan_leads_to_its_goal(changes in proptest::collection::vec(change(), 1..40)) {
+        let mut lab = Lab::new(3);
+        lab.network(1, "n1", Some("172.30.0.0/24"));
+        lab.network(2, "n2", Some("172.31.0.0/24"));
+        lab.service(1, service_spec("s1", &["n1", "n2"], &[(8000, 80)]));
+        let mut hosts = vec![Observed::default(); 4];
+        for (what, n, h) in changes {
+            let net = if n % 2 == 0 { "n1" } else { "n2" };
+            let _ = lab.apply(match what {
+                0 | 1 => C::EndpointCreate { endpoint: endpoint(n, h, net, (n % 3 == 0).then_some("s1")), at: jiff::Timestamp::UNIX_EPOCH },
+                2 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Ready },
+                3 => C::EndpointRemove { id: id(0x9000 + n) },
+                4 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Draining },
+                5 => C::NodeLiveness { id: node_id(h), state: NodeState::Down, dataplane: if n % 2 == 0 { Dataplane::Unreachable } else { Dataplane::Reachable } },
+                _ => C::NodeReport { id: node_id(h), addr: ip("192.168.77.9"), data_path_addr: ip(&format!("192.168.78.{}", n + 1)), underlay_mtu: 1500 + n as u32, host_routes: vec![] },
+            });
+            // Hosts fall behind and catch up at different times.
+            for (at, seen) in hosts.iter_mut().enumerate().skip(1) {
+                if (n + at as u64) % 3 != 0 {
+                    continue;
+                }
+                let d = desired(&lab, at as u64);
+                carry_out(seen, &plan(&d, seen));
+                prop_assert_eq!(plan(&d, seen), vec![]);
+            }
+        }
+    }
+}
