@@ -118,11 +118,10 @@ impl Host<'_> {
             out.routes.insert(Route { dst: s.subnet, dev: bridge.clone(), src: self.node.ingress_ip });
         }
         if let Some(nft) = &mut out.nft {
-            let rules = BridgeRules {
-                subnets: network.subnets.iter().map(|s| s.subnet).collect(),
-                gateways: network.subnets.iter().map(|s| s.gateway).collect(),
-                internal: network.internal,
-            };
+            // Sorted, as they are read back.
+            let subnets = network.subnets.iter().map(|s| s.subnet).collect::<BTreeSet<_>>().into_iter().collect();
+            let gateways = network.subnets.iter().map(|s| s.gateway).collect::<BTreeSet<_>>().into_iter().collect();
+            let rules = BridgeRules { subnets, gateways, internal: network.internal };
             nft.bridges.insert(bridge.clone(), rules);
         }
         for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {

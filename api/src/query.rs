@@ -1,0 +1,132 @@
+//! What a node can ask a manager to read, and how the answer is selected from the objects.
+//!
+//! Sent by the agent's local API, answered by control's server.
+
+use mesh_core::{
+    Id, Refusal,
+    objects::{Object, Objects, Role},
+};
+use serde::{Deserialize, Serialize};
+
+/// A question. References are ids or names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Query {
+    /// Every node.
+    Nodes,
+    /// One node.
+    Node(String),
+    /// Every network with all its endpoints, services and the nodes.
+    Networks,
+    /// One network with its endpoints, services and the nodes.
+    Network(String),
+    /// Every service with its endpoints, networks and the nodes.
+    Services,
+    /// One service with its endpoints, networks and the nodes.
+    Service(String),
+    /// Every endpoint, with what it refers to.
+    Endpoints,
+    /// One endpoint, with what it refers to and the nodes.
+    Endpoint(String),
+    /// A join token; managers only.
+    Token(Role),
+    /// Nothing but the answer's head.
+    Head,
+}
+
+/// A manager as others see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manager {
+    /// Its node id.
+    pub node: Id,
+    /// Its host name.
+    pub hostname: String,
+    /// host:port of its control plane.
+    pub addr: String,
+    /// It leads.
+    pub leader: bool,
+    /// It votes (false: it is being brought up to date).
+    pub voter: bool,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Revision that was read.
+    pub revision: u64,
+    /// The managers.
+    pub managers: Vec<Manager>,
+    /// What was asked for first, then what it refers to.
+    pub objects: Vec<Object>,
+    /// The whole join token, for [`Query::Token`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// Selects what `query` asks for. Nothing of the cluster object is ever selected.
+pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
+    let none = |what: &str, r: &str| Refusal::not_found(format!("no {what} named {r:?}: see meshctl {what} ls"));
+    let nodes = || all.nodes.values().cloned().map(Object::Node);
+    let mut out = Vec::new();
+    match query {
+        Query::Head | Query::Token(_) => {}
+        Query::Nodes => out.extend(nodes()),
+        Query::Node(r) => {
+            let node = all.node(r).ok_or_else(|| none("node", r))?;
+            out.push(Object::Node(node.clone()));
+            out.extend(all.endpoints.values().filter(|e| e.node == node.id).cloned().map(Object::Endpoint));
+        }
+        Query::Networks | Query::Services | Query::Endpoints => {
+            out.extend(all.iter().filter(|o| !matches!(o, Object::Cluster(_))));
+        }
+        Query::Network(r) => {
+            let net = all.network(r).ok_or_else(|| none("network", r))?;
+            out.push(Object::Network(net.clone()));
+            out.extend(nodes());
+            out.extend(
+                all.services
+                    .values()
+                    .filter(|s| s.networks.contains(&net.id))
+                    .cloned()
+                    .map(Object::Service),
+            );
+            out.extend(
+                all.endpoints
+                    .values()
+                    .filter(|e| e.network == net.id)
+                    .cloned()
+                    .map(Object::Endpoint),
+            );
+        }
+        Query::Service(r) => {
+            let svc = all.service(r).ok_or_else(|| none("service", r))?;
+            out.push(Object::Service(svc.clone()));
+            out.extend(nodes());
+            out.extend(
+                svc.networks
+                    .iter()
+                    .filter_map(|n| all.networks.get(n))
+                    .cloned()
+                    .map(Object::Network),
+            );
+            out.extend(
+                all.endpoints
+                    .values()
+                    .filter(|e| e.service == Some(svc.id))
+                    .cloned()
+                    .map(Object::Endpoint),
+            );
+        }
+        Query::Endpoint(r) => {
+            let by_id = r.parse().ok().and_then(|id: Id| all.endpoints.get(&id));
+            let ep = by_id.or_else(|| all.endpoints.values().find(|e| e.name.eq_ignore_ascii_case(r)));
+            let ep = ep.ok_or_else(|| none("endpoint", r))?;
+            out.push(Object::Endpoint(ep.clone()));
+            // All nodes: the network's MTU follows from every underlay.
+            out.extend(nodes());
+            out.extend(all.networks.get(&ep.network).cloned().map(Object::Network));
+            out.extend(ep.service.and_then(|s| all.services.get(&s)).cloned().map(Object::Service));
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,172 @@
+//! The views of an endpoint: by itself, and inside its network or service.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use mesh_core::{
+    Id, Mac,
+    objects::{Availability, Dataplane, Endpoint, EndpointState, Labels, Objects},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Where an endpoint is in its life, as far as others can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateView {
+    /// Has an address, not yet an interface.
+    Starting,
+    /// Takes flows.
+    Ready,
+    /// Takes no new flow: itself, or its node, is being drained.
+    Draining,
+    /// Its node's data plane does not answer: nobody is sent there.
+    Unreachable,
+}
+
+impl StateView {
+    /// The word users see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Unreachable => "unreachable",
+        }
+    }
+
+    fn of(endpoint: &Endpoint, all: &Objects) -> Self {
+        let node = all.nodes.get(&endpoint.node);
+        if node.is_some_and(|n| n.dataplane == Dataplane::Unreachable) {
+            return Self::Unreachable;
+        }
+        match endpoint.state {
+            EndpointState::Starting => Self::Starting,
+            EndpointState::Ready if node.is_some_and(|n| n.availability == Availability::Drain) => Self::Draining,
+            EndpointState::Ready => Self::Ready,
+            EndpointState::Draining => Self::Draining,
+        }
+    }
+}
+
+/// An endpoint inside the view of its network or service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MemberView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: Id,
+    /// Its name.
+    pub name: String,
+    /// Host name of its node.
+    pub node: String,
+    /// Name of its network.
+    pub network: String,
+    /// Its address.
+    #[schema(value_type = String)]
+    pub ip: IpAddr,
+    /// Its Ethernet address.
+    #[schema(value_type = String)]
+    pub mac: Mac,
+    /// Where it is in its life.
+    pub state: StateView,
+}
+
+impl MemberView {
+    pub(super) fn of(endpoint: &Endpoint, all: &Objects) -> Self {
+        Self {
+            id: endpoint.id,
+            name: endpoint.name.clone(),
+            node: node_name(endpoint.node, all),
+            network: network_name(endpoint.network, all),
+            ip: endpoint.ip,
+            mac: endpoint.mac,
+            state: StateView::of(endpoint, all),
+        }
+    }
+}
+
+fn node_name(id: Id, all: &Objects) -> String {
+    all.nodes.get(&id).map_or_else(|| id.to_string(), |n| n.hostname.clone())
+}
+
+/// A network's name, or its id where the network is not known.
+pub(super) fn network_name(id: Id, all: &Objects) -> String {
+    all.networks.get(&id).map_or_else(|| id.to_string(), |n| n.name.clone())
+}
+
+/// An endpoint, with what a program needs to configure the container (addresses, resolv.conf).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EndpointView {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: Id,
+    /// Its name.
+    pub name: String,
+    /// Host name of its node.
+    pub node: String,
+    /// Name of its network.
+    pub network: String,
+    /// Its address.
+    #[schema(value_type = String)]
+    pub ip: IpAddr,
+    /// Prefix length that goes with the address; null when the network is not known here.
+    pub prefix_len: Option<u8>,
+    /// Gateway of the address's subnet, which also answers DNS.
+    #[schema(value_type = Option<String>)]
+    pub gateway: Option<IpAddr>,
+    /// MTU in bytes of its interface.
+    pub mtu: Option<u32>,
+    /// Its Ethernet address.
+    #[schema(value_type = String)]
+    pub mac: Mac,
+    /// Name of its interface inside the container.
+    pub ifname: String,
+    /// What the user called the container.
+    pub container: String,
+    /// Further names in this network.
+    pub aliases: Vec<String>,
+    /// Name of the service that it serves.
+    pub service: Option<String>,
+    /// Labels.
+    pub labels: Labels,
+    /// Where it is in its life.
+    pub state: StateView,
+    /// When it was made.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// Raft index of the last change.
+    pub version: u64,
+}
+
+impl EndpointView {
+    /// The endpoint as users see it. `all` holds the nodes, its network and its service.
+    pub fn of(endpoint: &Endpoint, all: &Objects) -> Self {
+        let network = all.networks.get(&endpoint.network);
+        let subnet = network.and_then(|n| n.subnets.iter().find(|s| s.subnet.contains(&endpoint.ip)));
+        let service = |id: Id| all.services.get(&id).map_or_else(|| id.to_string(), |s| s.name.clone());
+        Self {
+            id: endpoint.id,
+            name: endpoint.name.clone(),
+            node: node_name(endpoint.node, all),
+            network: network_name(endpoint.network, all),
+            ip: endpoint.ip,
+            prefix_len: subnet.map(|s| s.subnet.prefix_len()),
+            gateway: subnet.map(|s| s.gateway),
+            mtu: network.map(|n| all.mtu(n)),
+            mac: endpoint.mac,
+            ifname: endpoint.ifname.clone(),
+            container: endpoint.sandbox.container.clone(),
+            aliases: endpoint.aliases.clone(),
+            service: endpoint.service.map(service),
+            labels: endpoint.labels.clone(),
+            state: StateView::of(endpoint, all),
+            created_at: endpoint.created_at,
+            version: endpoint.version,
+        }
+    }
+
+    /// Every endpoint.
+    pub fn list(all: &Objects) -> Vec<Self> {
+        all.endpoints.values().map(|e| Self::of(e, all)).collect()
+    }
+}

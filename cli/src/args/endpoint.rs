@@ -1,0 +1,45 @@
+//! endpoint ls, inspect, update.
+
+use clap::Subcommand;
+use mesh_core::objects::EndpointState;
+
+use crate::values;
+
+/// Manage endpoints: containers' interfaces in networks
+#[derive(Debug, Subcommand)]
+pub enum Endpoint {
+    /// List endpoints
+    #[command(
+        visible_alias = "list",
+        after_long_help = "\
+Examples:
+  meshctl endpoint ls
+  meshctl endpoint ls -o json | jq -r '.[] | select(.node == \"h1\") | .ip'"
+    )]
+    Ls,
+    /// Show an endpoint
+    #[command(after_long_help = "\
+Examples:
+  meshctl endpoint inspect web1
+  meshctl endpoint inspect 3k7m9p2r5t8w -o json | jq -r .gateway")]
+    Inspect {
+        /// Name or id
+        #[arg(value_name = "ENDPOINT", value_parser = values::reference)]
+        endpoint: String,
+    },
+    /// Take an endpoint out of rotation, or back in
+    #[command(after_long_help = "\
+A draining endpoint takes no new flow; those that it has go on.
+
+Examples:
+  meshctl endpoint update web1 --state draining
+  meshctl endpoint update web1 --state ready")]
+    Update {
+        /// Name or id
+        #[arg(value_name = "ENDPOINT", value_parser = values::reference)]
+        endpoint: String,
+        /// The state that it shall have
+        #[arg(long, value_parser = values::endpoint_state())]
+        state: EndpointState,
+    },
+}

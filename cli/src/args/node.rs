@@ -1,0 +1,70 @@
+//! node ls, inspect, rm, update.
+
+use clap::{Args, Subcommand};
+use mesh_core::objects::Availability;
+
+use crate::values;
+
+/// Manage nodes
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// List nodes
+    #[command(
+        visible_alias = "list",
+        after_long_help = "\
+Examples:
+  meshctl node ls
+  meshctl node ls -o json | jq -r '.[] | select(.state != \"ready\") | .hostname'"
+    )]
+    Ls,
+    /// Show a node
+    #[command(after_long_help = "\
+Examples:
+  meshctl node inspect h2
+  meshctl node inspect h2 -o json")]
+    Inspect {
+        /// Host name or id
+        #[arg(value_name = "NODE", value_parser = values::reference)]
+        node: String,
+    },
+    /// Remove nodes that are down, with their endpoints
+    #[command(
+        visible_alias = "remove",
+        after_long_help = "\
+Examples:
+  meshctl node rm h3
+  meshctl node rm --force h3      also while its meshd is heard"
+    )]
+    Rm {
+        /// Host names or ids
+        #[arg(value_name = "NODE", required = true, value_parser = values::reference)]
+        nodes: Vec<String>,
+        /// Also nodes that are ready
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Change a node
+    Update(Update),
+}
+
+/// Change a node
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  meshctl node update h2 --availability drain      its endpoints take no new flows
+  meshctl node update h2 --availability active
+  meshctl node update h2 --label-add rack=7 --label-rm old")]
+pub struct Update {
+    /// Host name or id
+    #[arg(value_name = "NODE", value_parser = values::reference)]
+    pub node: String,
+    /// What the node is wanted for
+    #[arg(long, value_parser = values::availability())]
+    pub availability: Option<Availability>,
+    /// Set a label; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::label)]
+    pub label_add: Vec<(String, String)>,
+    /// Remove a label; may be given several times
+    #[arg(long, value_name = "KEY", value_parser = values::reference)]
+    pub label_rm: Vec<String>,
+}

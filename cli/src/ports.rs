@@ -1,0 +1,205 @@
+//! The port specifications of `--publish`: `[PUBLISHED:]TARGET[/tcp|udp]`, or
+//! `published=,target=,protocol=,mode=` as Docker's long form. And back, for tables.
+
+use mesh_api::rest::PortView;
+use mesh_core::objects::{Port, Protocol, PublishMode};
+
+const HINT: &str = "use [PUBLISHED:]TARGET[/tcp|udp], like 8888:80 or 53:5353/udp";
+
+/// Reads a specification. A port published without a number has 0, which asks for a free one.
+pub fn parse(spec: &str) -> Result<Port, String> {
+    if spec.is_empty() {
+        return Err(format!("it is empty: {HINT}"));
+    }
+    if spec.contains('=') { long(spec) } else { short(spec) }
+}
+
+fn short(spec: &str) -> Result<Port, String> {
+    let (ports, protocol) = spec.split_once('/').map_or((spec, "tcp"), |(ports, protocol)| (ports, protocol));
+    let protocol = parse_protocol(protocol)?;
+    let (published, target) = match ports.split_once(':') {
+        Some((_, rest)) if rest.contains(':') => {
+            return Err(format!(
+                "published ports answer at every address of every node: leave the address out, {HINT}"
+            ));
+        }
+        Some((published, target)) => (number("published", published)?, target),
+        None => (0, ports),
+    };
+    Ok(Port {
+        published,
+        target: number("target", target)?,
+        protocol,
+        mode: PublishMode::Ingress,
+    })
+}
+
+fn long(spec: &str) -> Result<Port, String> {
+    let (mut published, mut target, mut protocol, mut mode) = (None, None, None, None);
+    for field in spec.split(',') {
+        let (key, value) = field
+            .split_once('=')
+            .ok_or_else(|| format!("{field:?} is not KEY=VALUE: use published=,target=,protocol=,mode="))?;
+        let twice = match key {
+            "published" => published.replace(number("published", value)?).is_some(),
+            "target" => target.replace(number("target", value)?).is_some(),
+            "protocol" => protocol.replace(parse_protocol(value)?).is_some(),
+            "mode" => mode.replace(parse_mode(value)?).is_some(),
+            _ => return Err(format!("{key:?} is not known: use published=,target=,protocol=,mode=")),
+        };
+        if twice {
+            return Err(format!("{key} is given twice: give it once"));
+        }
+    }
+    Ok(Port {
+        published: published.unwrap_or(0),
+        target: target.ok_or("it has no target port: add target=PORT")?,
+        protocol: protocol.unwrap_or(Protocol::Tcp),
+        mode: mode.unwrap_or(PublishMode::Ingress),
+    })
+}
+
+fn number(what: &str, text: &str) -> Result<u16, String> {
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    if text.split_once('-').is_some_and(|(from, to)| digits(from) && digits(to)) {
+        return Err(format!("port ranges such as {text} are not carried: publish each port by itself"));
+    }
+    match text.parse() {
+        Ok(port @ 1..) if digits(text) => Ok(port),
+        Ok(0) if what == "published" => Err("published port 0 is not a port: use 1 to 65535, or leave it out for a free one".to_owned()),
+        _ if digits(text) => Err(format!("{what} port {text} is not a port: use 1 to 65535")),
+        _ => Err(format!("{what} port {text:?} is not a number: {HINT}")),
+    }
+}
+
+fn parse_protocol(word: &str) -> Result<Protocol, String> {
+    match word.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "sctp" => Err("protocol sctp is not carried: use tcp or udp".to_owned()),
+        _ => Err(format!("protocol {word:?} is not known: use tcp or udp")),
+    }
+}
+
+fn parse_mode(word: &str) -> Result<PublishMode, String> {
+    match word {
+        "ingress" => Ok(PublishMode::Ingress),
+        "host" => Err("mode host is not carried yet: use mode=ingress".to_owned()),
+        _ => Err(format!("mode {word:?} is not known: use ingress")),
+    }
+}
+
+/// What `--publish-rm` names: a target port as with Docker (`80`, `80/udp`), or a whole
+/// specification (`8888:80`).
+pub fn matches(wanted: &Port, port: &Port) -> bool {
+    wanted.target == port.target && wanted.protocol == port.protocol && (wanted.published == 0 || wanted.published == port.published)
+}
+
+/// For tables: `8888->80/tcp`.
+pub fn display(port: &PortView) -> String {
+    format!("{}->{}/{}", port.published, port.target, port.protocol.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn port(published: u16, target: u16, protocol: Protocol) -> Port {
+        Port {
+            published,
+            target,
+            protocol,
+            mode: PublishMode::Ingress,
+        }
+    }
+
+    #[test]
+    fn forms() {
+        for (spec, published, target, protocol) in [
+            ("80", 0, 80, Protocol::Tcp),
+            ("8888:80", 8888, 80, Protocol::Tcp),
+            ("53:5353/udp", 53, 5353, Protocol::Udp),
+            ("53/UDP", 0, 53, Protocol::Udp),
+            ("65535:1/tcp", 65535, 1, Protocol::Tcp),
+            ("target=80", 0, 80, Protocol::Tcp),
+            ("published=8888,target=80,protocol=udp,mode=ingress", 8888, 80, Protocol::Udp),
+        ] {
+            assert_eq!(parse(spec), Ok(port(published, target, protocol)), "{spec}");
+        }
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        for (spec, words) in [
+            ("", "empty"),
+            ("0", "target port 0"),
+            ("8888:0", "target port 0"),
+            ("0:80", "published port 0"),
+            ("published=0,target=80", "published port 0"),
+            ("70000:80", "published port 70000 is not a port"),
+            ("8888:70000", "target port 70000 is not a port"),
+            ("99999999999999999999", "is not a port"),
+            ("8000-8010:80", "ranges"),
+            ("published=8000-8010,target=80", "ranges"),
+            ("80/sctp", "sctp is not carried"),
+            ("target=80,protocol=sctp", "sctp is not carried"),
+            ("80/icmp", "tcp or udp"),
+            ("80/", "tcp or udp"),
+            ("127.0.0.1:80:80", "address"),
+            (":80", "not a number"),
+            ("80:", "not a number"),
+            ("+80", "not a number"),
+            ("-80", "not a number"),
+            (" 80", "not a number"),
+            ("http", "not a number"),
+            ("published=80", "no target"),
+            ("target=80,target=81", "twice"),
+            ("target=80,mode=host", "not carried yet"),
+            ("target=80,colour=red", "not known"),
+            ("target=80,", "KEY=VALUE"),
+        ] {
+            let refusal = parse(spec).err();
+            assert!(refusal.as_ref().is_some_and(|r| r.contains(words)), "{spec}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn removal_matches_as_docker_does() {
+        let p = port(8888, 80, Protocol::Tcp);
+        let hits = |spec: &str| matches(&parse(spec).unwrap_or_else(|e| panic!("{e}")), &p);
+        assert!(hits("80") && hits("8888:80") && hits("80/tcp"));
+        assert!(!hits("80/udp") && !hits("8889:80") && !hits("8888"));
+    }
+
+    proptest! {
+        #[test]
+        fn both_forms_read_back(published in 1u16.., target in 1u16.., udp: bool, auto: bool) {
+            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+            let want = port(if auto { 0 } else { published }, target, protocol);
+            let p = protocol.as_str();
+            let (short, long) = if auto {
+                (format!("{target}/{p}"), format!("protocol={p},target={target}"))
+            } else {
+                (format!("{published}:{target}/{p}"), format!("target={target},published={published},protocol={p}"))
+            };
+            prop_assert_eq!(parse(&short), Ok(want.clone()));
+            prop_assert_eq!(parse(&long), Ok(want));
+        }
+
+        #[test]
+        fn never_panics_and_never_takes_port_zero(spec in "\\PC*|[0-9:/,=a-z-]{0,24}") {
+            if let Ok(port) = parse(&spec) {
+                prop_assert!(port.target != 0);
+            }
+        }
+
+        #[test]
+        fn every_number_that_is_no_port_is_refused(n in 65536u64..) {
+            prop_assert!(parse(&n.to_string()).is_err());
+            let published = format!("{n}:80");
+            prop_assert!(parse(&published).is_err());
+        }
+    }
+}

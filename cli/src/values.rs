@@ -1,0 +1,203 @@
+//! Values on the command line that are more than a word: pairs, addresses, references, words.
+//!
+//! Called by clap; the errors are sentences that it puts behind the option's name.
+
+use std::{net::IpAddr, str::FromStr};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use ipnet::IpNet;
+use mesh_core::{
+    Mac,
+    objects::{Algorithm, Availability, EndpointMode, EndpointState, Role},
+};
+
+/// A subnet, with its prefix length.
+pub fn subnet(s: &str) -> Result<IpNet, String> {
+    s.parse()
+        .map_err(|_| "not a subnet: use ADDRESS/LENGTH, like 172.30.0.0/16".to_owned())
+}
+
+/// An address.
+pub fn ip(s: &str) -> Result<IpAddr, String> {
+    s.parse().map_err(|_| "not an IP address: use one like 172.30.0.5".to_owned())
+}
+
+/// An Ethernet address that a host may have.
+pub fn mac(s: &str) -> Result<Mac, String> {
+    let mac = Mac::from_str(s).map_err(|e| e.to_string())?;
+    if mac.is_usable() {
+        Ok(mac)
+    } else {
+        Err("multicast, or all zero: use one like 02:6d:0a:00:01:02".to_owned())
+    }
+}
+
+/// `key=value`; a key alone has an empty value, as with Docker.
+pub fn label(s: &str) -> Result<(String, String), String> {
+    let (key, value) = s.split_once('=').unwrap_or((s, ""));
+    if key.trim().is_empty() {
+        Err("the key is empty: use KEY=VALUE".to_owned())
+    } else {
+        Ok((key.to_owned(), value.to_owned()))
+    }
+}
+
+/// `key=value`, both of which must be there.
+pub fn option(s: &str) -> Result<(String, String), String> {
+    match s.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("use KEY=VALUE, like mtu=1400".to_owned()),
+    }
+}
+
+/// `name=address`.
+pub fn aux_address(s: &str) -> Result<(String, IpAddr), String> {
+    let (name, address) = s
+        .split_once('=')
+        .filter(|(n, _)| !n.is_empty())
+        .ok_or("use NAME=ADDRESS, like router=172.30.0.2")?;
+    Ok((name.to_owned(), ip(address)?))
+}
+
+/// The name or id of something that exists.
+pub fn reference(s: &str) -> Result<String, String> {
+    if s.trim().is_empty() {
+        Err("it is empty: give a name or an id".to_owned())
+    } else {
+        Ok(s.to_owned())
+    }
+}
+
+/// The name of an interface, as the kernel takes it (net/core/dev.c, dev_valid_name).
+pub fn ifname(s: &str) -> Result<String, String> {
+    let bad = s.is_empty()
+        || s.len() > 15
+        || s == "."
+        || s == ".."
+        || s.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    if bad {
+        Err("not an interface name: use 1 to 15 characters without '/', ':' or blanks, like eth0".to_owned())
+    } else {
+        Ok(s.to_owned())
+    }
+}
+
+/// `HOST` or `HOST:PORT`.
+pub fn manager(s: &str) -> Result<String, String> {
+    let hint = "use HOST or HOST:PORT, like 192.168.77.11:2377";
+    if s.parse::<IpAddr>().is_ok() {
+        return Ok(s.to_owned());
+    }
+    if s.contains(|c: char| c.is_whitespace() || c == '/') {
+        return Err(format!("not a host: {hint}"));
+    }
+    let (host, port) = s.rsplit_once(':').map_or((s, None), |(h, p)| (h, Some(p)));
+    if host.is_empty() || (host.contains(':') && !host.starts_with('[')) {
+        return Err(format!("not a host: {hint}"));
+    }
+    match port.map(str::parse::<u16>) {
+        None | Some(Ok(1..)) => Ok(s.to_owned()),
+        Some(_) => Err(format!("the port is not one of 1 to 65535: {hint}")),
+    }
+}
+
+/// A join token, as far as its shape tells.
+pub fn token(s: &str) -> Result<String, String> {
+    if s.starts_with("MESH-1-") {
+        Ok(s.to_owned())
+    } else {
+        Err("not a join token: it begins with MESH-1-; meshctl token worker, on a manager, prints one".to_owned())
+    }
+}
+
+fn words<T: Clone + Send + Sync + 'static>(table: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(table.iter().map(|(word, _)| *word)).try_map(|s| {
+        // Clap has already refused every other word.
+        table
+            .iter()
+            .find(|(word, _)| *word == s)
+            .map(|(_, value)| value.clone())
+            .ok_or_else(|| format!("{s:?} is not known"))
+    })
+}
+
+/// worker or manager.
+pub fn role() -> impl TypedValueParser<Value = Role> {
+    words(&[("worker", Role::Worker), ("manager", Role::Manager)])
+}
+
+/// active, pause or drain.
+pub fn availability() -> impl TypedValueParser<Value = Availability> {
+    words(&[
+        ("active", Availability::Active),
+        ("pause", Availability::Pause),
+        ("drain", Availability::Drain),
+    ])
+}
+
+/// vip or dnsrr.
+pub fn endpoint_mode() -> impl TypedValueParser<Value = EndpointMode> {
+    words(&[("vip", EndpointMode::Vip), ("dnsrr", EndpointMode::Dnsrr)])
+}
+
+/// ready or draining.
+pub fn endpoint_state() -> impl TypedValueParser<Value = EndpointState> {
+    words(&[("ready", EndpointState::Ready), ("draining", EndpointState::Draining)])
+}
+
+/// How a backend is chosen.
+pub fn algorithm(s: &str) -> Result<Algorithm, String> {
+    match s {
+        "rr" => Ok(Algorithm::Rr),
+        "random" | "maglev" | "source-hash" => Err(format!("--lb {s} is not carried yet: use rr")),
+        _ => Err("not known: use rr".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn pairs() {
+        assert_eq!(label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(label("a"), Ok(("a".into(), String::new())));
+        assert!(label("=b").is_err() && label("").is_err());
+        assert!(option("mtu").is_err() && option("mtu=").is_err() && option("mtu=1400").is_ok());
+        assert!(aux_address("r=1.2.3.4").is_ok() && aux_address("1.2.3.4").is_err() && aux_address("r=x").is_err());
+    }
+
+    #[test]
+    fn managers() {
+        for good in [
+            "h1",
+            "192.168.77.11",
+            "192.168.77.11:2377",
+            "h1.example:1",
+            "[fd00::1]:2377",
+            "fd00::1",
+        ] {
+            assert!(manager(good).is_ok(), "{good}");
+        }
+        for bad in ["", ":2377", "h1:", "h1:0", "h1:70000", "h1:x", "a b", "http://h1"] {
+            assert!(manager(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn interface_names() {
+        assert!(ifname("eth0").is_ok());
+        for bad in ["", "a/b", "a b", "a:b", "..", "sixteen-letters!"] {
+            assert!(ifname(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(s in "\\PC*") {
+            let _ = (manager(&s), label(&s), option(&s), aux_address(&s), ifname(&s), mac(&s), subnet(&s));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! How it ends: exit codes of refusals, half-done removals, streams that are cut, meshd out of reach,
+//! readers that leave.
+
+mod common;
+mod server;
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    os::unix::fs::PermissionsExt,
+    process::Stdio,
+};
+
+use common::{Run, command};
+use serde_json::json;
+use server::Server;
+
+const ID: &str = "0000000000a1";
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+#[test]
+fn exit_codes_follow_the_refusal() {
+    for (status, kind, code) in [
+        (400, "malformed", 2),
+        (404, "not_found", 3),
+        (409, "conflict", 4),
+        (503, "unavailable", 5),
+        (403, "forbidden", 1),
+        (422, "other", 1),
+    ] {
+        let s = Server::always(status, &json!({"kind": kind, "message": "it is so"}).to_string());
+        for line in [
+            "status",
+            "network inspect x",
+            "network create x",
+            "network rm x",
+            "service update x --drain 1s",
+            "events",
+            "doctor",
+            "token worker",
+        ] {
+            let run = s.run(&words(line));
+            assert_eq!(
+                (run.code, run.line(), run.out.replace("[]\n", "").as_str()),
+                (code, "meshctl: it is so", ""),
+                "{line}"
+            );
+        }
+    }
+    let s = Server::always(200, "<html>");
+    assert_eq!(s.run(&["status"]).code, 1);
+}
+
+#[test]
+fn removing_goes_on_after_an_error() {
+    let s = Server::new(|seen| match seen.line.as_str() {
+        "DELETE /v1/networks/gone" => (
+            404,
+            json!({"kind": "not_found", "message": "no network named \"gone\""}).to_string(),
+        ),
+        "DELETE /v1/networks/busy" => (
+            409,
+            json!({"kind": "conflict", "message": "network \"busy\" has 2 endpoints"}).to_string(),
+        ),
+        _ => (204, String::new()),
+    });
+    let run = s.run(&["network", "rm", "a", "busy", "gone", "b"]);
+    assert_eq!((run.code, run.out.as_str()), (4, "a\nb\n"));
+    assert_eq!(
+        run.err,
+        "meshctl: network \"busy\" has 2 endpoints\nmeshctl: no network named \"gone\"\n"
+    );
+    assert_eq!(s.seen().len(), 4);
+}
+
+#[test]
+fn events_are_lines() {
+    let event = json!({"time": "2026-01-31T12:00:00Z", "revision": 12, "action": "create", "kind": "network", "id": ID, "name": "kafka"})
+        .to_string();
+    let s = Server::always(200, &format!("{event}\n{event}\n"));
+    // The stream ends here, which it never should by itself: that is told.
+    let run = s.run(&["events", "--since", "2026-01-31T12:00:00Z"]);
+    assert_eq!(run.code, 1);
+    assert!(run.line().contains("ended the stream"));
+    assert_eq!(
+        run.out.lines().next().unwrap(),
+        format!("2026-01-31T12:00:00.000Z      12  create  network   {ID}  kafka")
+    );
+    assert_eq!(s.seen()[0].line, "GET /v1/events?since=2026-01-31T12%3A00%3A00Z");
+    assert_eq!(s.run(&["events", "-o", "json"]).out, format!("{event}\n{event}\n"));
+    assert_eq!(s.run(&["events", "-q", "--since", "7"]).out, format!("{ID}\n{ID}\n"));
+}
+
+#[test]
+fn says_why_meshd_is_not_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meshd.sock");
+    let run = |path: &std::path::Path| Run::of(command(&["status"]).arg("--socket").arg(path).output().unwrap());
+    let missing = run(&path);
+    assert_eq!((missing.code, missing.out.as_str()), (1, ""));
+    assert!(
+        missing.line().ends_with("no such file: is meshd running? (systemctl status meshd)"),
+        "{}",
+        missing.err
+    );
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(run(&path).line().contains("nobody listens there"));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let many = format!("[{}]", vec![json!({"id": ID, "name": "x".repeat(100)}).to_string(); 5000].join(","));
+    let s = Server::always(200, &many);
+    for args in [&["node", "ls", "-o", "json"][..], &["node", "ls", "-q"]] {
+        let mut child = command(args)
+            .env("MESHD_SOCKET", s.socket())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = String::new();
+        BufReader::with_capacity(16, child.stdout.take().unwrap())
+            .read_line(&mut first)
+            .unwrap();
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""), "{args:?}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Carries out one step of a plan. Each step leads to the same end when it is done again.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_core::{
+    action::NetAction,
+    desired::{self, Link, Veth},
+};
+
+use crate::{Overlay, addr, bridge, error::Error, fdb, link, neigh, route, veth, vxlan};
+
+/// Does it.
+pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), Error> {
+    let (socket, sysctl) = (&overlay.socket, &overlay.sysctl);
+    match action {
+        NetAction::PutLink {
+            name,
+            mark: (cluster, network),
+            link,
+        } => {
+            let mark = desired::mark(*cluster, *network);
+            match link {
+                Link::Bridge { mac, mtu } => bridge::put(socket, sysctl, name, mark, *mac, *mtu).await,
+                Link::Vxlan {
+                    vni,
+                    local,
+                    mtu,
+                    bridge,
+                    mac,
+                } => {
+                    let want = vxlan::Vxlan {
+                        vni: *vni,
+                        local: *local,
+                        mtu: *mtu,
+                        bridge: bridge.as_deref(),
+                        mac: *mac,
+                    };
+                    vxlan::put(socket, sysctl, name, mark, &want).await
+                }
+            }
+        }
+        NetAction::DelLink(name) => match link::find_ours(socket, name).await? {
+            Some(device) => link::remove(socket, &device).await,
+            None => Ok(()),
+        },
+        NetAction::PutVeth { name, cluster, veth } => {
+            check(veth)?;
+            veth::put(overlay, name, desired::mark(*cluster, veth.endpoint), veth).await
+        }
+        NetAction::AddAddr(name, addr) => {
+            check_addr(*addr)?;
+            let device = link::ours(socket, name, || format!("add address {addr}")).await?;
+            addr::add(socket, &device, *addr).await
+        }
+        NetAction::DelAddr(name, addr) => match link::find_ours(socket, name).await? {
+            Some(device) => addr::remove(socket, &device, *addr).await,
+            None => Ok(()),
+        },
+        NetAction::AddRoute(route) => route::add(socket, route).await,
+        NetAction::DelRoute(route) => route::remove(socket, route).await,
+        NetAction::AddFdb(entry) => fdb::add(socket, entry).await,
+        NetAction::DelFdb(entry) => fdb::remove(socket, entry).await,
+        NetAction::AddNeigh(neigh) => neigh::add(socket, neigh).await,
+        NetAction::DelNeigh(neigh) => neigh::remove(socket, neigh).await,
+        NetAction::SetNft(nft) => overlay.filter.set(nft.as_ref()).await,
+    }
+}
+
+/// What is known to be wrong before anything is made.
+fn check(veth: &Veth) -> Result<(), Error> {
+    link::check_name(&veth.peer.ifname)?;
+    if !veth.peer.mac.is_usable() {
+        return Err(Error::Invalid {
+            what: "ethernet address",
+            value: veth.peer.mac.to_string(),
+            want: "a unicast one",
+        });
+    }
+    check_addr(veth.peer.addr)
+}
+
+/// The kernel takes addresses that no host can have.
+fn check_addr(addr: IpNet) -> Result<(), Error> {
+    let ip = addr.addr();
+    let taken = match ip {
+        IpAddr::V4(v4) => {
+            v4.is_broadcast() || v4.octets()[0] == 0 || (addr.prefix_len() < 31 && (ip == addr.network() || ip == addr.broadcast()))
+        }
+        IpAddr::V6(_) => ip.is_unspecified(),
+    };
+    if taken || ip.is_multicast() || ip.is_loopback() {
+        return Err(Error::Invalid {
+            what: "address",
+            value: addr.to_string(),
+            want: "a unicast address of its network",
+        });
+    }
+    Ok(())
+}

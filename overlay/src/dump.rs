@@ -1,0 +1,101 @@
+//! Reads what this host carries of meshd's, in the rows that [`mesh_core::plan`] compares.
+
+use std::collections::HashMap;
+
+use mesh_core::{
+    Id,
+    desired::Link,
+    nft::Nft,
+    observed::{SeenLink, SeenOverlay, SeenVeth},
+};
+use netlink_packet_route::link::InfoKind;
+
+use crate::{
+    addr, bridge,
+    error::Error,
+    fdb,
+    link::{self, Device, Owner},
+    neigh, port, route,
+    socket::Socket,
+    vxlan,
+};
+
+/// Reads links, addresses, routes and entries; the packet filter was read before. `cluster` leaves
+/// out what carries another cluster's mark.
+pub(crate) async fn read(socket: &Socket, cluster: Option<Id>, nft: Option<Nft>) -> Result<SeenOverlay, Error> {
+    let all = link::all(socket).await?;
+    let names: HashMap<u32, &str> = all.iter().map(|d| (d.index, d.name.as_str())).collect();
+    let is_wanted = |d: &&Device| match d.owner() {
+        Owner::Mesh(of, _) => cluster.is_none_or(|c| c == of),
+        // Seen, so that it is made anew or removed.
+        Owner::HalfMade(object) => object.is_some(),
+        Owner::Other => false,
+    };
+    let ours: HashMap<u32, &Device> = all.iter().filter(is_wanted).map(|d| (d.index, d)).collect();
+    let mut seen = SeenOverlay {
+        nft,
+        ..SeenOverlay::default()
+    };
+    for device in ours.values() {
+        read_link(&mut seen, device, &names);
+    }
+    let addrs = addr::all(socket).await?.into_iter().filter(|a| !is_kernels_own(a));
+    seen.addrs = addrs.filter_map(|a| Some((ours.get(&a.index)?.name.clone(), a.addr))).collect();
+    seen.routes = route::ours(socket, &ours).await?.into_iter().collect();
+    seen.fdb = fdb::all(socket, &ours).await?.into_iter().collect();
+    seen.neighs = neigh::all(socket, &ours).await?.into_iter().collect();
+    Ok(seen)
+}
+
+/// An address that the kernel gives by itself.
+fn is_kernels_own(a: &addr::Seen) -> bool {
+    matches!(a.addr, ipnet::IpNet::V6(v6) if v6.addr().is_unicast_link_local())
+}
+
+fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>) {
+    let (mark, whole) = match device.owner() {
+        Owner::Mesh(cluster, object) => ((cluster, object), true),
+        Owner::HalfMade(Some(object)) => ((Id::default(), object), false),
+        Owner::HalfMade(None) | Owner::Other => return,
+    };
+    let master = device.master.and_then(|index| names.get(&index)).map(|name| (*name).to_owned());
+    let name = device.name.clone();
+    match device.kind {
+        Some(InfoKind::Veth) => {
+            // Not up: a port that learns, or a pair that is not whole, has to be put right too.
+            let up = device.up && whole && port::is_settled(device, port::CONTAINER);
+            seen.veths.insert(
+                name,
+                SeenVeth {
+                    endpoint: mark.1,
+                    bridge: master,
+                    mtu: device.mtu,
+                    up,
+                },
+            );
+        }
+        Some(InfoKind::Bridge) => {
+            let link = Link::Bridge {
+                mac: device.mac.unwrap_or_default(),
+                mtu: device.mtu,
+            };
+            let settled = whole && device.up && bridge::is_settled(device);
+            seen.links.insert(name, SeenLink { mark, link, settled });
+        }
+        Some(InfoKind::Vxlan) => {
+            let Some((vni, local)) = vxlan::seen(device) else { return };
+            // A port's own address matters to nobody: it is the kernel's choice.
+            let mac = if master.is_none() { device.mac } else { None };
+            let link = Link::Vxlan {
+                vni,
+                local,
+                mtu: device.mtu,
+                bridge: master,
+                mac,
+            };
+            let settled = whole && device.up && vxlan::is_settled(device);
+            seen.links.insert(name, SeenLink { mark, link, settled });
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,82 @@
+//! The packet filter: one nftables table, `inet meshd`, that keeps networks apart and gives them a
+//! way out.
+//!
+//! Its rules are always the same; all that differs between hosts is in the elements of its sets. So
+//! a table can be read back: the elements give the value, and the rest must be what this host's
+//! `nft` shows of a table that was just written, which is found out once in a namespace of its own.
+
+mod listing;
+mod program;
+mod ruleset;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_core::nft::Nft;
+use tokio::sync::OnceCell;
+
+use crate::{error::Error, netns};
+use listing::{Listing, Skeleton};
+use program::Program;
+
+/// The table of one network namespace.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    program: Program,
+    skeleton: OnceCell<Skeleton>,
+    /// What was written last: it is wanted back as it was given, lists in the order they had.
+    last: Mutex<Option<Nft>>,
+}
+
+impl Filter {
+    pub(crate) fn new(netns: Arc<netns::Netns>) -> Self {
+        Self {
+            program: Program::new(netns),
+            skeleton: OnceCell::new(),
+            last: Mutex::new(None),
+        }
+    }
+
+    /// Replaces the table in one transaction; `None` removes it.
+    pub(crate) async fn set(&self, nft: Option<&Nft>) -> Result<(), Error> {
+        let (request, text) = match nft {
+            Some(nft) => ("load the table inet meshd", ruleset::render(nft)?),
+            None => ("remove the table inet meshd", ruleset::REMOVE.to_owned()),
+        };
+        self.program.load(request, text).await?;
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = nft.cloned();
+        Ok(())
+    }
+
+    /// Reads the table: `None` when there is none, an empty value when it is not as it would be
+    /// written for any value.
+    pub(crate) async fn get(&self) -> Result<Option<Nft>, Error> {
+        let Some(text) = self.program.list().await? else {
+            return Ok(None);
+        };
+        let skeleton = self.skeleton.get_or_try_init(|| self.reference()).await?;
+        let Some(seen) = Listing::read(&text).filter(|l| l.skeleton == *skeleton).and_then(|l| l.value()) else {
+            return Ok(Some(Nft::default()));
+        };
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some(
+            last.as_ref()
+                .filter(|last| ruleset::canonical(last) == seen)
+                .cloned()
+                .unwrap_or(seen),
+        ))
+    }
+
+    /// True when there is a table, whatever is in it.
+    pub(crate) async fn exists(&self) -> Result<bool, Error> {
+        self.program.list().await.map(|text| text.is_some())
+    }
+
+    /// What `nft` shows of a fresh table, without elements.
+    async fn reference(&self) -> Result<Skeleton, Error> {
+        let text = Program::try_out(ruleset::render(&Nft::default())?).await?;
+        Listing::read(&text).map(|l| l.skeleton).ok_or_else(|| Error::Nft {
+            request: "list the table inet meshd".into(),
+            stderr: "its JSON is not understood".into(),
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! Everything that meshd does to the kernel's network by netlink, and its one nftables table.
+//!
+//! The agent calls it: [`Overlay::dump`] says what this host carries, [`Overlay::apply`] carries out
+//! one step of a plan, [`Overlay::monitor`] tells when to look again. Netlink's types stop here.
+//! What it makes carries a mark, and what carries none is never touched.
+
+mod addr;
+mod apply;
+mod bridge;
+mod dump;
+mod error;
+mod fdb;
+mod filter;
+mod host;
+mod link;
+mod monitor;
+mod neigh;
+pub mod netns;
+mod port;
+mod route;
+mod socket;
+mod sweep;
+mod sysctl;
+mod veth;
+mod vxlan;
+
+use std::{net::IpAddr, sync::Arc};
+
+use futures::Stream;
+use mesh_core::{Id, action::NetAction, observed::SeenOverlay};
+
+pub use error::{Error, KernelError};
+pub use host::HostFacts;
+pub use netns::Netns;
+
+use filter::Filter;
+use socket::Socket;
+use sysctl::Sysctl;
+
+/// The network namespace of the thread that made this, as meshd uses it.
+#[derive(Debug)]
+pub struct Overlay {
+    netns: Arc<Netns>,
+    socket: Socket,
+    sysctl: Sysctl,
+    filter: Filter,
+}
+
+impl Overlay {
+    /// Opens the calling thread's network namespace. Whatever thread calls the other functions, they
+    /// work in that one. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When no netlink socket is to be had.
+    pub fn new() -> Result<Self, Error> {
+        let netns = Arc::new(Netns::current()?);
+        let (sysctl, filter) = (Sysctl::new(netns.clone()), Filter::new(netns.clone()));
+        Ok(Self {
+            netns,
+            socket: Socket::open()?,
+            sysctl,
+            filter,
+        })
+    }
+
+    /// What this host carries. With `cluster`, links of another cluster's mark, and what is on them,
+    /// are left out; links whose making was cut short are always there, and never settled or up.
+    ///
+    /// # Errors
+    /// When the kernel refuses, when its tables would not hold still, or when nft is missing.
+    pub async fn dump(&self, cluster: Option<Id>) -> Result<SeenOverlay, Error> {
+        let nft = self.filter.get().await?;
+        dump::read(&self.socket, cluster, nft).await
+    }
+
+    /// Carries out one step. Making what is there already, or removing what is gone, is success.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what was in the way is named. A veth that fails is removed again.
+    pub async fn apply(&self, action: &NetAction) -> Result<(), Error> {
+        apply::apply(self, action).await
+    }
+
+    /// The host as it is without meshd, seen from the address that VXLAN will be sent from.
+    ///
+    /// # Errors
+    /// When no interface has the address, or the kernel refuses.
+    pub async fn host_facts(&self, data_path_addr: IpAddr) -> Result<HostFacts, Error> {
+        host::facts(&self.socket, data_path_addr).await
+    }
+
+    /// Removes every link, route and table that meshd made here, of whatever cluster, and says which.
+    ///
+    /// # Errors
+    /// All that went wrong; the rest was removed nevertheless.
+    pub async fn sweep(&self) -> Result<Vec<String>, Vec<Error>> {
+        sweep::sweep(self).await
+    }
+
+    /// Yields after each change of the host's links, addresses, routes, neighbours or nftables, this
+    /// program's own included. Several changes may give one item; a lost event gives one too. Ends
+    /// when the sockets fail: then start another.
+    ///
+    /// # Errors
+    /// When the sockets can not be opened.
+    pub fn monitor(&self) -> Result<impl Stream<Item = ()> + Send + Unpin + use<>, Error> {
+        monitor::changes(&self.netns)
+    }
+
+    /// The namespace that it works in.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+}

@@ -1,0 +1,84 @@
+//! Permanent neighbours: on a bridge they are what ARP is answered from (neighbour suppression), on
+//! the ingress VXLAN device they spare ARP altogether.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use mesh_core::{Mac, desired::Neigh};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+};
+
+use crate::{
+    error::Error,
+    link::{self, Device},
+    socket::Socket,
+};
+
+/// Adds a neighbour, or replaces what is known of the same address.
+pub(crate) async fn add(socket: &Socket, neigh: &Neigh) -> Result<(), Error> {
+    let request = || format!("add neighbour {} {} on {}", neigh.ip, neigh.mac, neigh.dev);
+    let device = link::ours(socket, &neigh.dev, request).await?;
+    let mut new = message(&device, neigh.ip);
+    new.header.state = NeighbourState::Permanent;
+    new.attributes.push(NeighbourAttribute::LinkLayerAddress(neigh.mac.0.to_vec()));
+    socket
+        .change(request(), RouteNetlinkMessage::NewNeighbour(new), NLM_F_CREATE | NLM_F_REPLACE)
+        .await
+}
+
+/// Removes a neighbour. One that is gone already, or whose device is, is success.
+pub(crate) async fn remove(socket: &Socket, neigh: &Neigh) -> Result<(), Error> {
+    let Some(device) = link::find_ours(socket, &neigh.dev).await? else {
+        return Ok(());
+    };
+    let del = RouteNetlinkMessage::DelNeighbour(message(&device, neigh.ip));
+    match socket
+        .change(format!("remove neighbour {} of {}", neigh.ip, neigh.dev), del, 0)
+        .await
+    {
+        Err(e) if e.is(&[libc::ENOENT, libc::ENODEV]) => Ok(()),
+        done => done,
+    }
+}
+
+fn message(device: &Device, ip: IpAddr) -> NeighbourMessage {
+    let mut m = NeighbourMessage::default();
+    m.header.family = link::family(ip);
+    m.header.ifindex = device.index;
+    m.attributes.push(NeighbourAttribute::Destination(ip.into()));
+    m
+}
+
+/// The permanent neighbours on these devices.
+pub(crate) async fn all(socket: &Socket, devices: &HashMap<u32, &Device>) -> Result<Vec<Neigh>, Error> {
+    let rows = socket
+        .dump("list neighbours", RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))
+        .await?;
+    let read = |row| match row {
+        RouteNetlinkMessage::NewNeighbour(m) => read(&m, devices.get(&m.header.ifindex)?),
+        _ => None,
+    };
+    Ok(rows.into_iter().filter_map(read).collect())
+}
+
+fn read(m: &NeighbourMessage, device: &Device) -> Option<Neigh> {
+    if m.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let ip = m.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
+        _ => None,
+    })?;
+    let mac = m.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(v) => v.as_slice().try_into().ok().map(Mac),
+        _ => None,
+    })?;
+    Some(Neigh {
+        dev: device.name.clone(),
+        ip,
+        mac,
+    })
+}

@@ -1,0 +1,176 @@
+//! Network namespaces: opened by path, told apart by inode, entered by threads of their own.
+//!
+//! `setns` changes the calling thread, so it is never done on a thread that anybody else uses: a
+//! thread is started, enters, does its work and ends. A netlink socket that was opened there keeps
+//! to that namespace and is then used from anywhere.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+
+/// An open network namespace. It lives at least as long as this.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: String,
+    inode: u64,
+}
+
+impl Netns {
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// When nothing is there, or something else than a network namespace.
+    pub fn open(path: &str) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if !is_network_namespace(file.as_fd()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"));
+        }
+        let inode = file.metadata()?.ino();
+        Ok(Self {
+            file,
+            path: path.into(),
+            inode,
+        })
+    }
+
+    /// The calling thread's.
+    pub(crate) fn current() -> Result<Self, Error> {
+        Self::open("/proc/thread-self/ns/net").map_err(Error::io("open this thread's network namespace"))
+    }
+
+    /// Opens a container's namespace and makes sure that it is still the one that was attached.
+    pub(crate) fn open_sandbox(path: &str, inode: u64) -> Result<Self, Error> {
+        let gone = |why: String| Error::SandboxGone { path: path.into(), why };
+        let netns = Self::open(path).map_err(|e| gone(e.to_string()))?;
+        if netns.inode != inode {
+            return Err(gone(format!("inode {} is there, not {inode}", netns.inode)));
+        }
+        Ok(netns)
+    }
+
+    /// Its inode, unique among the namespaces that exist on this host.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn raw_fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// Runs `work` on a thread of its own within the namespace.
+    ///
+    /// # Errors
+    /// When the thread can not be started or can not enter; `work` was not run then.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+        let request = format!("enter network namespace {}", self.path);
+        let file = self.file.try_clone().map_err(Error::io(&request))?;
+        on_thread(request, move || setns(file, CloneFlags::CLONE_NEWNET), work).await
+    }
+
+    /// Like [`Netns::run`], for callers outside of async code: blocks until `work` is done.
+    pub(crate) fn run_blocking<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        let failed = || Error::io(format!("enter network namespace {}", self.path));
+        let body = || {
+            setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+            Ok(work())
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("netns".into()).spawn_scoped(scope, body)?;
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+        })
+        .map_err(failed())
+    }
+}
+
+/// Runs `work` in a network namespace that nobody else is in, and that ends with it.
+pub(crate) async fn run_in_scratch<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    on_thread("make a network namespace".into(), || unshare(CloneFlags::CLONE_NEWNET), work).await
+}
+
+async fn on_thread<T: Send + 'static>(
+    request: String,
+    enter: impl FnOnce() -> nix::Result<()> + Send + 'static,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let (tx, rx) = oneshot::channel();
+    let body = move || {
+        // Nobody waits any more when the receiver is gone, which is no failure.
+        let _ = tx.send(enter().map(|()| work()).map_err(io::Error::from));
+    };
+    thread::Builder::new()
+        .name("netns".into())
+        .spawn(body)
+        .map_err(Error::io(&request))?;
+    rx.await
+        .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+        .map_err(Error::io(request))
+}
+
+/// The inode of the network namespace at `path`.
+///
+/// # Errors
+/// When nothing is there, or something else than a network namespace.
+pub fn inode(path: &str) -> io::Result<u64> {
+    Netns::open(path).map(|n| n.inode)
+}
+
+/// The path that `netns:NAME`, `netns:PATH` or `pid:N` stands for; `None` for other texts.
+pub fn path_of(spec: &str) -> Option<String> {
+    if let Some(pid) = spec.strip_prefix("pid:") {
+        return pid.parse::<u32>().ok().map(|pid| format!("/proc/{pid}/ns/net"));
+    }
+    let name = spec.strip_prefix("netns:").filter(|n| !n.is_empty())?;
+    if name.starts_with('/') {
+        return Some(name.into());
+    }
+    // One file name: `..` or a slash would lead elsewhere.
+    (Path::new(name).file_name()? == name).then(|| format!("/run/netns/{name}"))
+}
+
+/// `NS_GET_NSTYPE` (include/uapi/linux/nsfs.h): only files of nsfs answer it.
+fn is_network_namespace(fd: BorrowedFd<'_>) -> bool {
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    #[expect(unsafe_code, reason = "no safe wrapper for this ioctl")]
+    // SAFETY: the request takes no argument and writes no memory; the descriptor is open.
+    let kind = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) };
+    kind == libc::CLONE_NEWNET
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_become_paths() {
+        assert_eq!(path_of("pid:17").as_deref(), Some("/proc/17/ns/net"));
+        assert_eq!(path_of("netns:c1").as_deref(), Some("/run/netns/c1"));
+        assert_eq!(path_of("netns:/proc/1/ns/net").as_deref(), Some("/proc/1/ns/net"));
+        for bad in ["pid:", "pid:-1", "pid:x", "netns:", "netns:../x", "netns:..", "netns:a/b", "web"] {
+            assert_eq!(path_of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_network_namespaces_are_opened() {
+        assert_eq!(inode("/proc/self/ns/net").ok(), inode("/proc/thread-self/ns/net").ok());
+        for bad in ["/proc/self/ns/mnt", "/dev/null", "/", "/proc/self/ns/nothing"] {
+            assert!(inode(bad).is_err(), "{bad}");
+        }
+    }
+}

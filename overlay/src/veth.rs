@@ -1,0 +1,151 @@
+//! Veth pairs: the host's end is a port of the network's bridge, the other end is the container's
+//! interface.
+//!
+//! A pair is made whole or not at all. The far end is born in the container's namespace under its
+//! final name, and the mark comes last, so that a pair whose making was cut short is never taken for
+//! a good one.
+
+use mesh_core::desired::{Peer, Veth};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
+
+use crate::{
+    Overlay, addr,
+    error::Error,
+    link::{self, Device},
+    netns::Netns,
+    port, route,
+    socket::Socket,
+    sysctl::Sysctl,
+};
+
+/// Makes the pair, or puts MTU and bridge of an existing one right.
+pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth) -> Result<(), Error> {
+    let socket = &overlay.socket;
+    let bridge = link::ours(socket, &veth.bridge, || format!("put {name} into its bridge")).await?;
+    let netns = Netns::open_sandbox(&veth.peer.netns, veth.peer.inode);
+    if let Some(device) = link::find_ours(socket, name).await? {
+        if device.alias == mark && device.kind == Some(InfoKind::Veth) {
+            // The container may have ended meanwhile; its end of the pair is going with it.
+            let sandbox = match &netns {
+                Ok(netns) => Some(Socket::open_in(netns).await?),
+                Err(_) => None,
+            };
+            if repair(socket, sandbox.as_ref(), &device, bridge.index, veth).await? {
+                return Ok(());
+            }
+        }
+        link::remove(socket, &device).await?;
+    }
+    let netns = netns?;
+    if netns.inode() == overlay.netns.inode() {
+        let value = veth.peer.netns.clone();
+        return Err(Error::Invalid {
+            what: "network namespace",
+            value,
+            want: "a container's own, not the host's",
+        });
+    }
+    let sandbox = Socket::open_in(&netns).await?;
+    if link::find(&sandbox, &veth.peer.ifname).await?.is_some() {
+        return Err(Error::IfnameTaken {
+            path: netns.path().into(),
+            ifname: veth.peer.ifname.clone(),
+        });
+    }
+    create(socket, name, veth, &netns).await?;
+    let device = link::ours(socket, name, || format!("configure veth {name}")).await?;
+    let made = finish(socket, &sandbox, &overlay.sysctl, &device, bridge.index, mark, veth).await;
+    if made.is_err() {
+        // The first failure is the one to tell; what is left is half-made and goes with the next try.
+        if let Err(e) = link::remove(socket, &device).await {
+            tracing::warn!(link = name, error = %e, "a veth that could not be configured stays behind");
+        }
+    }
+    made
+}
+
+async fn create(socket: &Socket, name: &str, veth: &Veth, netns: &Netns) -> Result<(), Error> {
+    let peer = link::message(
+        0,
+        vec![
+            LinkAttribute::IfName(veth.peer.ifname.clone()),
+            LinkAttribute::Mtu(veth.mtu),
+            LinkAttribute::Address(veth.peer.mac.0.to_vec()),
+            LinkAttribute::NetNsFd(netns.raw_fd()),
+        ],
+    );
+    let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
+    let what = format!("veth to {} in {},", veth.peer.ifname, netns.path());
+    link::create(
+        socket,
+        &what,
+        name,
+        vec![LinkAttribute::Mtu(veth.mtu), LinkAttribute::LinkInfo(info)],
+    )
+    .await
+}
+
+async fn finish(
+    socket: &Socket,
+    sandbox: &Socket,
+    sysctl: &Sysctl,
+    device: &Device,
+    bridge: u32,
+    mark: String,
+    veth: &Veth,
+) -> Result<(), Error> {
+    sysctl.no_ipv6(&device.name).await?;
+    link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
+    port::settle(socket, device, port::CONTAINER).await?;
+    link::set_up(socket, device).await?;
+    configure(sandbox, &veth.peer).await?;
+    link::mark(socket, device, mark).await
+}
+
+/// The container's side: loopback and interface up, address, default route.
+async fn configure(sandbox: &Socket, peer: &Peer) -> Result<(), Error> {
+    let request = || format!("configure {} in {}", peer.ifname, peer.netns);
+    let missing = |name: &str| Error::NoLink {
+        request: request(),
+        name: name.into(),
+    };
+    let lo = link::find(sandbox, "lo").await?.ok_or_else(|| missing("lo"))?;
+    link::set_up(sandbox, &lo).await?;
+    let device = link::find(sandbox, &peer.ifname).await?.ok_or_else(|| missing(&peer.ifname))?;
+    addr::add_with_route(sandbox, &device, peer.addr).await?;
+    link::set_up(sandbox, &device).await?;
+    let Some(gateway) = peer.gateway else {
+        return Ok(());
+    };
+    match route::add_default(sandbox, &device, gateway).await {
+        Err(e) if e.is(&[libc::EEXIST]) => Err(Error::DefaultRouteTaken { path: peer.netns.clone() }),
+        done => done,
+    }
+}
+
+/// Puts an existing pair right, with its far end if the container is there. False when the far end
+/// is in some other namespace: the container was started anew and needs another pair.
+async fn repair(socket: &Socket, sandbox: Option<&Socket>, device: &Device, bridge: u32, veth: &Veth) -> Result<bool, Error> {
+    if let Some(sandbox) = sandbox {
+        let is_far_end = |d: &&Device| d.peer == Some(device.index) && device.peer == Some(d.index);
+        let inside = link::all(sandbox).await?;
+        let Some(far) = inside.iter().find(is_far_end) else {
+            return Ok(false);
+        };
+        link::adjust(sandbox, far, veth.mtu, far.master, None).await?;
+    }
+    link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
+    // A port starts out learning.
+    let moved = device.master != Some(bridge);
+    let fresh = if moved {
+        Device {
+            port: Vec::new(),
+            ..device.clone()
+        }
+    } else {
+        device.clone()
+    };
+    port::settle(socket, &fresh, port::CONTAINER).await?;
+    link::set_up(socket, device).await?;
+    Ok(true)
+}

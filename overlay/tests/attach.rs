@@ -1,0 +1,222 @@
+//! An attachment is made whole or not at all.
+#![expect(clippy::unwrap_used, reason = "test")]
+
+mod lab;
+
+use lab::*;
+use mesh_core::{Mac, action::NetAction, desired::Veth};
+use mesh_overlay::{Error, Overlay};
+
+struct Lab {
+    host: Ns,
+    pod: Ns,
+    overlay: Overlay,
+    net: Network,
+}
+
+async fn start() -> Lab {
+    let (host, pod) = (Ns::new(), Ns::new());
+    let overlay = host.overlay().await;
+    let net = Network::new(1);
+    apply(&overlay, [net.put_bridge(), net.put_vxlan("192.0.2.1")]).await;
+    Lab { host, pod, overlay, net }
+}
+
+impl Lab {
+    /// Tries to attach the container after `spoil`, which must fail and leave nothing.
+    async fn refused(&self, spoil: impl FnOnce(&mut Veth)) -> Error {
+        let (name, mut veth) = self.net.attach(&self.pod, 5, true);
+        spoil(&mut veth);
+        let (before, in_pod) = (self.overlay.dump(None).await.unwrap(), self.pod.ok("ip addr show"));
+        let links = self.host.links();
+        let error = self
+            .overlay
+            .apply(&NetAction::PutVeth {
+                name,
+                cluster: cluster(),
+                veth,
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(self.host.links(), links, "{error}");
+        assert_eq!(self.overlay.dump(None).await.unwrap(), before);
+        if self.pod.succeeds("true") {
+            assert_eq!(self.pod.ok("ip addr show"), in_pod, "{error}");
+        }
+        error
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_attach_leaves_nothing() {
+    let lab = start().await;
+    let gone = lab.refused(|v| v.peer.inode += 1).await;
+    assert!(matches!(gone, Error::SandboxGone { .. }), "{gone}");
+    let gone = lab.refused(|v| v.peer.netns = "/run/netns/mtov-nothing".into()).await;
+    assert!(matches!(gone, Error::SandboxGone { .. }), "{gone}");
+    for bad in ["", "0123456789abcdef", "a/b"] {
+        let e = lab.refused(|v| v.peer.ifname = bad.into()).await;
+        assert!(matches!(e, Error::Invalid { .. }), "{e}");
+    }
+    for bad in [
+        "10.1.0.0/24",
+        "10.1.0.255/24",
+        "224.0.0.1/24",
+        "0.0.0.0/0",
+        "127.0.0.1/8",
+        "255.255.255.255/32",
+    ] {
+        let e = lab.refused(|v| v.peer.addr = net(bad)).await;
+        assert!(e.to_string().contains(bad), "{e}");
+    }
+    let e = lab.refused(|v| v.peer.mac = Mac([1, 0, 0, 0, 0, 1])).await;
+    assert!(e.to_string().contains("01:00:00:00:00:01"), "{e}");
+    let (own, inode) = (lab.host.path(), lab.host.open().inode());
+    let e = lab.refused(|v| (v.peer.netns, v.peer.inode) = (own, inode)).await;
+    assert!(e.to_string().contains("not the host's"), "{e}");
+    // These fail only when half of it is done.
+    let e = lab.refused(|v| v.peer.gateway = Some(ip("10.99.0.1"))).await;
+    assert!(
+        chain(&e).contains("10.99.0.1") && chain(&e).contains("unreachable"),
+        "{}",
+        chain(&e)
+    );
+    let e = lab.refused(|v| v.bridge = "mb-missing".into()).await;
+    assert!(matches!(e, Error::NoLink { .. }), "{e}");
+    let e = lab.refused(|v| v.mtu = 10).await;
+    assert!(e.errno().is_some(), "{e}");
+
+    lab.pod.ok("ip link add eth0 type bridge");
+    let e = lab.refused(|_| {}).await;
+    assert!(matches!(&e, Error::IfnameTaken { ifname, .. } if ifname == "eth0"), "{e}");
+    lab.pod.ok("ip link del eth0");
+    lab.pod.ok("ip link add br0 type bridge");
+    lab.pod.ok("ip addr add 172.31.0.2/24 dev br0");
+    lab.pod.ok("ip link set br0 up");
+    lab.pod.ok("ip route add default via 172.31.0.1");
+    let e = lab.refused(|_| {}).await;
+    assert!(matches!(e, Error::DefaultRouteTaken { .. }), "{e}");
+    // Nothing of it is in the way of a good one, which asks for no gateway.
+    let (name, veth) = lab.net.attach(&lab.pod, 5, false);
+    apply(
+        &lab.overlay,
+        [NetAction::PutVeth {
+            name,
+            cluster: cluster(),
+            veth,
+        }],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_container_gets_what_was_asked_for() {
+    let lab = start().await;
+    lab.pod.ok("ip link set lo down");
+    let (name, mut veth) = lab.net.attach(&lab.pod, 5, true);
+    apply(&lab.overlay, [lab.net.put_veth(&lab.pod, 5)]).await;
+    let eth0 = lab.pod.ok("ip addr show eth0");
+    for part in ["10.1.0.5/24", "mtu 1450", "02:6d:0a:01:00:05", "state UP"] {
+        assert!(eth0.contains(part), "{part}: {eth0}");
+    }
+    assert!(lab.pod.ok("ip route show default").contains("via 10.1.0.1 dev eth0"));
+    assert!(lab.pod.ok("ip link show lo").contains("UP"));
+    assert_eq!(lab.host.links().len(), 3, "nothing of the container's side is left on the host");
+
+    // Another MTU reaches both ends, another bridge the port.
+    let other = Network::new(2);
+    apply(&lab.overlay, [other.put_bridge()]).await;
+    (veth.mtu, veth.bridge) = (1400, other.bridge());
+    lab.host.ok(&format!("ip link set {name} down"));
+    apply(
+        &lab.overlay,
+        [NetAction::PutVeth {
+            name: name.clone(),
+            cluster: cluster(),
+            veth: veth.clone(),
+        }],
+    )
+    .await;
+    let seen = lab.overlay.dump(None).await.unwrap().veths.remove(&name).unwrap();
+    assert_eq!((seen.mtu, seen.bridge, seen.up), (1400, Some(other.bridge()), true));
+    assert!(lab.pod.ok("ip link show eth0").contains("mtu 1400"));
+    // A learning port is seen as not settled.
+    lab.host.ok(&format!("bridge link set dev {name} learning on"));
+    assert!(!lab.overlay.dump(None).await.unwrap().veths[&name].up);
+    apply(
+        &lab.overlay,
+        [NetAction::PutVeth {
+            name: name.clone(),
+            cluster: cluster(),
+            veth,
+        }],
+    )
+    .await;
+    assert!(lab.overlay.dump(None).await.unwrap().veths[&name].up);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_that_was_cut_short_is_seen_and_made_whole() {
+    let lab = start().await;
+    let (name, veth) = lab.net.attach(&lab.pod, 5, true);
+    // As after a crash right behind the pair's making: group 0x6d657368, no alias yet.
+    lab.host.ok(&format!(
+        "ip link add {name} group 1835365224 type veth peer name eth0 netns {}",
+        lab.pod.name
+    ));
+    let seen = lab.overlay.dump(Some(cluster())).await.unwrap();
+    assert!(!seen.veths[&name].up && seen.veths[&name].endpoint == veth.endpoint);
+    apply(&lab.overlay, [lab.net.put_veth(&lab.pod, 5)]).await;
+    assert!(lab.overlay.dump(Some(cluster())).await.unwrap().veths[&name].up);
+    assert!(lab.pod.ok("ip addr show eth0").contains("10.1.0.5/24"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_started_anew_gets_a_pair_of_its_own() {
+    let lab = start().await;
+    let (name, mut veth) = lab.net.attach(&lab.pod, 5, true);
+    apply(&lab.overlay, [lab.net.put_veth(&lab.pod, 5)]).await;
+    let index = || lab.host.ok(&format!("cat /sys/class/net/{name}/ifindex"));
+    let first = index();
+    // Renamed inside, it is still the same.
+    lab.pod.ok("ip link set eth0 down");
+    lab.pod.ok("ip link set eth0 name lan0");
+    apply(&lab.overlay, [lab.net.put_veth(&lab.pod, 5)]).await;
+    assert_eq!(index(), first);
+    let anew = Ns::new();
+    (veth.peer.netns, veth.peer.inode) = (anew.path(), anew.open().inode());
+    apply(
+        &lab.overlay,
+        [NetAction::PutVeth {
+            name: name.clone(),
+            cluster: cluster(),
+            veth,
+        }],
+    )
+    .await;
+    assert_ne!(index(), first);
+    assert_eq!(
+        (anew.links().as_slice(), lab.pod.links().len()),
+        (["eth0".to_owned()].as_slice(), 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_ended_takes_its_veth_along() {
+    let lab = start().await;
+    let (name, veth) = lab.net.attach(&lab.pod, 5, true);
+    apply(&lab.overlay, [lab.net.put_veth(&lab.pod, 5)]).await;
+    drop(lab.pod);
+    until("the veth's end", || !lab.host.links().contains(&name));
+    let gone = lab
+        .overlay
+        .apply(&NetAction::PutVeth {
+            name: name.clone(),
+            cluster: cluster(),
+            veth,
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(gone, Error::SandboxGone { .. }), "{gone}");
+    apply(&lab.overlay, [NetAction::DelLink(name)]).await;
+}
