@@ -1,0 +1,281 @@
+//! What meshd can do for whoever asks: the operations behind the local API.
+//!
+//! Reads and writes of the cluster go to its managers; an attachment is a write that comes back as
+//! intent. Nothing here touches the kernel: the reconcile loop does.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use mesh_api::{
+    query::{Answer, Query},
+    rest::{Check, ConnectRequest, DataplaneView, DisconnectRequest, Doctor, Event, ManagerView, NodeName, StatusView},
+};
+use mesh_control::client::ControlClient;
+use mesh_core::{
+    Id, Refusal,
+    command::{Command, NewEndpoint, Reply},
+    lb::Program,
+    objects::{Dataplane, Endpoint, EndpointState, NodeState},
+};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use crate::{
+    config::Config,
+    events::EventLog,
+    ledger::Ledger,
+    membership::Membership,
+    reconcile::{Applied, Request},
+    sandbox,
+};
+
+/// How long an attachment may take before it is given up and taken back.
+const ATTACH_TIME: Duration = Duration::from_secs(10);
+const STATUS_TIME: Duration = Duration::from_secs(2);
+
+/// A new object's id.
+pub fn fresh_id() -> Id {
+    Id::from_bits(rand::random())
+}
+
+/// meshd, as its local API sees it.
+pub struct App {
+    /// Settings.
+    pub config: Config,
+    /// This host's copy of the objects.
+    pub ledger: Arc<Ledger>,
+    /// News.
+    pub events_log: Arc<EventLog>,
+    /// Outcome of the reconcile loop.
+    pub applied: watch::Receiver<Applied>,
+    /// To the reconcile loop.
+    pub requests: mpsc::Sender<Request>,
+    /// The host's place in a cluster.
+    pub membership: Membership,
+    /// What this kernel lacks.
+    pub degraded: Vec<String>,
+}
+
+fn no_cluster() -> Refusal {
+    Refusal::other("this host belongs to no cluster: run meshctl init or meshctl join first")
+}
+
+impl App {
+    async fn client(&self) -> Result<Arc<ControlClient>, Refusal> {
+        self.membership.client().await.ok_or_else(no_cluster)
+    }
+
+    /// Carries out a command: its revision and what it answered.
+    pub async fn propose(&self, command: Command) -> Result<(u64, Reply), Refusal> {
+        let (revision, outcome) = self.client().await?.propose(command).await?;
+        outcome.map(|reply| (revision, reply))
+    }
+
+    /// Reads from the managers.
+    pub async fn query(&self, query: Query) -> Result<Answer, Refusal> {
+        self.client().await?.query(query).await
+    }
+
+    /// Attaches a container of this host: returns once its interface, its names and its balancing
+    /// work here. Whatever fails, nothing stays.
+    pub async fn connect(&self, network: &str, request: ConnectRequest) -> Result<Id, Refusal> {
+        let node = self.membership.node().await.ok_or_else(no_cluster)?;
+        let found = sandbox::find(&request.container).await?;
+        let endpoint = NewEndpoint {
+            id: fresh_id(),
+            node,
+            network: network.to_owned(),
+            service: request.service,
+            name: request.hostname.unwrap_or(found.name),
+            ip: request.ip,
+            mac: request.mac,
+            aliases: request.aliases,
+            labels: request.labels,
+            sandbox: found.sandbox,
+            ifname: request.ifname,
+        };
+        let id = endpoint.id;
+        self.propose(Command::EndpointCreate { endpoint, at: Timestamp::now() }).await?;
+        let attached = match timeout(ATTACH_TIME, self.attached(id)).await {
+            Ok(result) => result,
+            Err(_) => Err(Refusal::other(format!("the container was not attached within {} s: see meshctl status", ATTACH_TIME.as_secs()))),
+        };
+        if let Err(refusal) = attached {
+            if let Err(e) = self.propose(Command::EndpointRemove { id }).await {
+                tracing::warn!(endpoint = %id, error = %e.message, "a failed attachment could not be taken back; its container's end will remove it");
+            }
+            return Err(refusal);
+        }
+        Ok(id)
+    }
+
+    /// Waits until an endpoint of this host is ready and the kernel has been brought to that.
+    async fn attached(&self, id: Id) -> Result<(), Refusal> {
+        let mut applied = self.applied.clone();
+        let mut ledger = self.ledger.subscribe();
+        let mut seen = false;
+        loop {
+            let (revision, failure, gone) = {
+                let a = applied.borrow_and_update();
+                (a.revision, a.failed.get(&id).cloned(), a.gone.contains(&id))
+            };
+            ledger.mark_unchanged();
+            match self.ledger.view().objects.endpoints.get(&id) {
+                Some(e) => {
+                    seen = true;
+                    if let Some(why) = failure {
+                        return Err(if gone { Refusal::not_found(why) } else { Refusal::other(why) });
+                    }
+                    if e.state != EndpointState::Starting && e.version <= revision {
+                        return Ok(());
+                    }
+                }
+                None if seen => return Err(Refusal::not_found("the container ended while it was being attached")),
+                None => {}
+            }
+            tokio::select! {
+                r = applied.changed() => r.map_err(|_| Refusal::unavailable("meshd is stopping"))?,
+                r = ledger.changed() => r.map_err(|_| Refusal::unavailable("meshd is stopping"))?,
+            }
+        }
+    }
+
+    /// Detaches a container of this host; returns once its interface is gone.
+    pub async fn disconnect(&self, network: &str, request: DisconnectRequest) -> Result<(), Refusal> {
+        let node = self.membership.node().await.ok_or_else(no_cluster)?;
+        let read = self.query(Query::Network(network.to_owned())).await?;
+        let here = read.objects.iter().filter_map(|o| match o {
+            mesh_core::objects::Object::Endpoint(e) if e.node == node => Some(e.as_ref()),
+            _ => None,
+        });
+        let here: Vec<&Endpoint> = here.collect();
+        let named = |e: &&&Endpoint| e.sandbox.container == request.container || e.name == request.container || e.id.to_string() == request.container;
+        let id = match here.iter().find(named) {
+            Some(e) => e.id,
+            None => {
+                let none = || Refusal::not_found(format!("container {:?} is not attached to network {network:?} on this host", request.container));
+                let inode = match sandbox::find(&request.container).await {
+                    Ok(found) => found.sandbox.inode,
+                    Err(_) if request.force => return Err(none()),
+                    Err(e) => return Err(e),
+                };
+                here.iter().find(|e| e.sandbox.inode == inode).ok_or_else(none)?.id
+            }
+        };
+        let (revision, _) = self.propose(Command::EndpointRemove { id }).await?;
+        match timeout(ATTACH_TIME, self.reached(revision)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(Refusal::other("the container is detached, but this host has not caught up: see meshctl status")),
+        }
+    }
+
+    async fn reached(&self, revision: u64) -> Result<(), Refusal> {
+        let mut applied = self.applied.clone();
+        applied.wait_for(|a| a.revision >= revision).await.map(drop).map_err(|_| Refusal::unavailable("meshd is stopping"))
+    }
+
+    /// What happened, and what happens from now on.
+    pub fn events(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.events_log.read()
+    }
+
+    /// How this host is. Answers at once, with or without managers.
+    pub async fn status(&self) -> StatusView {
+        let view = self.ledger.view();
+        let applied = self.applied.borrow().clone();
+        let identity = self.membership.identity().await;
+        let head = match self.membership.client().await {
+            Some(client) => timeout(STATUS_TIME, client.query(Query::Head)).await.ok().and_then(Result::ok),
+            None => None,
+        };
+        let node = identity.as_ref().map(|i| NodeName { id: i.node, hostname: self.hostname(i.node) });
+        let hooks = applied.hooks.iter().map(|h| format!("{}@{}", program_name(h.program), h.dev)).collect();
+        StatusView {
+            node,
+            cluster: identity.as_ref().map(|i| i.cluster),
+            role: identity.as_ref().map(|i| i.role),
+            manager: head.map(|h| ManagerView::of(h.revision, &h.managers)),
+            applied_generation: applied.revision,
+            networks: view.objects.networks.len() as u64,
+            services: view.objects.services.len() as u64,
+            endpoints: view.objects.endpoints.len() as u64,
+            dataplane: DataplaneView { hooks, kernel: kernel_release(), degraded: self.degraded.clone() },
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            errors: applied.errors,
+        }
+    }
+
+    fn hostname(&self, node: Id) -> String {
+        self.ledger.view().objects.nodes.get(&node).map_or_else(|| self.config.hostname.clone(), |n| n.hostname.clone())
+    }
+
+    /// What is wrong with this host.
+    pub async fn doctor(&self, plan: bool) -> Doctor {
+        let status = self.status().await;
+        let view = self.ledger.view();
+        let mut checks = Vec::new();
+        let mut check = |name: &str, ok: bool, detail: String| checks.push(Check { name: name.to_owned(), ok, detail });
+        let role = status.role.map_or("none", |r| r.as_str());
+        check("cluster", status.node.is_some(), match &status.node {
+            Some(n) => format!("node {} ({}), {role}", n.hostname, n.id),
+            None => "belongs to no cluster: run meshctl init or meshctl join".to_owned(),
+        });
+        if status.node.is_some() {
+            let leader = status.manager.as_ref().and_then(|m| m.leader.clone());
+            check("managers", leader.is_some(), match &leader {
+                Some(leader) => format!("{leader} leads"),
+                None => "no manager leads: this host goes on from its ledger, but nothing can be changed".to_owned(),
+            });
+            let behind = view.head.revision.saturating_sub(status.applied_generation);
+            check("applied", status.errors.is_empty() && behind == 0, match status.errors.first() {
+                Some(first) => format!("{} steps failed and are tried again, first: {first}", status.errors.len()),
+                None => format!("revision {} of {}", status.applied_generation, view.head.revision),
+            });
+            let lost: BTreeSet<_> = view.objects.nodes.values().filter(|n| n.dataplane == Dataplane::Unreachable).map(|n| n.hostname.clone()).collect();
+            let down: BTreeSet<_> = view.objects.nodes.values().filter(|n| n.state == NodeState::Down).map(|n| n.hostname.clone()).collect();
+            let list = |s: &BTreeSet<String>| s.iter().cloned().collect::<Vec<_>>().join(", ");
+            check("nodes", lost.is_empty() && down.is_empty(), if down.is_empty() {
+                format!("all {} are ready", view.objects.nodes.len())
+            } else {
+                format!("meshd is silent on {}; no traffic is sent to {}", list(&down), if lost.is_empty() { "none".to_owned() } else { list(&lost) })
+            });
+        }
+        check("hooks", status.node.is_none() || !status.dataplane.hooks.is_empty(), status.dataplane.hooks.join(", "));
+        check("features", self.degraded.is_empty(), if self.degraded.is_empty() {
+            format!("kernel {} has all that is used", status.dataplane.kernel)
+        } else {
+            self.degraded.join("; ")
+        });
+        let mut steps = Vec::new();
+        if plan {
+            match self.preview().await {
+                Ok(list) => steps = list,
+                Err(e) => check("plan", false, e),
+            }
+        }
+        Doctor { checks, plan: steps }
+    }
+
+    async fn preview(&self) -> Result<Vec<String>, String> {
+        let (to, answer) = oneshot::channel();
+        let stopping = || "meshd is stopping".to_owned();
+        self.requests.send(Request::Preview(to)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+}
+
+fn program_name(program: Program) -> &'static str {
+    match program {
+        Program::FromUplink => "from_uplink",
+        Program::FromOverlay => "from_overlay",
+        Program::FromContainer => "from_container",
+        Program::ToContainer => "to_container",
+    }
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,228 @@
+//! What meshd is told when it starts: the command line, then the configuration file, then defaults.
+//! Parsed and checked whole before anything is opened or bound.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use mesh_core::spec::check_name;
+use serde::Deserialize;
+
+/// The network agent of a host: overlay networks, published ports on every node, service names.
+///
+/// Started once per host. `meshctl init` on the first host makes a cluster, `meshctl join` on the
+/// others joins it. Stopping meshd leaves the data plane in place; `meshd cleanup` removes it.
+#[derive(Parser, Debug)]
+#[command(name = "meshd", version, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    /// What to do; without it, run the agent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The settings.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Remove what meshd made on this host: links, routes, packet filter, BPF pins, sockets.
+    ///
+    /// meshd must not be running. The data directory goes too once the host has left its cluster;
+    /// before that it is kept, because a manager's copy of the cluster's state is in it.
+    Cleanup {
+        /// Also remove the data directory of a host that still belongs to a cluster.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Settings, each as a flag, an environment variable or a key of the configuration file.
+#[derive(Args, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Flags {
+    /// Configuration file (TOML, keys as the flags below).
+    #[arg(long, value_name = "FILE", global = true)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Directory of identity, ledger and cluster state [default: /var/lib/meshd]
+    #[arg(long, value_name = "DIR", env = "MESHD_DATA_DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Directory of the socket meshd.sock [default: /run/meshd]
+    #[arg(long, value_name = "DIR", env = "MESHD_RUN_DIR", global = true)]
+    pub run_dir: Option<PathBuf>,
+    /// Directory on a BPF filesystem where programs and maps are pinned [default: /sys/fs/bpf/meshd]
+    #[arg(long, value_name = "DIR", env = "MESHD_BPFFS", global = true)]
+    pub bpffs: Option<PathBuf>,
+    /// Device that clients of published ports arrive on [default: that of the data-path address]
+    #[arg(long, value_name = "IF")]
+    pub uplink: Option<String>,
+    /// Host name in the cluster [default: the host's]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Port of the control plane [default: 2377]
+    #[arg(long, value_name = "PORT")]
+    pub control_port: Option<u16>,
+    /// Where the resolvers for names outside the mesh are found [default: /etc/resolv.conf]
+    #[arg(long, value_name = "FILE")]
+    pub resolv_conf: Option<PathBuf>,
+    /// Entries of the flow tables [default: 262144]
+    #[arg(long, value_name = "N")]
+    pub flow_table_size: Option<u32>,
+    /// What to log, as for tracing's EnvFilter [default: info]
+    #[arg(long, value_name = "FILTER", env = "MESHD_LOG")]
+    pub log: Option<String>,
+    /// How to log [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// The settings in force.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// See [`Flags::data_dir`].
+    pub data_dir: PathBuf,
+    /// See [`Flags::run_dir`].
+    pub run_dir: PathBuf,
+    /// See [`Flags::bpffs`].
+    pub bpffs: PathBuf,
+    /// See [`Flags::uplink`].
+    pub uplink: Option<String>,
+    /// See [`Flags::hostname`].
+    pub hostname: String,
+    /// See [`Flags::control_port`].
+    pub control_port: u16,
+    /// See [`Flags::resolv_conf`].
+    pub resolv_conf: PathBuf,
+    /// See [`Flags::flow_table_size`].
+    pub flow_table_size: u32,
+    /// See [`Flags::log`].
+    pub log: String,
+    /// See [`Flags::log_format`].
+    pub log_format: LogFormat,
+}
+
+/// A setting that can not be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can not be read.
+    #[error("cannot read the configuration file {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The file is not what it should be.
+    #[error("configuration file {}: {}", .0.display(), .1.trim().replace('\n', " "))]
+    Parse(PathBuf, String),
+    /// A value can not be.
+    #[error("{0}")]
+    Value(String),
+}
+
+impl Config {
+    /// Merges flags, file and defaults, and checks the result.
+    pub fn load(flags: Flags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None => Flags::default(),
+        };
+        let dir = |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| flag.or(file).unwrap_or_else(|| default.into());
+        let hostname = match flags.hostname.or(file.hostname) {
+            Some(name) => name,
+            None => own_hostname()?,
+        };
+        check_name("host", &hostname).map_err(|r| ConfigError::Value(format!("{} (see --hostname)", r.message)))?;
+        let config = Self {
+            data_dir: dir(flags.data_dir, file.data_dir, "/var/lib/meshd"),
+            run_dir: dir(flags.run_dir, file.run_dir, "/run/meshd"),
+            bpffs: dir(flags.bpffs, file.bpffs, "/sys/fs/bpf/meshd"),
+            uplink: flags.uplink.or(file.uplink),
+            hostname,
+            control_port: flags.control_port.or(file.control_port).unwrap_or(mesh_api::CONTROL_PORT),
+            resolv_conf: dir(flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf"),
+            flow_table_size: flags.flow_table_size.or(file.flow_table_size).unwrap_or(262_144),
+            log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
+            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+        };
+        for (flag, path) in [("data-dir", &config.data_dir), ("run-dir", &config.run_dir), ("bpffs", &config.bpffs)] {
+            if !path.is_absolute() {
+                return Err(ConfigError::Value(format!("--{flag} {} is not an absolute path", path.display())));
+            }
+        }
+        if config.control_port == 0 {
+            return Err(ConfigError::Value("--control-port 0 is not a port: use 1 to 65535".into()));
+        }
+        if !(1024..=16_777_216).contains(&config.flow_table_size) {
+            return Err(ConfigError::Value(format!("--flow-table-size {} is not from 1024 to 16777216", config.flow_table_size)));
+        }
+        Ok(config)
+    }
+
+    /// The socket of the local API.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("meshd.sock")
+    }
+}
+
+fn read(path: &Path) -> Result<Flags, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.into(), e))?;
+    toml::from_str(&text).map_err(|e| ConfigError::Parse(path.into(), e.to_string()))
+}
+
+/// The host's name up to the first dot: node names are DNS labels.
+fn own_hostname() -> Result<String, ConfigError> {
+    let name = nix::unistd::gethostname().map_err(|e| ConfigError::Value(format!("the host's name is not known ({e}): give --hostname")))?;
+    let name = name.to_string_lossy();
+    Ok(name.split('.').next().unwrap_or_default().to_owned())
+}
+
+/// Pools of subnets when `meshctl init` names none: the ranges that Docker's users expect, the
+/// second for hosts whose routes fill the first.
+pub fn default_pools() -> Vec<IpNet> {
+    let net = |a: [u8; 4], len| IpNet::new(IpAddr::V4(Ipv4Addr::from(a)), len).into_iter();
+    net([10, 0, 0, 0], 8).chain(net([172, 16, 0, 0], 12)).collect()
+}
+
+/// Prefix length of a subnet from the pools when `meshctl init` names none: 4093 endpoints, where
+/// Docker's /24 has room for 253 and runs out.
+pub const DEFAULT_SUBNET_PREFIX: u8 = 20;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "test")]
+mod tests {
+    use super::*;
+
+    fn load(args: &[&str]) -> Result<Config, ConfigError> {
+        Config::load(Cli::try_parse_from([&["meshd"], args].concat()).unwrap().flags)
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("meshd.toml");
+        std::fs::write(&file, "hostname = \"from-file\"\ndata-dir = \"/srv/meshd\"\n").unwrap();
+        let c = load(&["--config", file.to_str().unwrap(), "--hostname", "from-flag"]).unwrap();
+        assert_eq!((c.hostname.as_str(), c.data_dir.to_str().unwrap()), ("from-flag", "/srv/meshd"));
+        std::fs::write(&file, "hostnam = \"typo\"\n").unwrap();
+        let e = load(&["--config", file.to_str().unwrap()]).unwrap_err().to_string();
+        assert!(e.contains("hostnam") && !e.contains('\n'), "{e}");
+    }
+
+    #[test]
+    fn refuses_what_can_not_be() {
+        for bad in [&["--hostname", "a.b"][..], &["--data-dir", "relative"], &["--control-port", "0"], &["--flow-table-size", "3"]] {
+            assert!(load(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What happened in the cluster, as this host learnt it: the stream behind `meshctl events`.
+//!
+//! The session records, the local API reads. A ring in memory: the objects themselves are durable,
+//! their history is not meant to be.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, PoisonError},
+};
+
+use jiff::Timestamp;
+use mesh_api::rest::{Event, EventAction};
+use mesh_core::{
+    Id,
+    objects::{Change, Kind, Object, Objects},
+};
+use tokio::sync::broadcast;
+
+/// Events that are remembered for `--since`.
+const REMEMBERED: usize = 4096;
+/// Events that a slow reader may be behind before it is told that it missed some.
+const BEHIND: usize = 1024;
+
+/// The ring and its readers.
+pub struct EventLog {
+    ring: Mutex<Ring>,
+    live: broadcast::Sender<Event>,
+}
+
+#[derive(Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    /// Names, to say what was removed.
+    names: BTreeMap<(Kind, Id), String>,
+}
+
+impl EventLog {
+    /// An empty log that knows the names of `objects`.
+    pub fn new(objects: &Objects) -> Self {
+        let names = objects.iter().filter_map(|o| Some((o.key(), name(&o)?))).collect();
+        Self { ring: Mutex::new(Ring { events: VecDeque::new(), names }), live: broadcast::Sender::new(BEHIND) }
+    }
+
+    /// Adds what `changes` mean.
+    pub fn record(&self, revision: u64, changes: &[Change]) {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        for change in changes {
+            let key = (change.kind, change.id);
+            let new = change.object.as_ref().and_then(name);
+            let old = match &new {
+                Some(new) => ring.names.insert(key, new.clone()),
+                None => ring.names.remove(&key),
+            };
+            let action = match (&old, &new) {
+                (_, None) => EventAction::Remove,
+                (None, Some(_)) => EventAction::Create,
+                (Some(_), Some(_)) => EventAction::Update,
+            };
+            let Some(name) = new.or(old) else { continue };
+            let event = Event { time: Timestamp::now(), revision, action, kind: change.kind, id: change.id, name };
+            if ring.events.len() == REMEMBERED {
+                ring.events.pop_front();
+            }
+            ring.events.push_back(event.clone());
+            // Nobody listening is fine.
+            drop(self.live.send(event));
+        }
+    }
+
+    /// What is remembered, and what comes after it without a gap.
+    pub fn read(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        (ring.events.iter().cloned().collect(), self.live.subscribe())
+    }
+}
+
+fn name(object: &Object) -> Option<String> {
+    match object {
+        Object::Cluster(_) => None,
+        Object::Node(o) => Some(o.hostname.clone()),
+        Object::Network(o) => Some(o.name.clone()),
+        Object::Service(o) => Some(o.name.clone()),
+        Object::Endpoint(o) => Some(o.name.clone()),
+    }
+}

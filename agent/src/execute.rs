@@ -1,0 +1,120 @@
+//! The only writer to the kernel: reads what is there and carries out the steps of a plan.
+//!
+//! Held by the reconcile loop alone. It makes no choices: which step, and in which order, is the
+//! plan's.
+
+use std::{path::PathBuf, sync::Arc};
+
+use mesh_core::{
+    Id,
+    action::{Action, BpfAction, NetAction},
+    lb::Row,
+    names::NameTable,
+    observed::Observed,
+};
+use mesh_dns::Dns;
+use mesh_loader::Loader;
+use mesh_overlay::Overlay;
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Netlink or nftables.
+    #[error(transparent)]
+    Overlay(#[from] mesh_overlay::Error),
+    /// BPF.
+    #[error(transparent)]
+    Loader(#[from] mesh_loader::Error),
+    /// The DNS.
+    #[error(transparent)]
+    Names(#[from] mesh_dns::SwapError),
+}
+
+impl StepError {
+    /// The container that the step was for does not exist any more.
+    pub fn is_sandbox_gone(&self) -> bool {
+        matches!(self, Self::Overlay(mesh_overlay::Error::SandboxGone { .. }))
+    }
+}
+
+/// The three hands on the kernel.
+pub struct Executor {
+    /// Links, routes, packet filter.
+    pub overlay: Overlay,
+    /// Programs and maps.
+    pub loader: Loader,
+    /// Names.
+    pub dns: Arc<Dns>,
+    bpffs: PathBuf,
+    flow_table_size: u32,
+}
+
+impl Executor {
+    /// Takes over what is pinned at `bpffs`, or begins anew.
+    pub fn open(bpffs: PathBuf, flow_table_size: u32, dns: Arc<Dns>) -> Result<Self, StepError> {
+        let overlay = Overlay::new()?;
+        let loader = open_loader(&bpffs, flow_table_size)?;
+        Ok(Self { overlay, loader, dns, bpffs, flow_table_size })
+    }
+
+    /// What the kernel and the DNS hold now. A dump that can not be trusted is an error.
+    pub async fn observe(&mut self, cluster: Option<Id>) -> Result<Observed, StepError> {
+        let overlay = self.overlay.dump(cluster).await?;
+        let (tables, hooks) = self.loader.observe()?;
+        let names = NameTable::clone(&self.dns.current());
+        Ok(Observed { overlay, tables, hooks, names })
+    }
+
+    /// Carries out one step.
+    pub async fn execute(&mut self, action: &Action) -> Result<(), StepError> {
+        match action {
+            Action::Net(step) => Ok(self.overlay.apply(step).await?),
+            Action::Bpf(step) => Ok(self.loader.apply(step)?),
+            Action::Names(table) => Ok(self.dns.swap(Arc::new(NameTable::clone(table))).await?),
+        }
+    }
+
+    /// Removes everything from the kernel, for a host that has left its cluster; collects all
+    /// errors.
+    pub async fn teardown(&mut self) -> Vec<String> {
+        let mut errors = Vec::new();
+        if let Err(e) = self.dns.swap(Arc::default()).await {
+            errors.push(chain(&e));
+        }
+        if let Err(all) = self.overlay.sweep().await {
+            errors.extend(all.iter().map(|e| chain(e)));
+        }
+        match Loader::cleanup(&self.bpffs).and_then(|_| open_loader(&self.bpffs, self.flow_table_size)) {
+            Ok(loader) => self.loader = loader,
+            Err(e) => errors.push(chain(&e)),
+        }
+        errors
+    }
+}
+
+fn open_loader(bpffs: &std::path::Path, flow_table_size: u32) -> Result<Loader, mesh_loader::Error> {
+    Loader::open(&mesh_loader::Options { flow_table_size, ..mesh_loader::Options::new(bpffs) })
+}
+
+/// An error with its sources, on one line.
+pub fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(e) = source {
+        text = format!("{text}: {e}");
+        source = e.source();
+    }
+    text.replace('\n', " ")
+}
+
+/// The name of the veth that a step is about.
+pub fn veth_of(action: &Action) -> Option<&str> {
+    let name = match action {
+        Action::Net(NetAction::PutVeth { name, .. }) => name,
+        Action::Net(NetAction::AddFdb(e)) => &e.dev,
+        Action::Bpf(BpfAction::Row(Row::Local(name, Some(_)))) => name,
+        Action::Bpf(BpfAction::Attach(h)) => &h.dev,
+        _ => return None,
+    };
+    Some(name.as_str()).filter(|name| name.starts_with("mv-"))
+}

@@ -1,0 +1,94 @@
+//! meshd: the network agent of a host. Arguments, logging, exit code; the wiring is in [`run`].
+
+mod app;
+mod config;
+mod events;
+mod execute;
+mod ledger;
+mod local_api;
+mod membership;
+mod reconcile;
+mod run;
+mod sandbox;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use config::{Cli, Command, Config, LogFormat};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if !e.use_stderr() => {
+            // Help and version: a closed pipe is the reader's choice.
+            drop(e.print());
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            let text = e.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            eprintln!("meshd: {} (see meshd --help)", first.trim_start_matches("error: "));
+            return ExitCode::from(2);
+        }
+    };
+    let config = match Config::load(cli.flags) {
+        Ok(config) => config,
+        Err(e) => {
+            eprintln!("meshd: {}", execute::chain(&e));
+            return ExitCode::from(2);
+        }
+    };
+    let result = match cli.command {
+        Some(Command::Cleanup { force }) => runtime().and_then(|rt| rt.block_on(run::cleanup(&config, force))),
+        None => log(&config).and_then(|()| runtime()).and_then(|rt| rt.block_on(run::agent(config))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("meshd: {}", e.text);
+            ExitCode::from(e.code)
+        }
+    }
+}
+
+/// Why meshd ends, for the person who started it.
+pub struct Exit {
+    /// One line.
+    text: String,
+    code: u8,
+}
+
+impl Exit {
+    /// Exit code 1.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into().replace('\n', " "), code: 1 }
+    }
+
+    /// Another exit code.
+    pub fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Exit {
+    fn from(e: E) -> Self {
+        Self::new(execute::chain(&e))
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+fn log(config: &Config) -> Result<(), Exit> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
+        .map_err(|e| Exit::new(format!("--log {:?} is not a filter: {e}", config.log)).with_code(2))?;
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let out = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    match config.log_format {
+        LogFormat::Text => out.init(),
+        LogFormat::Json => out.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,384 @@
+//! The host's place in a cluster: made, joined, taken up again after a restart, left.
+//!
+//! Holds what exists only inside a cluster: the identity, the client of the managers, on managers
+//! the control plane itself, and the session's loops. Called by the local API and by [`crate::run`].
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_api::{
+    query::Query,
+    rest::{InitReply, InitRequest, JoinReply, JoinRequest},
+};
+use mesh_control::{
+    client::{Channels, ControlClient},
+    consensus::Consensus,
+    health::probe::IcmpProber,
+    identity::{IdentityStore, NodeFile},
+    join::{self, Joining},
+    manager::{self, Founding, Manager},
+    raft::RaftHost,
+    server::Limits,
+    transport::GrpcTransport,
+};
+use mesh_core::{Id, Refusal, command::Command, objects::Role};
+use mesh_overlay::Overlay;
+use tokio::{
+    sync::{Mutex, RwLock, mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::{self, Config},
+    events::EventLog,
+    execute::chain,
+    ledger::Ledger,
+    reconcile::{Applied, Member, Request},
+    session::Session,
+};
+
+/// How long a host that has been taken in may need for its first full list and pass.
+const SETTLE_TIME: Duration = Duration::from_secs(15);
+
+/// What a host has while it is in a cluster.
+struct Joined {
+    identity: Arc<IdentityStore>,
+    client: Arc<ControlClient>,
+    manager: Option<Hosted>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// A manager's control plane.
+struct Hosted {
+    manager: Manager,
+    consensus: Arc<RaftHost>,
+}
+
+impl Hosted {
+    async fn end(self) {
+        self.manager.shutdown().await;
+        self.consensus.shutdown().await;
+    }
+}
+
+/// The host's place in a cluster.
+pub struct Membership {
+    config: Config,
+    ledger: Arc<Ledger>,
+    events: Arc<EventLog>,
+    applied: watch::Receiver<Applied>,
+    requests: mpsc::Sender<Request>,
+    member: watch::Sender<Option<Member>>,
+    fatal: mpsc::Sender<String>,
+    joined: RwLock<Option<Joined>>,
+    /// Held while the place changes: one init, join or leave at a time.
+    changing: Mutex<()>,
+}
+
+impl Membership {
+    /// A host that is in no cluster, until [`Self::resume`] finds that it is.
+    pub fn new(
+        config: &Config,
+        ledger: Arc<Ledger>,
+        events: Arc<EventLog>,
+        applied: watch::Receiver<Applied>,
+        requests: mpsc::Sender<Request>,
+        member: watch::Sender<Option<Member>>,
+        fatal: mpsc::Sender<String>,
+    ) -> Self {
+        let config = config.clone();
+        Self { config, ledger, events, applied, requests, member, fatal, joined: RwLock::new(None), changing: Mutex::new(()) }
+    }
+
+    /// The client of the managers, inside a cluster.
+    pub async fn client(&self) -> Option<Arc<ControlClient>> {
+        self.joined.read().await.as_ref().map(|j| j.client.clone())
+    }
+
+    /// This node, inside a cluster.
+    pub async fn node(&self) -> Option<Id> {
+        self.identity().await.map(|i| i.node)
+    }
+
+    /// Who this host is, inside a cluster.
+    pub async fn identity(&self) -> Option<NodeFile> {
+        self.joined.read().await.as_ref().map(|j| j.identity.file())
+    }
+
+    fn raft_dir(&self) -> PathBuf {
+        self.config.data_dir.join("raft")
+    }
+
+    /// Goes on where meshd stopped.
+    pub async fn resume(&self) -> Result<(), Refusal> {
+        let Some(identity) = IdentityStore::load(&self.config.data_dir).map_err(other)? else { return Ok(()) };
+        let file = identity.file();
+        if self.ledger.view().head.cluster != Some(file.cluster) {
+            self.ledger.reset(Some(file.cluster)).map_err(other)?;
+        }
+        // The data plane needs no manager: it goes on from the ledger at once.
+        self.member.send_replace(Some(Member { cluster: file.cluster, node: file.node }));
+        let channels = Arc::new(Channels::new(&identity).map_err(other)?);
+        let manager = self.manager_for(&identity, &channels).await?;
+        self.enter(identity, channels, manager).await;
+        Ok(())
+    }
+
+    /// The control plane, on nodes that host it.
+    async fn manager_for(&self, identity: &Arc<IdentityStore>, channels: &Arc<Channels>) -> Result<Option<Hosted>, Refusal> {
+        if identity.file().role == Role::Worker {
+            return Ok(None);
+        }
+        let consensus = self.raft(identity, channels).await?;
+        self.manage(identity, channels, consensus).await.map(Some)
+    }
+
+    async fn raft(&self, identity: &Arc<IdentityStore>, channels: &Arc<Channels>) -> Result<Arc<RaftHost>, Refusal> {
+        let transport = Arc::new(GrpcTransport::new(channels.clone()));
+        let host = RaftHost::start(&self.raft_dir(), identity.file().raft_id, transport).await.map_err(other)?;
+        let (mut fatal, to) = (host.fatal(), self.fatal.clone());
+        tokio::spawn(async move {
+            if let Ok(why) = fatal.wait_for(Option::is_some).await.map(|w| w.clone()) {
+                drop(to.send(why.unwrap_or_default()).await);
+            }
+        });
+        Ok(host)
+    }
+
+    async fn manage(&self, identity: &Arc<IdentityStore>, channels: &Arc<Channels>, consensus: Arc<RaftHost>) -> Result<Hosted, Refusal> {
+        let config = manager::Config {
+            listen: SocketAddr::new(identity.file().addr, self.config.control_port),
+            limits: Limits::default(),
+            identity: identity.clone(),
+            channels: channels.clone(),
+            consensus: consensus.clone(),
+            prober: Arc::new(IcmpProber),
+        };
+        match Manager::start(config).await {
+            Ok(manager) => Ok(Hosted { manager, consensus }),
+            Err(e) => {
+                consensus.shutdown().await;
+                Err(other(e))
+            }
+        }
+    }
+
+    /// Starts what a host does inside a cluster.
+    async fn enter(&self, identity: Arc<IdentityStore>, channels: Arc<Channels>, manager: Option<Hosted>) {
+        let file = identity.file();
+        let client = Arc::new(ControlClient::new(identity.clone(), channels));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let session = Session {
+            node: file.node,
+            client: client.clone(),
+            ledger: self.ledger.clone(),
+            events: self.events.clone(),
+            applied: self.applied.clone(),
+            fatal: self.fatal.clone(),
+        };
+        session.start(&tasks, &stop);
+        tasks.close();
+        self.member.send_replace(Some(Member { cluster: file.cluster, node: file.node }));
+        *self.joined.write().await = Some(Joined { identity, client, manager, stop, tasks });
+    }
+
+    /// Makes a cluster with this host as its first manager.
+    pub async fn init(&self, request: InitRequest) -> Result<InitReply, Refusal> {
+        let _one = self.changing.lock().await;
+        self.check_free().await?;
+        let node = self.describe(request.advertise_addr, request.data_path_addr, None).await?;
+        let (hostname, address) = (node.hostname.clone(), SocketAddr::new(node.addr, node.control_port).to_string());
+        let address_pools = if request.default_addr_pools.is_empty() { config::default_pools() } else { request.default_addr_pools };
+        let subnet_prefix = request.subnet_size.unwrap_or(config::DEFAULT_SUBNET_PREFIX);
+        let (identity, command) = Founding { node, address_pools, subnet_prefix }.found().map_err(other)?;
+        // Checked before anything is on disk: a refused init leaves the host as it was.
+        mesh_core::state::State::default().apply(1, &command).0?;
+        let file = identity.file.clone();
+        let found = async {
+            let identity = IdentityStore::create(&self.config.data_dir, identity).map_err(other)?;
+            let channels = Arc::new(Channels::new(&identity).map_err(other)?);
+            let consensus = self.raft(&identity, &channels).await?;
+            let hosted = self.manage(&identity, &channels, consensus.clone()).await?;
+            let begin = async {
+                consensus.bootstrap(&address).await?;
+                consensus.propose(command).await?.outcome
+            };
+            if let Err(refusal) = begin.await {
+                hosted.end().await;
+                return Err(refusal);
+            }
+            Ok((identity, channels, hosted))
+        };
+        let (identity, channels, hosted) = self.or_forget(found.await)?;
+        self.ledger.reset(Some(file.cluster)).map_err(other)?;
+        self.enter(identity, channels, Some(hosted)).await;
+        self.settled().await?;
+        let worker_token = self.client().await.ok_or_else(|| Refusal::unavailable("meshd is stopping"))?.query(Query::Token(Role::Worker)).await?.token;
+        Ok(InitReply { cluster: file.cluster, node: file.node, hostname, address, worker_token: worker_token.unwrap_or_default() })
+    }
+
+    /// Joins a cluster as what the token says.
+    pub async fn join(&self, request: JoinRequest) -> Result<JoinReply, Refusal> {
+        let _one = self.changing.lock().await;
+        self.check_free().await?;
+        let target = join::manager_addr(&request.manager)?;
+        let joining = self.describe(request.advertise_addr, request.data_path_addr, Some(&target)).await?;
+        let enrolled = join::enroll(&request.token, &target, joining).await?;
+        let file = enrolled.identity.file.clone();
+        let enter = async {
+            let identity = IdentityStore::create(&self.config.data_dir, enrolled.identity).map_err(other)?;
+            let channels = Arc::new(Channels::new(&identity).map_err(other)?);
+            let manager = self.manager_for(&identity, &channels).await?;
+            Ok((identity, channels, manager))
+        };
+        let (identity, channels, manager) = self.or_forget(enter.await)?;
+        self.ledger.reset(Some(file.cluster)).map_err(other)?;
+        self.enter(identity, channels, manager).await;
+        self.settled().await?;
+        Ok(JoinReply { cluster: file.cluster, node: file.node, role: file.role })
+    }
+
+    /// Takes back what a failed init or join left on disk.
+    fn or_forget<T>(&self, result: Result<T, Refusal>) -> Result<T, Refusal> {
+        if result.is_err() {
+            for error in self.remove_files() {
+                tracing::error!(%error, "a failed attempt left something behind");
+            }
+        }
+        result
+    }
+
+    /// Leaves the cluster and removes everything from this host. A manager that others need, and a
+    /// host with containers attached, leave only by force; so does one that reaches no manager.
+    pub async fn leave(&self, force: bool) -> Result<(), Refusal> {
+        let _one = self.changing.lock().await;
+        let Some(file) = self.identity().await else { return Err(Refusal::conflict("this host belongs to no cluster")) };
+        let view = self.ledger.view();
+        let here: Vec<_> = view.objects.endpoints.values().filter(|e| e.node == file.node).map(|e| e.name.clone()).take(5).collect();
+        if !here.is_empty() && !force {
+            return Err(Refusal::conflict(format!("containers are attached here ({}): disconnect them first, or use --force", here.join(", "))));
+        }
+        if let Some(client) = self.client().await {
+            let told = client.propose(Command::NodeRemove { node: file.node.to_string(), force: true }).await;
+            if let Err(refusal) = told.and_then(|(_, outcome)| outcome)
+                && !force
+            {
+                return Err(Refusal::new(refusal.kind, format!("{} (--force leaves all the same)", refusal.message)));
+            }
+        }
+        if let Some(joined) = self.joined.write().await.take() {
+            joined.end().await;
+        }
+        self.member.send_replace(None);
+        let (to, answer) = oneshot::channel();
+        let gone = || Refusal::unavailable("meshd is stopping");
+        self.requests.send(Request::Teardown(to)).await.map_err(|_| gone())?;
+        let mut errors = answer.await.map_err(|_| gone())?;
+        errors.extend(self.ledger.reset(None).err().map(|e| chain(&e)));
+        errors.extend(self.remove_files());
+        match errors.as_slice() {
+            [] => Ok(()),
+            errors => Err(Refusal::other(format!("this host has left, but not all could be removed: {}", errors.join("; ")))),
+        }
+    }
+
+    /// Ends what runs inside the cluster, for a meshd that stops; the place itself stays.
+    pub async fn stop(&self) {
+        if let Some(joined) = self.joined.write().await.take() {
+            joined.end().await;
+        }
+    }
+
+    async fn check_free(&self) -> Result<(), Refusal> {
+        match self.identity().await {
+            Some(file) => Err(Refusal::conflict(format!("this host is node {} of cluster {} already: leave it first (meshctl leave)", file.node, file.cluster))),
+            None => Ok(()),
+        }
+    }
+
+    /// This host as it asks to be taken in.
+    async fn describe(&self, advertise: Option<IpAddr>, data_path: Option<IpAddr>, towards: Option<&str>) -> Result<Joining, Refusal> {
+        let addr = match advertise {
+            Some(addr) => addr,
+            None => self.own_address(towards).await?,
+        };
+        let data_path_addr = data_path.unwrap_or(addr);
+        let overlay = Overlay::new().map_err(other)?;
+        for a in [addr, data_path_addr] {
+            if a.is_loopback() || a.is_unspecified() || a.is_multicast() {
+                return Err(Refusal::malformed(format!("address {a} is not one that other hosts can reach: give one of an interface")));
+            }
+        }
+        overlay.host_facts(addr).await.map_err(other)?;
+        let facts = overlay.host_facts(data_path_addr).await.map_err(other)?;
+        Ok(Joining {
+            hostname: self.config.hostname.clone(),
+            addr,
+            control_port: self.config.control_port,
+            data_path_addr,
+            underlay_mtu: facts.mtu,
+            host_routes: facts.routes,
+        })
+    }
+
+    /// The address of the uplink, or the one that this host would reach the manager (or the world)
+    /// from. Asking the kernel for that by connecting a UDP socket sends nothing.
+    async fn own_address(&self, towards: Option<&str>) -> Result<IpAddr, Refusal> {
+        if let Some(uplink) = &self.config.uplink {
+            let all = nix::ifaddrs::getifaddrs().map_err(other)?;
+            let mut on_uplink = all.filter(|i| i.interface_name == *uplink).filter_map(|i| i.address?.as_sockaddr_in().map(|a| IpAddr::V4(a.ip())));
+            return on_uplink.next().ok_or_else(|| Refusal::other(format!("interface {uplink} has no IPv4 address: give --advertise-addr")));
+        }
+        // 192.0.2.1: TEST-NET-1 (RFC 5737), reached by the default route wherever there is one.
+        let to = towards.unwrap_or("192.0.2.1:9").to_owned();
+        let found = tokio::task::spawn_blocking(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(to)?;
+            socket.local_addr()
+        });
+        match found.await {
+            Ok(Ok(addr)) if !addr.ip().is_loopback() => Ok(addr.ip()),
+            _ => Err(Refusal::other("which of this host's addresses others reach is not clear: give --advertise-addr")),
+        }
+    }
+
+    /// Waits until the first full list is here and the kernel has been brought to it.
+    async fn settled(&self) -> Result<(), Refusal> {
+        let mut applied = self.applied.clone();
+        let result = match timeout(SETTLE_TIME, applied.wait_for(|a| a.revision > 0 && a.errors.is_empty())).await {
+            Ok(Ok(_)) => return Ok(()),
+            _ => self.applied.borrow().errors.first().cloned(),
+        };
+        let why = result.unwrap_or_else(|| "no list of objects has come from a manager".to_owned());
+        Err(Refusal::other(format!("this host is in the cluster, but its network is not up yet ({why}); it is tried again: see meshctl status")))
+    }
+
+    fn remove_files(&self) -> Vec<String> {
+        let mut errors: Vec<String> = IdentityStore::remove(&self.config.data_dir).err().map(|e| chain(&e)).into_iter().collect();
+        match std::fs::remove_dir_all(self.raft_dir()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => errors.push(format!("cannot remove {}: {e}", self.raft_dir().display())),
+            _ => {}
+        }
+        errors
+    }
+}
+
+impl Joined {
+    async fn end(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+        if let Some(hosted) = self.manager {
+            hosted.end().await;
+        }
+    }
+}
+
+fn other(e: impl std::error::Error) -> Refusal {
+    Refusal::other(chain(&e))
+}

@@ -1,0 +1,149 @@
+//! The wiring: what is opened in which order, which tasks run, and how they end.
+//!
+//! Tasks: the reconcile loop (the kernel), the session's four loops (the managers), the local API,
+//! and on managers those of [`mesh_control`]. Order of the beginning: everything that can be wrong
+//! with the disk first, then the kernel, then the socket; only then is anything changed.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use mesh_dns::Dns;
+use mesh_loader::Loader;
+use mesh_overlay::Overlay;
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Exit,
+    app::App,
+    config::Config,
+    events::EventLog,
+    execute::{Executor, chain},
+    ledger::Ledger,
+    local_api,
+    membership::Membership,
+    reconcile::{Applied, Reconciler},
+};
+
+/// How long the tasks get to end after SIGTERM; the contract gives meshd 5 s in all.
+const STOP_TIME: Duration = Duration::from_secs(4);
+
+/// Runs the agent until it is told to stop. The data plane stays as it is then.
+pub async fn agent(config: Config) -> Result<(), Exit> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Exit::new("meshd programs the kernel's network: run it as root"));
+    }
+    let ledger = Arc::new(Ledger::open(&config.data_dir.join("ledger.redb"))?);
+    let events = Arc::new(EventLog::new(&ledger.view().objects));
+    let dns = Arc::new(Dns::new(mesh_dns::Config { resolv_conf: config.resolv_conf.clone(), ..mesh_dns::Config::default() }));
+    let executor = Executor::open(config.bpffs.clone(), config.flow_table_size, dns.clone())?;
+    let degraded = executor.loader.degraded();
+    let socket = config.socket();
+    let listener = local_api::listen(&socket).await?;
+
+    let stop = CancellationToken::new();
+    let (fatal, mut fatal_errors) = mpsc::channel(4);
+    let (applied, seen_applied) = watch::channel(Applied::default());
+    let (requests, incoming) = mpsc::channel(16);
+    let member = watch::Sender::new(None);
+    let reconciler =
+        Reconciler { executor, ledger: ledger.clone(), member: member.subscribe(), uplink: config.uplink.clone(), applied, requests: incoming };
+    let mut kernel = tokio::spawn(reconciler.run(stop.clone()));
+    let membership = Membership::new(&config, ledger.clone(), events.clone(), seen_applied.clone(), requests.clone(), member, fatal);
+    membership.resume().await.map_err(|r| Exit::new(r.message))?;
+    let app = Arc::new(App { config, ledger, events_log: events, applied: seen_applied, requests, membership, degraded });
+    let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
+    let watchdog = tokio::spawn(stop.clone().run_until_cancelled_owned(watchdog()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "meshd is ready");
+    notify(&[NotifyState::Ready]);
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(why) = fatal_errors.recv() => Err(Exit::new(why)),
+        done = &mut kernel => Err(match done {
+            Ok(Ok(())) => Exit::new("the reconcile loop ended"),
+            Ok(Err(e)) => Exit::new(chain(&e)),
+            Err(e) => Exit::new(format!("the reconcile loop failed: {e}")),
+        }),
+    };
+    notify(&[NotifyState::Stopping]);
+    stop.cancel();
+    let rest = async {
+        app.membership.stop().await;
+        drop(api.await);
+        drop(watchdog.await);
+        dns.shutdown().await;
+        if !kernel.is_finished() {
+            drop(kernel.await);
+        }
+    };
+    if timeout(STOP_TIME, rest).await.is_err() {
+        tracing::warn!("some tasks did not end in time and are cut off");
+    }
+    match std::fs::remove_file(&socket) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!(error = %e, "cannot remove the socket"),
+        _ => {}
+    }
+    ended
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(state) {
+        tracing::debug!(error = %e, "systemd was not told");
+    }
+}
+
+/// Tells systemd's watchdog that the runtime still turns, where there is one.
+async fn watchdog() {
+    let Some(every) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(every / 2);
+    loop {
+        ticks.tick().await;
+        notify(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Removes what meshd made on this host. Collects all errors; what can be removed is.
+pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
+    if tokio::net::UnixStream::connect(config.socket()).await.is_ok() {
+        return Err(Exit::new(format!("meshd is running ({} answers): stop it first", config.socket().display())).with_code(4));
+    }
+    let mut errors = Vec::new();
+    let mut said = |what: Result<Vec<String>, Vec<String>>| match what {
+        Ok(removed) => removed.iter().for_each(|r| println!("removed {r}")),
+        Err(e) => errors.extend(e),
+    };
+    let overlay = Overlay::new()?;
+    said(overlay.sweep().await.map_err(|all| all.iter().map(|e| chain(e)).collect()));
+    said(Loader::cleanup(&config.bpffs).map_err(|e| vec![chain(&e)]));
+    said(remove(&config.run_dir));
+    let member = mesh_control::identity::IdentityStore::load(&config.data_dir).ok().flatten();
+    match member {
+        Some(identity) if !force => {
+            let file = identity.file();
+            eprintln!(
+                "meshd: kept {}: this host is still node {} of cluster {}; run meshctl leave first, or meshd cleanup --force",
+                config.data_dir.display(),
+                file.node,
+                file.cluster
+            );
+        }
+        _ => said(remove(&config.data_dir)),
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Exit::new(errors.join("; "))) }
+}
+
+fn remove(dir: &Path) -> Result<Vec<String>, Vec<String>> {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => Ok(vec![dir.display().to_string()]),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(vec![format!("cannot remove {}: {e}", dir.display())]),
+    }
+}

@@ -1,0 +1,18 @@
+//! The hosted control plane: consensus, storage, certificates, and the services that nodes and
+//! managers call.
+
+pub mod authz;
+pub mod client;
+pub mod consensus;
+pub mod disk;
+pub mod health;
+pub mod identity;
+pub mod join;
+pub mod manager;
+pub mod pki;
+pub mod raft;
+pub mod server;
+pub mod tls;
+pub mod token;
+pub mod transport;
+pub mod watch;

@@ -1,0 +1,54 @@
+//! What agents hold open: the watch and the heartbeat.
+
+use std::{sync::Arc, time::Instant};
+
+use futures::stream::BoxStream;
+use mesh_api::proto::{BeatReply, BeatRequest, WatchBatch, WatchRequest, agents_server::Agents};
+use mesh_core::{Refusal, objects::NodeState};
+use tonic::{Request, Response, Status};
+
+use super::{Shared, manager_addrs, member, status_of};
+use crate::watch::Watcher;
+
+pub(super) struct Service(pub Arc<Shared>);
+
+#[tonic::async_trait]
+impl Agents for Service {
+    type WatchStream = BoxStream<'static, Result<WatchBatch, Status>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let node = member(&request)?.node;
+        let WatchRequest { revision, cluster } = request.into_inner();
+        let ours = self.0.identity.file().cluster.to_string();
+        // A revision of another cluster says nothing about this one.
+        let from = if cluster == ours { revision } else { 0 };
+        let watcher = Watcher::new(self.0.ring.clone(), self.0.consensus.clone(), node, from, self.0.stop.clone());
+        Ok(Response::new(Box::pin(watcher.stream())))
+    }
+
+    async fn beat(&self, request: Request<BeatRequest>) -> Result<Response<BeatReply>, Status> {
+        let node = member(&request)?.node;
+        let (_, all) = self.0.consensus.objects();
+        let managers = manager_addrs(&all);
+        let leadership = self.0.consensus.leadership().borrow().clone();
+        if !leadership.is_leader {
+            let none = || status_of(&Refusal::unavailable("no manager leads the cluster now"));
+            return Ok(Response::new(BeatReply {
+                leader: leadership.leader_addr.ok_or_else(none)?,
+                managers,
+            }));
+        }
+        self.0
+            .health
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .beat(node, Instant::now());
+        if all.nodes.get(&node).is_some_and(|n| n.state != NodeState::Ready) {
+            self.0.heard.notify_one();
+        }
+        Ok(Response::new(BeatReply {
+            leader: String::new(),
+            managers,
+        }))
+    }
+}

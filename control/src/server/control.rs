@@ -1,0 +1,145 @@
+//! Commands, reads and renewals.
+
+use std::sync::Arc;
+
+use mesh_api::{
+    proto::{ProposeReply, ProposeRequest, QueryReply, QueryRequest, RenewReply, RenewRequest, control_server::Control},
+    query::{self, Answer, Query},
+};
+use mesh_core::{Refusal, command::Command, objects::Role};
+use tonic::{Request, Response, Status};
+
+use super::{Shared, hint, json, managers, member, read_json, status_of};
+use crate::{
+    authz::{self, Member},
+    pki::Authority,
+    token,
+};
+
+pub(super) struct Service(pub Arc<Shared>);
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        let caller = member(&request)?;
+        let command: Command = read_json("command", &request.get_ref().command)?;
+        let led_by = |leader| {
+            Ok(Response::new(ProposeReply {
+                leader,
+                ..Default::default()
+            }))
+        };
+        if let Some(leader) = self.0.leader_elsewhere() {
+            return led_by(leader);
+        }
+        if let Err(refusal) = authz::may_propose(caller, &command, &self.0.consensus.objects().1) {
+            // What this manager knows may be behind what it already committed as a new leader.
+            match self.0.consensus.read_barrier().await.map_err(hint) {
+                Ok(_) => authz::may_propose(caller, &command, &self.0.consensus.objects().1).map_err(|r| status_of(&r))?,
+                Err(Ok(leader)) => return led_by(leader),
+                Err(Err(_)) => return Err(status_of(&refusal)),
+            }
+        }
+        let name = command.name();
+        match self.0.consensus.propose(pinned(command, caller)).await {
+            Ok(applied) => {
+                tracing::debug!(command = name, by = %caller.node, revision = applied.revision, ok = applied.outcome.is_ok(), "command carried out");
+                let outcome = json(&applied.outcome)?;
+                Ok(Response::new(ProposeReply {
+                    revision: applied.revision,
+                    outcome,
+                    leader: String::new(),
+                }))
+            }
+            Err(e) => led_by(hint(e)?),
+        }
+    }
+
+    async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {
+        let caller = member(&request)?;
+        let query: Query = read_json("query", &request.get_ref().query)?;
+        let led_by = |leader| {
+            Ok(Response::new(QueryReply {
+                leader,
+                ..Default::default()
+            }))
+        };
+        if let Some(leader) = self.0.leader_elsewhere() {
+            return led_by(leader);
+        }
+        if let Err(e) = self.0.consensus.read_barrier().await {
+            return led_by(hint(e)?);
+        }
+        let answer = json(&self.answer(caller, &query))?;
+        Ok(Response::new(QueryReply {
+            answer,
+            leader: String::new(),
+        }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        let caller = member(&request)?;
+        let (_, all) = self.0.consensus.objects();
+        let refuse = |r: Refusal| status_of(&r);
+        let cluster = all
+            .cluster
+            .as_ref()
+            .ok_or_else(|| refuse(Refusal::unavailable("this manager is being brought up to date")))?;
+        // The role is the cluster's word, not the old certificate's: that is how a change of role arrives.
+        let role = all
+            .nodes
+            .get(&caller.node)
+            .map(|n| n.role)
+            .ok_or_else(|| refuse(authz::removed(caller.node)))?;
+        let ca = Authority::load(cluster.id, &cluster.ca_cert, &cluster.ca_key).map_err(|e| Status::internal(e.to_string()))?;
+        let cert = ca
+            .sign(&request.get_ref().csr, caller.node, role)
+            .map_err(|e| refuse(Refusal::malformed(e.to_string())))?;
+        tracing::info!(node = %caller.node, role = role.as_str(), "certificate renewed");
+        Ok(Response::new(RenewReply {
+            cert,
+            ca: ca.cert_pem().to_owned(),
+            leader: String::new(),
+        }))
+    }
+}
+
+impl Service {
+    fn answer(&self, caller: Member, query: &Query) -> Result<Answer, Refusal> {
+        let (revision, all) = self.0.consensus.objects();
+        authz::may_query(caller, query, &all)?;
+        let token = match query {
+            Query::Token(role) => Some(token_of(&all, *role)?),
+            _ => None,
+        };
+        let leadership = self.0.consensus.leadership().borrow().clone();
+        Ok(Answer {
+            revision,
+            managers: managers(&all, &leadership),
+            objects: query::select(&all, query)?,
+            token,
+        })
+    }
+}
+
+fn token_of(all: &mesh_core::objects::Objects, role: Role) -> Result<String, Refusal> {
+    let cluster = all
+        .cluster
+        .as_ref()
+        .ok_or_else(|| Refusal::unavailable("this manager is being brought up to date"))?;
+    Ok(token::for_role(cluster, role)
+        .map_err(|e| Refusal::other(e.to_string()))?
+        .to_string())
+}
+
+/// A worker's command about itself by name becomes one by id: the name could be another's by the
+/// time the command is carried out.
+fn pinned(command: Command, caller: Member) -> Command {
+    match (command, caller.role) {
+        (Command::NodeRemove { force, .. }, Role::Worker) => Command::NodeRemove {
+            node: caller.node.to_string(),
+            force,
+        },
+        (command, _) => command,
+    }
+}

@@ -1,0 +1,145 @@
+//! TLS between nodes: 1.3 only, both sides with a certificate of the cluster.
+//!
+//! The server side is used by `server`, the client side by `client`, `transport` and `join`. Own
+//! certificates come from the [`IdentityStore`] at every handshake. Sessions are never resumed: a
+//! resumed one would be let in by a certificate that may have expired since.
+
+mod connect;
+mod verify;
+
+use std::sync::Arc;
+
+use mesh_core::Id;
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    client::{ResolvesClientCert, Resumption, WebPkiServerVerifier},
+    crypto::CryptoProvider,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+    version::TLS13,
+};
+
+pub use connect::{ConnectError, connect, io_reason, tls_reason};
+pub use verify::{JoinCheck, JoinVerifier};
+
+use crate::{
+    identity::IdentityStore,
+    pki::{self, Digest},
+};
+
+/// The protocol that both sides must speak after TLS.
+const ALPN: &[u8] = b"h2";
+
+/// A TLS configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The CA certificate can not be used.
+    #[error("the cluster's CA certificate can not be used: {0}")]
+    Ca(String),
+    /// rustls refused the rest.
+    #[error("can not configure TLS")]
+    Config(#[source] rustls::Error),
+}
+
+/// The cryptography that all of meshd's TLS uses.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Hands out the identity's current certificate.
+#[derive(Debug)]
+struct Own(Arc<IdentityStore>);
+
+impl ResolvesServerCert for Own {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.certified_key())
+    }
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.certified_key())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn roots(ca_pem: &str) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let ca = pki::certificate(ca_pem).map_err(|e| TlsError::Ca(e.to_string()))?;
+    roots.add(ca).map_err(|e| TlsError::Ca(e.to_string()))?;
+    Ok(Arc::new(roots))
+}
+
+/// The server side. A client may come without a certificate, for enrolment; one that it shows must
+/// be signed by the cluster's CA and in date.
+///
+/// # Errors
+/// [`TlsError`] when the identity's CA can not be used.
+pub fn server_config(identity: &Arc<IdentityStore>) -> Result<Arc<ServerConfig>, TlsError> {
+    let roots = roots(&identity.get().ca_pem)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| TlsError::Ca(e.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(TlsError::Config)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(Own(identity.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// The client side of a node: it talks to managers of its own cluster only.
+///
+/// # Errors
+/// [`TlsError`] when the identity's CA can not be used.
+pub fn client_config(identity: &Arc<IdentityStore>) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = roots(&identity.get().ca_pem)?;
+    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(|e| TlsError::Ca(e.to_string()))?;
+    let verifier = verify::ManagerVerifier::new(inner, identity.file().cluster);
+    let mut config = client_builder(Arc::new(verifier))?.with_client_cert_resolver(Arc::new(Own(identity.clone())));
+    finish(&mut config);
+    Ok(Arc::new(config))
+}
+
+/// The client side of a host that has only a join token: it trusts the one CA whose certificate has
+/// `digest`, and tells what it met in [`JoinVerifier::seen`].
+///
+/// # Errors
+/// [`TlsError::Config`].
+pub fn joiner_config(digest: Digest) -> Result<(Arc<ClientConfig>, Arc<JoinVerifier>), TlsError> {
+    let verifier = Arc::new(JoinVerifier::new(digest));
+    let mut config = client_builder(verifier.clone())?.with_no_client_auth();
+    finish(&mut config);
+    Ok((Arc::new(config), verifier))
+}
+
+type WantsCert = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
+
+fn client_builder(verifier: Arc<dyn rustls::client::danger::ServerCertVerifier>) -> Result<WantsCert, TlsError> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(TlsError::Config)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier))
+}
+
+fn finish(config: &mut ClientConfig) {
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+}
+
+/// The name that a client of `cluster` sends and expects; see [`pki::server_name`].
+pub fn server_name(cluster: Id) -> rustls_pki_types::ServerName<'static> {
+    let name = pki::server_name(cluster).try_into().map(rustls_pki_types::ServerName::DnsName);
+    // "node.", an id and ".mesh" are labels of letters and digits.
+    name.unwrap_or(rustls_pki_types::ServerName::IpAddress(std::net::IpAddr::from([0, 0, 0, 0]).into()))
+}

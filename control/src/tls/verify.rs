@@ -1,0 +1,181 @@
+//! Whom a client takes for a manager: by the cluster's CA, or by a join token's digest of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_core::{Id, objects::Role};
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{verify_tls12_signature, verify_tls13_signature},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::pki::{self, Digest, NodeName, PeerError};
+
+/// Verifies chain and dates by webpki, then that the peer is a manager of the cluster: workers have
+/// certificates of the same CA, and must not pass for managers.
+#[derive(Debug)]
+pub(super) struct ManagerVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    cluster: Id,
+}
+
+impl ManagerVerifier {
+    pub(super) fn new(inner: Arc<WebPkiServerVerifier>, cluster: Id) -> Self {
+        Self { inner, cluster }
+    }
+}
+
+fn refuse(e: PeerError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e))))
+}
+
+impl ServerCertVerifier for ManagerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let ok = self
+            .inner
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        NodeName::of_member(end_entity, self.cluster)
+            .and_then(|n| n.require(Role::Manager))
+            .map_err(refuse)?;
+        Ok(ok)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(m, c, d)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(m, c, d)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// What a joiner learned about the host that it spoke to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinCheck {
+    /// A manager of the token's cluster.
+    Manager(NodeName),
+    /// A meshd, of a cluster that the token is not for.
+    OtherCluster,
+    /// It speaks TLS and is no meshd.
+    NotMeshd,
+    /// Of the token's cluster, but its certificate does not hold.
+    Bad(String),
+}
+
+/// Trusts the CA whose certificate has a digest, and nothing else.
+#[derive(Debug)]
+pub struct JoinVerifier {
+    digest: Digest,
+    seen: Mutex<Option<JoinCheck>>,
+}
+
+impl JoinVerifier {
+    pub(super) fn new(digest: Digest) -> Self {
+        Self {
+            digest,
+            seen: Mutex::new(None),
+        }
+    }
+
+    /// What the last handshake showed; `None`: it did not get as far as a certificate.
+    pub fn seen(&self) -> Option<JoinCheck> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn check(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> JoinCheck {
+        let name = NodeName::of_certificate(leaf);
+        let Some(ca) = rest.iter().find(|c| pki::digest(c) == self.digest) else {
+            return if name.is_ok() {
+                JoinCheck::OtherCluster
+            } else {
+                JoinCheck::NotMeshd
+            };
+        };
+        let bad = |e: &dyn std::fmt::Display| JoinCheck::Bad(e.to_string());
+        let name = match name.and_then(|n| n.require(Role::Manager)) {
+            Ok(name) => name,
+            Err(e) => return bad(&e),
+        };
+        let mut roots = RootCertStore::empty();
+        if let Err(e) = roots.add(ca.clone().into_owned()) {
+            return bad(&e);
+        }
+        // The cluster's name comes from the leaf: it is the authority's word, checked right here.
+        let verified = match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), super::provider()).build() {
+            Ok(webpki) => webpki.verify_server_cert(leaf, &[], &super::server_name(name.cluster), &[], now),
+            Err(e) => return bad(&e),
+        };
+        match verified {
+            Ok(_) => JoinCheck::Manager(name),
+            Err(Error::InvalidCertificate(e)) => bad(&e),
+            Err(e) => bad(&e),
+        }
+    }
+}
+
+impl ServerCertVerifier for JoinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let seen = self.check(end_entity, intermediates, now);
+        let verdict = match &seen {
+            JoinCheck::Manager(_) => Ok(ServerCertVerified::assertion()),
+            JoinCheck::Bad(_) => Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)),
+            JoinCheck::OtherCluster | JoinCheck::NotMeshd => Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)),
+        };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        verdict
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(m, c, d, &super::provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(m, c, d, &super::provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        super::provider().signature_verification_algorithms.supported_schemes()
+    }
+}
