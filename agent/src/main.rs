@@ -82,7 +82,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
 }
 
 fn log(config: &Config) -> Result<(), Exit> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
+    // Openraft's info is for those who work on it; naming it in --log brings it back.
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("openraft=warn,{}", config.log))
         .map_err(|e| Exit::new(format!("--log {:?} is not a filter: {e}", config.log)).with_code(2))?;
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let out = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);

@@ -24,7 +24,7 @@ pub struct InitRequest {
     /// Pools that subnets are taken from; else meshd's own.
     #[schema(value_type = Vec<String>)]
     pub default_addr_pools: Vec<IpNet>,
-    /// Prefix length of a subnet taken from a pool; else 24.
+    /// Prefix length of a subnet taken from a pool; else 20.
     pub subnet_size: Option<u8>,
 }
 

@@ -1,0 +1,186 @@
+//! What a flow's state says about its next packet. Called by the programs for every packet of a
+//! service; pure.
+
+use crate::rows::{TCP, UDP};
+
+/// FIN of TCP's flags byte.
+pub const FIN: u8 = 0x01;
+/// SYN.
+pub const SYN: u8 = 0x02;
+/// RST.
+pub const RST: u8 = 0x04;
+/// ACK.
+pub const ACK: u8 = 0x10;
+
+/// The client has sent its FIN.
+pub const FIN_FORWARD: u32 = 1;
+/// The backend has sent its FIN.
+pub const FIN_REVERSE: u32 = 2;
+/// Either has sent RST.
+pub const RESET: u32 = 4;
+
+/// A UDP flow that was silent for longer is over.
+pub const UDP_IDLE_NS: u64 = 180 * 1_000_000_000;
+/// So is a TCP flow: the shortest time after which RFC 1122 section 4.2.3.6 lets an idle connection
+/// be probed, so that a connection with keep-alive never gets there.
+pub const TCP_IDLE_NS: u64 = 2 * 3600 * 1_000_000_000 + 600 * 1_000_000_000;
+/// A closed flow's way back is kept so long for what is still under way.
+pub const CLOSED_GRACE_NS: u64 = 2 * 1_000_000_000;
+/// `last_seen` is not written more often than that, to spare the cache line.
+pub const TOUCH_NS: u64 = 1_000_000_000;
+
+/// Both ends have closed, or one has reset.
+#[inline(always)]
+pub const fn closed(bits: u32) -> bool {
+    bits & RESET != 0 || bits & (FIN_FORWARD | FIN_REVERSE) == FIN_FORWARD | FIN_REVERSE
+}
+
+/// It has been silent for too long.
+#[inline(always)]
+pub const fn idle(proto: u8, last_seen: u64, now: u64) -> bool {
+    now.saturating_sub(last_seen) > if proto == UDP { UDP_IDLE_NS } else { TCP_IDLE_NS }
+}
+
+/// Its way back may be given to another flow.
+#[inline(always)]
+pub const fn stale(proto: u8, bits: u32, last_seen: u64, now: u64) -> bool {
+    idle(proto, last_seen, now) || (closed(bits) && now.saturating_sub(last_seen) > CLOSED_GRACE_NS)
+}
+
+/// Opens a connection: SYN without ACK.
+#[inline(always)]
+pub const fn opens(proto: u8, flags: u8) -> bool {
+    proto == TCP && flags & (SYN | ACK | RST) == SYN
+}
+
+/// Bits that a packet adds.
+#[inline(always)]
+pub const fn advance(flags: u8, forward: bool) -> u32 {
+    let fin = match (flags & FIN != 0, forward) {
+        (false, _) => 0,
+        (true, true) => FIN_FORWARD,
+        (true, false) => FIN_REVERSE,
+    };
+    if flags & RST != 0 { fin | RESET } else { fin }
+}
+
+/// What to do with a client's packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Send it where the flow goes.
+    Keep,
+    /// Choose a backend.
+    Choose,
+    /// The connection's backend is gone: end it.
+    Reset,
+}
+
+/// Judges a client's packet by the flow that its 5-tuple names (`None`: a new one), and by whether
+/// that flow's backend is still there.
+#[inline(always)]
+pub const fn judge(proto: u8, flags: u8, flow: Option<(u32, u64)>, backend_there: bool, now: u64) -> Judgement {
+    let Some((bits, last_seen)) = flow else { return Judgement::Choose };
+    if proto == UDP {
+        return if backend_there && !idle(proto, last_seen, now) {
+            Judgement::Keep
+        } else {
+            Judgement::Choose
+        };
+    }
+    match (opens(proto, flags), backend_there) {
+        (true, true) if !closed(bits) && !idle(proto, last_seen, now) => Judgement::Keep,
+        (true, _) => Judgement::Choose,
+        (false, true) => Judgement::Keep,
+        (false, false) => Judgement::Reset,
+    }
+}
+
+/// A port from 1024 to 65535 for a random number.
+#[inline(always)]
+pub const fn port(random: u32) -> u16 {
+    // The high half of a product spreads 2^32 values over 64512 ports without a division.
+    1024 + ((random as u64 * 64_512) >> 32) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    #[test]
+    fn tcp_life() {
+        assert_eq!(judge(TCP, SYN, None, false, S), Judgement::Choose);
+        assert_eq!(judge(TCP, ACK, None, false, S), Judgement::Choose);
+        assert_eq!(judge(TCP, ACK, Some((0, S)), true, 2 * S), Judgement::Keep);
+        assert_eq!(judge(TCP, SYN, Some((0, S)), true, 2 * S), Judgement::Keep, "a SYN sent again");
+        assert_eq!(
+            judge(TCP, SYN, Some((0, S)), false, 2 * S),
+            Judgement::Choose,
+            "its backend is gone"
+        );
+        assert_eq!(judge(TCP, ACK, Some((0, S)), false, 2 * S), Judgement::Reset);
+        assert_eq!(judge(TCP, SYN, Some((FIN_FORWARD, S)), true, 2 * S), Judgement::Keep, "half closed");
+        assert_eq!(
+            judge(TCP, SYN, Some((FIN_FORWARD | FIN_REVERSE, S)), true, 2 * S),
+            Judgement::Choose
+        );
+        assert_eq!(judge(TCP, SYN, Some((RESET, S)), true, 2 * S), Judgement::Choose);
+        assert_eq!(
+            judge(TCP, ACK, Some((RESET, S)), true, 2 * S),
+            Judgement::Keep,
+            "what is still under way"
+        );
+        assert_eq!(
+            judge(TCP, ACK, Some((0, 0)), true, TCP_IDLE_NS * 3),
+            Judgement::Keep,
+            "idle connections live"
+        );
+        assert_eq!(judge(TCP, SYN, Some((0, 0)), true, TCP_IDLE_NS + 1), Judgement::Choose);
+        assert_eq!(judge(TCP, SYN | ACK, Some((RESET, 0)), true, S), Judgement::Keep, "opens nothing");
+    }
+
+    #[test]
+    fn udp_life() {
+        assert_eq!(judge(UDP, 0, Some((0, S)), true, 181 * S), Judgement::Keep);
+        assert_eq!(judge(UDP, 0, Some((0, S)), true, 181 * S + 1), Judgement::Choose);
+        assert_eq!(judge(UDP, 0, Some((0, S)), false, 2 * S), Judgement::Choose);
+    }
+
+    #[test]
+    fn a_way_back_outlives_its_flow_a_little() {
+        let both = FIN_FORWARD | FIN_REVERSE;
+        assert!(!stale(TCP, both, S, 3 * S));
+        assert!(stale(TCP, both, S, 3 * S + 1));
+        assert!(!stale(TCP, 0, S, 3600 * S));
+        assert!(stale(UDP, 0, 0, UDP_IDLE_NS + 1));
+        assert!(!stale(TCP, RESET, 5 * S, S), "a clock read on another cpu may be behind");
+    }
+
+    proptest! {
+        #[test]
+        fn ports_are_in_range(random: u32) {
+            prop_assert!(port(random) >= 1024);
+        }
+
+        #[test]
+        fn closing_takes_both_ends_or_a_reset(packets in proptest::collection::vec((any::<u8>(), any::<bool>()), 0..8)) {
+            let bits = packets.iter().fold(0, |bits, (flags, forward)| bits | advance(*flags, *forward));
+            let fin = |way| packets.iter().any(|(flags, forward)| flags & FIN != 0 && *forward == way);
+            let reset = packets.iter().any(|(flags, _)| flags & RST != 0);
+            prop_assert_eq!(closed(bits), reset || (fin(true) && fin(false)));
+        }
+
+        #[test]
+        fn never_kept_without_a_backend(proto in prop_oneof![Just(TCP), Just(UDP)], flags: u8, bits in 0u32..8, last: u64, now: u64) {
+            prop_assert_ne!(judge(proto, flags, Some((bits, last)), false, now), Judgement::Keep);
+        }
+    }
+
+    #[test]
+    fn ports_reach_both_ends() {
+        assert_eq!((port(0), port(u32::MAX)), (1024, 65535));
+    }
+}

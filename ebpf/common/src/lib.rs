@@ -1,0 +1,16 @@
+//! What the kernel programs and their loader share: the layout of map keys and values, the maps'
+//! sizes, the counters' names, and every decision and computation of the data path that needs no
+//! kernel helper, so that it can be tested in user space.
+//!
+//! Built twice: for the host (loader, tests) and for the BPF target (ebpf/programs).
+#![no_std]
+
+pub mod answer;
+pub mod checksum;
+pub mod flow;
+pub mod header;
+pub mod reason;
+pub mod rows;
+pub mod spec;
+
+pub use reason::Reason;

@@ -1,0 +1,106 @@
+//! Why a packet went where it went: one counter each, per CPU, in `COUNTERS`.
+//!
+//! The programs count by [`Reason`], the loader reads by [`NAMES`]. New reasons go to the end of the
+//! list: a pinned counter map keeps its meaning.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal),+ $(,)?) => {
+        /// Index into `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reason { $($(#[doc = $doc])+ $variant),+ }
+
+        /// Names for people and metrics, by [`Reason`].
+        pub const NAMES: &[&str] = &[$($name),+];
+    };
+}
+
+reasons! {
+    /// Not a service's: left to the host.
+    Pass = "pass",
+    /// Left to the host: a fragment whose first part was not seen.
+    PassFragment = "pass_fragment",
+    /// Left to the host: headers that contradict themselves.
+    PassMalformed = "pass_malformed",
+    /// Left to the bridge.
+    PassBridge = "pass_bridge",
+    /// Left to the host or the bridge: the interface is no endpoint's.
+    PassUnknownDevice = "pass_unknown_device",
+    /// A backend was chosen for a new flow.
+    NewFlow = "new_flow",
+    /// Client's packet carried to the backend's node.
+    Carried = "carried",
+    /// Client's packet given to a backend here.
+    Delivered = "delivered",
+    /// Reply sent to the client from here.
+    ReplySent = "reply_sent",
+    /// Reply carried back to the node that the client came in at.
+    ReplyCarried = "reply_carried",
+    /// Packet to a VIP sent on to its backend.
+    VipForwarded = "vip_forwarded",
+    /// Backend's packet given the VIP as its source.
+    VipReply = "vip_reply",
+    /// Packet to a VIP, and its reply, turned around: the backend is the client.
+    Hairpin = "hairpin",
+    /// A client's port replaced because it was taken at the backend.
+    PortTranslated = "port_translated",
+    /// ARP request for a VIP answered.
+    ArpAnswered = "arp_answered",
+    /// Ping of a VIP answered.
+    EchoAnswered = "echo_answered",
+    /// TCP reset sent: the service has no backend.
+    ResetNoBackend = "reset_no_backend",
+    /// TCP reset sent: the flow's backend is gone.
+    ResetGone = "reset_gone",
+    /// ICMP port unreachable sent: the service has no backend.
+    UnreachableNoBackend = "unreachable_no_backend",
+    /// Headers that contradict themselves.
+    DropMalformed = "drop_malformed",
+    /// A container's packet with another source address than its own.
+    DropSpoofedIp = "drop_spoofed_ip",
+    /// A container's frame with another source Ethernet address than its own.
+    DropSpoofedMac = "drop_spoofed_mac",
+    /// A container's ARP packet that speaks for another.
+    DropSpoofedArp = "drop_spoofed_arp",
+    /// A container's IPv6 frame.
+    DropIpv6 = "drop_ipv6",
+    /// A container's frame that is neither IP nor ARP, or carries a VLAN tag.
+    DropEthertype = "drop_ethertype",
+    /// A fragment to a VIP whose first part was not seen.
+    DropFragment = "drop_fragment",
+    /// To a VIP, but neither TCP, UDP nor ping.
+    DropVipProtocol = "drop_vip_protocol",
+    /// From the ingress network, but from no node that is known.
+    DropUnknownPeer = "drop_unknown_peer",
+    /// From the ingress network, for an endpoint that is not here.
+    DropUnknownEndpoint = "drop_unknown_endpoint",
+    /// Carried to an endpoint here, but to no published port.
+    DropUnpublished = "drop_unpublished",
+    /// Every client port tried at the backend was taken.
+    DropNoPort = "drop_no_port",
+    /// Nothing to send to, and nothing to be answered: a reset.
+    DropReset = "drop_reset",
+    /// Nothing to send to, and not answered: IP options, a fragment, or a wrong header checksum.
+    DropUnanswered = "drop_unanswered",
+    /// The backend is said to be here, but has no interface.
+    DropNoInterface = "drop_no_interface",
+    /// The kernel refused to change or redirect the packet, or a map is full.
+    DropFailed = "drop_failed",
+    /// No ingress device or uplink is configured.
+    DropUnconfigured = "drop_unconfigured",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_with_reasons_and_differ() {
+        assert_eq!(NAMES[Reason::DropUnconfigured as usize], "drop_unconfigured");
+        assert_eq!(NAMES.len(), Reason::DropUnconfigured as usize + 1);
+        for (i, name) in NAMES.iter().enumerate() {
+            assert!(!NAMES[..i].contains(name), "{name}");
+        }
+        assert!(NAMES.len() <= crate::spec::COUNTERS.max_entries as usize);
+    }
+}

@@ -1,0 +1,236 @@
+//! Opening, restarting, rows there and back, cleaning up.
+#![expect(clippy::unwrap_used, reason = "test")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use mesh_core::{
+    action::BpfAction,
+    lb::{Hook, Program, Row},
+};
+use mesh_loader::{AttachKind, Error, Loader, Options};
+use support::{
+    Ns,
+    frame::{Frame, SYN},
+    world::{CLIENT, NODE, REDIRECT, World, tables, tables_rows},
+};
+
+fn hooks() -> BTreeSet<Hook> {
+    let hook = |program, dev: &str| Hook { program, dev: dev.into() };
+    [
+        hook(Program::FromUplink, "up0"),
+        hook(Program::FromOverlay, "mx-1"),
+        hook(Program::FromContainer, "mv-a"),
+        hook(Program::ToContainer, "mv-a"),
+    ]
+    .into()
+}
+
+#[test]
+fn what_is_put_is_observed_also_after_a_restart() {
+    let mut world = World::new();
+    assert_eq!(world.loader.observe().unwrap(), (tables(), hooks()));
+    let mut world = world.reopen();
+    assert_eq!(world.loader.observe().unwrap(), (tables(), hooks()));
+    for row in tables_rows(&tables()) {
+        world.put(row);
+    }
+    assert_eq!(world.loader.observe().unwrap().0, tables());
+}
+
+#[test]
+fn rows_change_and_go() {
+    let mut world = World::new();
+    let mut want = tables();
+    for list in [vec![4], vec![], vec![3, 4, 3], vec![4, 3]] {
+        world.put(Row::Service(1, Some(list.clone())));
+        want.services.insert(1, list);
+        assert_eq!(world.loader.observe().unwrap().0, want);
+    }
+    world = world.reopen();
+    assert_eq!(world.loader.observe().unwrap().0, want);
+    let t = tables();
+    for _ in 0..2 {
+        t.services.keys().for_each(|k| world.put(Row::Service(*k, None)));
+        t.backends.keys().for_each(|k| world.put(Row::Backend(*k, None)));
+        t.locals.keys().for_each(|k| world.put(Row::Local(k.clone(), None)));
+        t.published.keys().for_each(|k| world.put(Row::Published(*k, None)));
+        t.vips.keys().for_each(|k| world.put(Row::Vip(*k, None)));
+        t.peers.iter().for_each(|k| world.put(Row::Peer(*k, false)));
+        t.node_addrs.iter().for_each(|k| world.put(Row::NodeAddr(*k, false)));
+    }
+    world.put(Row::Config {
+        ingress_mac: Default::default(),
+        ingress_dev: String::new(),
+        uplink: String::new(),
+        ingress_mtu: 0,
+    });
+    assert_eq!(world.loader.observe().unwrap().0, Default::default());
+    world = world.reopen();
+    assert_eq!(world.loader.observe().unwrap().0, Default::default());
+}
+
+fn sh(line: &str) {
+    assert!(
+        std::process::Command::new("sh").args(["-c", line]).status().unwrap().success(),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_device_made_anew_is_another_one() {
+    let mut world = World::new();
+    sh("ip link del mv-a && ip link add mv-a type veth peer name ca && ip link del up0 && ip link add up0 type veth peer name far0");
+    let (seen, hooked) = world.loader.observe().unwrap();
+    let mut want = tables();
+    want.locals.remove("mv-a");
+    want.uplink.clear();
+    assert_eq!(seen, want);
+    assert_eq!(hooked.into_iter().map(|h| h.dev).collect::<Vec<_>>(), ["mx-1"]);
+    for row in tables_rows(&tables()) {
+        world.put(row);
+    }
+    for hook in hooks() {
+        world.loader.apply(&BpfAction::Attach(hook)).unwrap();
+    }
+    assert_eq!(world.loader.observe().unwrap(), (tables(), hooks()));
+}
+
+#[test]
+fn an_index_that_another_device_has_taken_over() {
+    let mut world = World::new();
+    sh("ip link set mv-a name mv-z");
+    let local = tables().locals["mv-a"];
+    world.put(Row::Local("mv-z".into(), Some(local)));
+    world.put(Row::Local("mv-a".into(), None));
+    let mut want = tables();
+    want.locals.remove("mv-a");
+    want.locals.insert("mv-z".into(), local);
+    assert_eq!(world.loader.observe().unwrap().0, want);
+    let sent = Frame::tcp((CLIENT, 1), (NODE, 8080), SYN, b"");
+    world.client(&sent).is(REDIRECT, &["delivered", "new_flow"]);
+    world = world.reopen();
+    assert_eq!(world.loader.observe().unwrap().0, want);
+}
+
+#[test]
+fn devices_that_do_not_exist_are_named() {
+    let mut world = World::new();
+    let local = tables().locals["mv-a"];
+    let failed = world.loader.apply(&BpfAction::Row(Row::Local("mv-none".into(), Some(local))));
+    assert!(matches!(failed, Err(Error::NoDevice { name }) if name == "mv-none"));
+    let hook = Hook {
+        program: Program::FromUplink,
+        dev: "mv-none".into(),
+    };
+    assert!(matches!(
+        world.loader.apply(&BpfAction::Attach(hook.clone())),
+        Err(Error::NoDevice { .. })
+    ));
+    world.loader.apply(&BpfAction::Detach(hook)).unwrap();
+}
+
+#[test]
+fn attached_and_detached_twice() {
+    let mut world = World::new();
+    for hook in hooks() {
+        world.loader.apply(&BpfAction::Attach(hook)).unwrap();
+    }
+    assert_eq!(world.loader.observe().unwrap().1, hooks());
+    for hook in hooks().into_iter().chain(hooks()) {
+        world.loader.apply(&BpfAction::Detach(hook)).unwrap();
+    }
+    assert_eq!(world.loader.observe().unwrap().1, BTreeSet::new());
+}
+
+#[test]
+fn a_map_of_another_size_is_named() {
+    let ns = Ns::new();
+    let dir = tempfile::tempdir().unwrap();
+    let pins = support::pins(dir.path());
+    ns.run(move || {
+        let opts = |size| Options {
+            flow_table_size: size,
+            ..Options::new(&pins)
+        };
+        drop(Loader::open(&opts(1024)).unwrap());
+        let failed = Loader::open(&opts(2048)).unwrap_err();
+        assert!(
+            matches!(
+                failed,
+                Error::MapShape {
+                    name: "FLOWS",
+                    what: "capacity",
+                    found: 1024,
+                    wanted: 2048
+                }
+            ),
+            "{failed}"
+        );
+        drop(Loader::open(&opts(1024)).unwrap());
+        let removed = Loader::cleanup(&pins).unwrap();
+        assert!(
+            removed.iter().any(|r| r.ends_with("maps/FLOWS")) && removed.iter().any(|r| r.starts_with("mount ")),
+            "{removed:?}"
+        );
+        assert_eq!(Loader::cleanup(&pins).unwrap(), Vec::<String>::new());
+        drop(Loader::open(&opts(2048)).unwrap());
+    });
+}
+
+#[test]
+fn clsact_where_there_is_no_tcx() {
+    let ns = Ns::new();
+    ns.ip("link add up0 type veth peer name far0");
+    let dir = tempfile::tempdir().unwrap();
+    let pins = support::pins(dir.path());
+    ns.run(move || {
+        let filters = || {
+            let out = std::process::Command::new("sh")
+                .args(["-c", "tc filter show dev up0 ingress; tc filter show dev up0 egress"])
+                .output();
+            String::from_utf8(out.unwrap().stdout).unwrap()
+        };
+        let opts = Options {
+            flow_table_size: 1024,
+            attach: Some(AttachKind::Clsact),
+            ..Options::new(&pins)
+        };
+        let all: BTreeSet<_> = [Program::FromUplink, Program::ToContainer]
+            .map(|program| Hook {
+                program,
+                dev: "up0".into(),
+            })
+            .into();
+        let mut loader = Loader::open(&opts).unwrap();
+        assert_eq!(loader.attach_kind(), AttachKind::Clsact);
+        assert_eq!(loader.degraded().len(), 1);
+        for hook in all.iter().chain(&all) {
+            loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
+        }
+        assert_eq!(loader.observe().unwrap().1, all);
+        drop(loader);
+        let before = filters();
+        assert!(before.contains("from_uplink") && before.contains("to_container"), "{before}");
+        let mut loader = Loader::open(&opts).unwrap();
+        assert_eq!(loader.observe().unwrap().1, all);
+        assert_ne!(filters(), before, "other programs in the same places");
+        sh("tc filter del dev up0 ingress");
+        assert_eq!(
+            loader.observe().unwrap().1.len(),
+            1,
+            "a filter that somebody removed is not observed"
+        );
+        loader
+            .apply(&BpfAction::Attach(Hook {
+                program: Program::FromUplink,
+                dev: "up0".into(),
+            }))
+            .unwrap();
+        assert_eq!(loader.observe().unwrap().1, all);
+        drop(loader);
+        Loader::cleanup(&pins).unwrap();
+        assert_eq!(filters(), "");
+    });
+}

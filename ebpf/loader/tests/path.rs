@@ -1,0 +1,229 @@
+//! The whole way: a client, the node it asks, the backend's node, the container and back.
+
+mod support;
+
+use std::{
+    io::{ErrorKind, Read},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use mesh_core::lb::Row;
+use support::lab::{CLIENT, Datagrams, Lab, Talk, VIP, VIP_EMPTY, container, node};
+
+fn both(f: impl Fn(&Lab)) {
+    for checksums_left in [true, false] {
+        println!("checksums left to devices: {checksums_left}");
+        f(&Lab::new(checksums_left));
+    }
+}
+
+#[test]
+fn tcp_through_every_node_in_turn() {
+    both(|lab| {
+        for h in [1, 2] {
+            let who: Vec<_> = (0..6)
+                .map(|_| {
+                    let mut talk = Talk::to(&lab.client, node(h), 80).unwrap();
+                    let (who, seen) = talk.ask("hello").unwrap();
+                    assert_eq!(seen, talk.stream.local_addr().unwrap(), "the client's own address and port");
+                    assert_eq!(talk.ask("again").unwrap().0, who);
+                    who
+                })
+                .collect();
+            assert_eq!(who, [1, 2, 1, 2, 1, 2], "through node {h}");
+        }
+        assert!(lab.hosts.iter().all(|h| h.count("drop_failed") == 0));
+    });
+}
+
+#[test]
+fn much_data_arrives_whole() {
+    both(|lab| {
+        for (h, port) in [(1, 81), (1, 82), (2, 81), (2, 82)] {
+            let mut talk = Talk::to(&lab.client, node(h), port).unwrap();
+            talk.ask(&"x".repeat(500_000)).unwrap();
+            talk.ask("data 2000000").unwrap();
+            let mut data = vec![0; 2_000_000];
+            talk.reader.read_exact(&mut data).unwrap();
+            assert!(data.iter().enumerate().all(|(k, b)| *b == (k * 31 % 251) as u8));
+        }
+    });
+}
+
+#[test]
+fn udp_small_and_large() {
+    both(|lab| {
+        for h in [1, 2] {
+            let who: Vec<_> = (0..4)
+                .map(|_| {
+                    let socket = Datagrams::to(&lab.client, node(h), 53);
+                    let (who, seen) = socket.ask(b"question").unwrap();
+                    assert_eq!(
+                        seen,
+                        socket
+                            .0
+                            .local_addr()
+                            .map(|a| SocketAddr::new(CLIENT.parse().unwrap(), a.port()))
+                            .unwrap()
+                    );
+                    assert_eq!(socket.ask(&[7; 9000]).unwrap().0, who, "fragments");
+                    who
+                })
+                .collect();
+            assert_eq!(who, [1, 2, 1, 2], "through node {h}");
+        }
+    });
+}
+
+#[test]
+fn refused_at_once() {
+    both(|lab| {
+        let start = Instant::now();
+        for h in [1, 2] {
+            assert_eq!(
+                Talk::to(&lab.client, node(h), 9090).err().map(|e| e.kind()),
+                Some(ErrorKind::ConnectionRefused)
+            );
+            assert_eq!(
+                Datagrams::to(&lab.client, node(h), 9090).ask(b"x").unwrap_err().kind(),
+                ErrorKind::ConnectionRefused
+            );
+        }
+        let c3 = &lab.containers[2];
+        assert_eq!(
+            Talk::to(c3, VIP_EMPTY, 80).err().map(|e| e.kind()),
+            Some(ErrorKind::ConnectionRefused)
+        );
+        assert_eq!(
+            Datagrams::to(c3, VIP_EMPTY, 80).ask(b"x").unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn vips_from_containers() {
+    both(|lab| {
+        for i in [3, 4] {
+            let ns = &lab.containers[i as usize - 1];
+            let who: Vec<_> = (0..4)
+                .map(|_| {
+                    let mut talk = Talk::to(ns, VIP, 8000).unwrap();
+                    let (who, seen) = talk.ask("hello").unwrap();
+                    assert_eq!(seen, SocketAddr::new(container(i).into(), talk.stream.local_addr().unwrap().port()));
+                    talk.ask(&"x".repeat(300_000)).unwrap();
+                    who
+                })
+                .collect();
+            assert_eq!(who, [1, 2, 1, 2], "from container {i}");
+            let socket = Datagrams::to(ns, VIP, 8000);
+            socket.ask(b"question").unwrap();
+            socket.ask(&[7; 4000]).unwrap();
+            ns.sh(&format!("ping -c1 -W2 {VIP}"));
+        }
+        // A backend that asks its own service gets another one, and itself when it is alone.
+        assert_eq!(Talk::to(&lab.containers[0], VIP, 8000).unwrap().ask("hello").unwrap().0, 2);
+        lab.hosts[0].put(Row::Service(1, Some(vec![1])));
+        let mut talk = Talk::to(&lab.containers[0], VIP, 8000).unwrap();
+        assert_eq!(
+            talk.ask("hello").unwrap(),
+            (1, SocketAddr::new(VIP.into(), talk.stream.local_addr().unwrap().port()))
+        );
+        talk.ask(&"x".repeat(300_000)).unwrap();
+        assert_eq!(Datagrams::to(&lab.containers[0], VIP, 8000).ask(b"x").unwrap().0, 1);
+    });
+}
+
+#[test]
+fn connections_survive_restarts_and_updates() {
+    let lab = Lab::new(true);
+    let mut talks: Vec<_> = [(1, 80), (1, 80), (2, 80), (2, 80), (1, 81), (2, 82)]
+        .into_iter()
+        .map(|(h, port)| {
+            let mut talk = Talk::to(&lab.client, node(h), port).unwrap();
+            let who = talk.ask("hello").unwrap().0;
+            (talk, who)
+        })
+        .collect();
+    let mut vip = Talk::to(&lab.containers[2], VIP, 8000).unwrap();
+    let first = vip.ask("hello").unwrap();
+    let mut still = |when: &str| {
+        for (talk, who) in &mut talks {
+            assert_eq!(talk.ask("more").unwrap().0, *who, "{when}");
+        }
+        assert_eq!(vip.ask("more").unwrap(), first, "{when}");
+    };
+    for host in &lab.hosts {
+        host.restart();
+    }
+    still("after a restart");
+    for list in [vec![2, 1], vec![1], vec![2], vec![]] {
+        for host in &lab.hosts {
+            host.put(Row::Service(1, Some(list.clone())));
+        }
+        still("after an update");
+    }
+    for host in &lab.hosts {
+        host.put(Row::Service(1, Some(vec![1, 2])));
+    }
+    let who = Talk::to(&lab.client, node(1), 80).unwrap().ask("hello").unwrap().0;
+    assert!([1, 2].contains(&who));
+}
+
+#[test]
+fn a_connection_whose_backend_is_gone_ends() {
+    let lab = Lab::new(true);
+    let mut talk = Talk::to(&lab.client, node(1), 81).unwrap();
+    talk.ask("hello").unwrap();
+    let sockets = [(); 2].map(|()| Datagrams::to(&lab.client, node(1), 53));
+    assert_eq!(sockets.each_ref().map(|s| s.ask(b"hello").unwrap().0), [1, 2]);
+    lab.hosts[0].put(Row::Service(1, Some(vec![1])));
+    assert_eq!(sockets.each_ref().map(|s| s.ask(b"more").unwrap().0), [1, 2], "drained, not cut");
+    lab.hosts[0].put(Row::Backend(2, None));
+    assert_eq!(talk.ask("more").unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(sockets.each_ref().map(|s| s.ask(b"more").unwrap().0), [1, 1], "udp moves on");
+}
+
+#[test]
+fn collisions_over_the_whole_way() {
+    let lab = Lab::new(true);
+    // One client port, through both nodes, to the one container behind 81.
+    let mut talks: Vec<_> = [1, 2]
+        .into_iter()
+        .map(|h| {
+            let stream = lab.client.run(move || {
+                use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+                let socket = nix::sys::socket::socket(
+                    nix::sys::socket::AddressFamily::Inet,
+                    nix::sys::socket::SockType::Stream,
+                    nix::sys::socket::SockFlag::empty(),
+                    None,
+                )
+                .unwrap();
+                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::ReuseAddr, &true).unwrap();
+                let addr = |ip, port| nix::sys::socket::SockaddrIn::from(std::net::SocketAddrV4::new(ip, port));
+                nix::sys::socket::bind(socket.as_raw_fd(), &addr(std::net::Ipv4Addr::UNSPECIFIED, 41_000)).unwrap();
+                nix::sys::socket::connect(socket.as_raw_fd(), &addr(node(h), 81)).unwrap();
+                // SAFETY: the descriptor is ours alone.
+                #[expect(unsafe_code, reason = "a socket that is bound before it connects")]
+                unsafe {
+                    std::net::TcpStream::from_raw_fd(socket.into_raw_fd())
+                }
+            });
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            Talk {
+                reader: std::io::BufReader::new(stream.try_clone().unwrap()),
+                stream,
+            }
+        })
+        .collect();
+    let seen: Vec<_> = talks.iter_mut().map(|t| t.ask("hello").unwrap()).collect();
+    assert_eq!((seen[0].0, seen[1].0), (2, 2));
+    assert_eq!(seen[0].1.ip(), seen[1].1.ip());
+    assert_ne!(seen[0].1.port(), seen[1].1.port());
+    for (talk, seen) in talks.iter_mut().zip(seen) {
+        assert_eq!(talk.ask("more").unwrap(), seen);
+    }
+}

@@ -1,0 +1,301 @@
+//! One host with everything that the programs know, and BPF_PROG_TEST_RUN. Redirects are not carried
+//! out by a test run: the counters tell which one it was.
+#![expect(unsafe_code, reason = "bpf(2) is called directly")]
+#![expect(clippy::unwrap_used, reason = "test")]
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, AsRawFd},
+    process::Command,
+};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use mesh_core::{
+    Mac,
+    action::BpfAction,
+    lb::{self, Hook, Program, Row},
+    objects::Protocol,
+};
+use mesh_loader::{Loader, Options};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+use super::frame::Frame;
+
+pub const PASS: i32 = -1;
+pub const DROP: i32 = 2;
+pub const REDIRECT: i32 = 7;
+
+pub const UPLINK: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const INGRESS: [u8; 6] = [2, 0x6d, 172, 30, 0, 1];
+pub const PEER: [u8; 6] = [2, 0x6d, 172, 30, 0, 2];
+pub const NODE: [u8; 4] = [192, 168, 77, 11];
+pub const NODE2: [u8; 4] = [192, 168, 78, 11];
+pub const CLIENT: [u8; 4] = [192, 168, 77, 200];
+pub const GATEWAY: [u8; 4] = [10, 1, 0, 1];
+pub const GATEWAY_MAC: [u8; 6] = [2, 0x6d, 10, 1, 0, 1];
+/// Endpoints here: 1 and 2; elsewhere: 3 and 4.
+pub const A: [u8; 4] = [10, 1, 0, 11];
+pub const B: [u8; 4] = [10, 1, 0, 12];
+pub const C: [u8; 4] = [10, 1, 0, 13];
+pub const D: [u8; 4] = [10, 1, 0, 14];
+pub const VIP: [u8; 4] = [10, 1, 0, 100];
+pub const VIP2: [u8; 4] = [10, 1, 0, 101];
+/// A VIP without backends.
+pub const VIP_EMPTY: [u8; 4] = [10, 1, 0, 102];
+
+pub fn mac(ip: [u8; 4]) -> [u8; 6] {
+    Mac::for_ip(ip.into()).0
+}
+
+/// What a program did with a packet.
+#[derive(Debug)]
+pub struct Out {
+    pub verdict: i32,
+    pub bytes: Vec<u8>,
+    /// Names of the counters that went up, with by how much.
+    pub counted: BTreeMap<&'static str, u64>,
+}
+
+impl Out {
+    /// The verdict and the counters that went up by one.
+    pub fn is(&self, verdict: i32, counted: &[&str]) -> &Self {
+        assert_eq!(self.verdict, verdict, "{:?}", self.counted);
+        assert_eq!(self.counted.keys().copied().collect::<Vec<_>>(), {
+            let mut c = counted.to_vec();
+            c.sort_unstable();
+            c
+        });
+        self
+    }
+
+    pub fn frame(&self) -> Frame {
+        Frame::parse(&self.bytes)
+    }
+}
+
+/// Where the programs are attached.
+const PLACES: [(Program, &str, TcAttachType); 4] = [
+    (Program::FromUplink, "up0", TcAttachType::Ingress),
+    (Program::FromOverlay, "mx-1", TcAttachType::Ingress),
+    (Program::FromContainer, "mv-a", TcAttachType::Ingress),
+    (Program::ToContainer, "mv-a", TcAttachType::Egress),
+];
+
+/// The host. Lives in namespaces of the test's thread.
+pub struct World {
+    pub loader: Loader,
+    programs: BTreeMap<Program, aya::programs::ProgramInfo>,
+    dir: tempfile::TempDir,
+}
+
+fn sh(line: &str) {
+    let out = Command::new("sh").args(["-c", line]).output().unwrap();
+    assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// `ip link set … address` wants text.
+fn text(mac: [u8; 6]) -> String {
+    Mac(mac).to_string()
+}
+
+impl World {
+    pub fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        sh("ip link set lo up");
+        sh(&format!(
+            "ip link add up0 address {} type veth peer name far0 && ip link set up0 up",
+            text(UPLINK)
+        ));
+        sh(&format!(
+            "ip link add mx-1 address {} type vxlan id 4096 dstport 4789 local 127.0.0.1 nolearning && ip link set mx-1 up",
+            text(INGRESS)
+        ));
+        sh("ip link add mv-a type veth peer name ca && ip link add mv-b type veth peer name cb");
+        sh("ip link add stray type veth peer name stray1");
+        let dir = tempfile::tempdir().unwrap();
+        let opts = Options {
+            flow_table_size: 4096,
+            ..Options::new(super::pins(dir.path()))
+        };
+        let mut world = Self {
+            loader: Loader::open(&opts).unwrap(),
+            programs: BTreeMap::new(),
+            dir,
+        };
+        for row in tables_rows(&tables()) {
+            world.put(row);
+        }
+        for (program, dev, _) in PLACES {
+            world.loader.apply(&BpfAction::Attach(Hook { program, dev: dev.into() })).unwrap();
+        }
+        world.find();
+        world
+    }
+
+    /// Finds the programs by the places where they are attached.
+    fn find(&mut self) {
+        for (program, dev, way) in PLACES {
+            let Ok((_, mut found)) = SchedClassifier::query_tcx(dev, way) else {
+                continue;
+            };
+            assert_eq!(found.len(), 1, "{program:?} at {dev}");
+            self.programs.insert(program, found.remove(0));
+        }
+    }
+
+    pub fn put(&mut self, row: Row) {
+        self.loader.apply(&BpfAction::Row(row)).unwrap();
+    }
+
+    /// Replaces the loader, as a restart of the agent does.
+    pub fn reopen(self) -> Self {
+        let Self { loader, dir, programs } = self;
+        drop(loader);
+        let opts = Options {
+            flow_table_size: 4096,
+            ..Options::new(super::pins(dir.path()))
+        };
+        let mut world = Self {
+            loader: Loader::open(&opts).unwrap(),
+            programs,
+            dir,
+        };
+        world.find();
+        world
+    }
+
+    /// Runs `program` as if `bytes` had come in at `dev`.
+    pub fn raw(&self, program: Program, dev: &str, bytes: &[u8]) -> Out {
+        let before = self.loader.counters().unwrap();
+        let fd = self.programs[&program].fd().unwrap();
+        let mut out = vec![0u8; bytes.len() + 256];
+        // struct __sk_buff: only the fields that a test may set are not zero.
+        let mut ctx = [0u32; 48];
+        ctx[10] = nix::net::if_::if_nametoindex(dev).unwrap();
+        let mut attr = [0u32; 20];
+        attr[0] = u32::try_from(fd.as_fd().as_raw_fd()).unwrap();
+        attr[2] = u32::try_from(bytes.len()).unwrap();
+        attr[3] = u32::try_from(out.len()).unwrap();
+        let split = |at: &mut [u32], p: u64| (at[0], at[1]) = (p as u32, (p >> 32) as u32);
+        split(&mut attr[4..6], bytes.as_ptr() as u64);
+        split(&mut attr[6..8], out.as_mut_ptr() as u64);
+        attr[8] = 1;
+        attr[10] = size_of_val(&ctx) as u32;
+        split(&mut attr[12..14], ctx.as_ptr() as u64);
+        // SAFETY: union bpf_attr's test member, with buffers that live until the call returns.
+        let ret = unsafe { libc::syscall(libc::SYS_bpf, 10, attr.as_mut_ptr(), size_of_val(&attr)) };
+        assert_eq!(ret, 0, "BPF_PROG_TEST_RUN: {}", std::io::Error::last_os_error());
+        out.truncate(attr[3] as usize);
+        let counted = self
+            .loader
+            .counters()
+            .unwrap()
+            .into_iter()
+            .zip(before)
+            .filter(|(a, b)| a.1 != b.1)
+            .map(|(a, b)| (a.0, a.1 - b.1))
+            .collect();
+        Out {
+            verdict: attr[1] as i32,
+            bytes: out,
+            counted,
+        }
+    }
+
+    /// From a client, on the uplink.
+    pub fn client(&self, frame: &Frame) -> Out {
+        self.raw(Program::FromUplink, "up0", &frame.clone().eth(ROUTER, UPLINK).bytes())
+    }
+
+    /// From the other node, to an endpoint here.
+    pub fn carried(&self, frame: &Frame, to: [u8; 4]) -> Out {
+        self.raw(Program::FromOverlay, "mx-1", &frame.clone().eth(PEER, mac(to)).bytes())
+    }
+
+    /// From the other node, a reply.
+    pub fn returned(&self, frame: &Frame) -> Out {
+        self.raw(Program::FromOverlay, "mx-1", &frame.clone().eth(PEER, INGRESS).bytes())
+    }
+
+    /// From endpoint [`A`].
+    pub fn container(&self, frame: &Frame) -> Out {
+        self.raw(Program::FromContainer, "mv-a", &frame.clone().eth(mac(A), GATEWAY_MAC).bytes())
+    }
+
+    /// To endpoint [`A`], from the bridge.
+    pub fn to_container(&self, frame: &Frame) -> Out {
+        self.raw(Program::ToContainer, "mv-a", &frame.clone().eth(mac(C), mac(A)).bytes())
+    }
+}
+
+/// What the host is given at first.
+///
+/// Service 1 (80/tcp and 53/udp and 81/tcp): the endpoints elsewhere, 3 and 4. Service 2 (8080/tcp):
+/// endpoint 1, here. Service 3 (9090/tcp and udp): none. Service 5 (VIP2): endpoint 1 only.
+pub fn tables() -> lb::Tables {
+    let backend = |ip: [u8; 4], local| lb::Backend {
+        ip: ip.into(),
+        mac: Mac(mac(ip)),
+        local,
+        accepting: true,
+    };
+    let local = |slot, ip: [u8; 4]| lb::Local {
+        slot,
+        ip: ip.into(),
+        mac: Mac(mac(ip)),
+        gateway: GATEWAY.into(),
+    };
+    let port = |service, target| lb::Published { service, target };
+    lb::Tables {
+        ingress_mac: Mac(INGRESS),
+        ingress_dev: "mx-1".into(),
+        uplink: "up0".into(),
+        ingress_mtu: 1450,
+        node_addrs: [NODE.into(), NODE2.into()].into(),
+        published: [
+            ((Protocol::Tcp, 80), port(1, 8000)),
+            ((Protocol::Tcp, 81), port(1, 8000)),
+            ((Protocol::Udp, 53), port(1, 5300)),
+            ((Protocol::Tcp, 8080), port(2, 8000)),
+            ((Protocol::Tcp, 8081), port(2, 8000)),
+            ((Protocol::Udp, 8080), port(2, 5300)),
+            ((Protocol::Tcp, 9090), port(3, 1)),
+            ((Protocol::Udp, 9090), port(3, 1)),
+        ]
+        .into(),
+        vips: [(VIP.into(), 1), (VIP2.into(), 5), (VIP_EMPTY.into(), 3)].into(),
+        services: [(1, vec![3, 4]), (2, vec![1]), (3, vec![]), (5, vec![1])].into(),
+        backends: [
+            (1, backend(A, true)),
+            (2, backend(B, true)),
+            (3, backend(C, false)),
+            (4, backend(D, false)),
+        ]
+        .into(),
+        locals: [("mv-a".to_owned(), local(1, A)), ("mv-b".to_owned(), local(2, B))].into(),
+        peers: [Mac(PEER)].into(),
+    }
+}
+
+/// The rows that make these tables.
+pub fn tables_rows(t: &lb::Tables) -> Vec<Row> {
+    let mut rows = vec![Row::Config {
+        ingress_mac: t.ingress_mac,
+        ingress_dev: t.ingress_dev.clone(),
+        uplink: t.uplink.clone(),
+        ingress_mtu: t.ingress_mtu,
+    }];
+    rows.extend(t.backends.iter().map(|(k, v)| Row::Backend(*k, Some(*v))));
+    rows.extend(t.services.iter().map(|(k, v)| Row::Service(*k, Some(v.clone()))));
+    rows.extend(t.locals.iter().map(|(k, v)| Row::Local(k.clone(), Some(*v))));
+    rows.extend(t.published.iter().map(|(k, v)| Row::Published(*k, Some(*v))));
+    rows.extend(t.vips.iter().map(|(k, v)| Row::Vip(*k, Some(*v))));
+    rows.extend(t.peers.iter().map(|k| Row::Peer(*k, true)));
+    rows.extend(t.node_addrs.iter().map(|k| Row::NodeAddr(*k, true)));
+    rows
+}

@@ -1,0 +1,196 @@
+//! The packet, and the kernel helpers that change or send it.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    },
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+};
+use mesh_ebpf_common::{Reason, rows::Plain};
+
+use crate::maps::count;
+
+/// Not ours: the next program, or the kernel, decides.
+pub const PASS: i32 = TC_ACT_UNSPEC;
+/// The packet ends here.
+const DROP: i32 = TC_ACT_SHOT as i32;
+/// What bpf_redirect and its like return when they have taken note of the target.
+const REDIRECT: i64 = 7;
+/// PACKET_HOST of if_packet.h.
+const PACKET_HOST: u32 = 0;
+
+/// Counts and passes.
+#[inline(always)]
+pub fn pass(reason: Reason) -> i32 {
+    count(reason);
+    PASS
+}
+
+/// Counts and drops.
+#[inline(always)]
+pub fn drop(reason: Reason) -> i32 {
+    count(reason);
+    DROP
+}
+
+/// Nanoseconds since boot.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// A random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+/// The packet of this program run.
+#[derive(Clone, Copy)]
+pub struct Skb(*mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        Self(skb)
+    }
+
+    /// Length of the frame in bytes.
+    #[inline(always)]
+    pub fn len(self) -> u32 {
+        // SAFETY: the context is valid for the whole run; so below.
+        unsafe { (*self.0).len }
+    }
+
+    /// The device that the program sits at.
+    #[inline(always)]
+    pub fn ifindex(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// The frame carries a VLAN tag, which is not in its bytes.
+    #[inline(always)]
+    pub fn tagged(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).vlan_present != 0 }
+    }
+
+    /// The frame was addressed to the device.
+    #[inline(always)]
+    pub fn to_host(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).pkt_type == PACKET_HOST }
+    }
+
+    /// The frame stands for several.
+    #[inline(always)]
+    pub fn gso(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).gso_size != 0 }
+    }
+
+    /// Reads bytes; false if the frame ends before.
+    #[inline(always)]
+    pub fn load<T: Plain>(self, offset: u32, to: &mut T) -> bool {
+        // SAFETY: `to` is size_of::<T>() writable bytes for which every value is valid.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), offset, ptr::from_mut(to).cast(), size_of::<T>() as u32) == 0 }
+    }
+
+    /// Writes bytes, leaving the kernel's notes on checksums alone: for changes that do not change
+    /// the sum (an address together with its checksums), and for the Ethernet header.
+    #[inline(always)]
+    pub fn store<T: Plain>(self, offset: u32, from: &T) -> bool {
+        self.store_with(offset, from, 0)
+    }
+
+    /// Writes a packet's new upper layers.
+    #[inline(always)]
+    pub fn overwrite<T: Plain>(self, offset: u32, from: &T) -> bool {
+        self.store_with(offset, from, u64::from(BPF_F_RECOMPUTE_CSUM) | u64::from(BPF_F_INVALIDATE_HASH))
+    }
+
+    #[inline(always)]
+    fn store_with<T: Plain>(self, offset: u32, from: &T, flags: u64) -> bool {
+        // SAFETY: `from` is size_of::<T>() readable bytes.
+        unsafe { bpf_skb_store_bytes(self.0, offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, flags) == 0 }
+    }
+
+    /// Changes the IP header's checksum by one word.
+    #[inline(always)]
+    pub fn l3_checksum(self, offset: u32, from: u32, to: u32) -> bool {
+        // SAFETY: only numbers beside the context.
+        unsafe { bpf_l3_csum_replace(self.0, offset, u64::from(from), u64::from(to), 4) == 0 }
+    }
+
+    /// Changes the upper layer's checksum by one word. `pseudo`: the word is an address. `udp`: a
+    /// checksum of zero is none and stays so.
+    #[inline(always)]
+    pub fn l4_checksum(self, offset: u32, from: u32, to: u32, pseudo: bool, udp: bool) -> bool {
+        let flags = 4 | if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 } | if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.0, offset, u64::from(from), u64::from(to), flags) == 0 }
+    }
+
+    /// Changes ICMP's checksum by half a word.
+    #[inline(always)]
+    pub fn icmp_checksum(self, offset: u32, from: u16, to: u16) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.0, offset, u64::from(from), u64::from(to), 2) == 0 }
+    }
+
+    /// Makes the frame `len` bytes long.
+    #[inline(always)]
+    pub fn resize(self, len: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_skb_change_tail(self.0, len, 0) == 0 }
+    }
+
+    /// Sends the frame out of a device, as it is.
+    #[inline(always)]
+    pub fn send(self, ifindex: u32, reason: Reason) -> i32 {
+        // SAFETY: only numbers.
+        verdict(unsafe { bpf_redirect(ifindex, 0) }, reason)
+    }
+
+    /// Hands the frame to the other end of a veth, which must be in another namespace, as if it had
+    /// come in there.
+    #[inline(always)]
+    pub fn hand_over(self, ifindex: u32, reason: Reason) -> i32 {
+        // The frame may have been addressed to another device than the one it came in at; nobody
+        // looks at its Ethernet header again.
+        // SAFETY: only numbers beside the context.
+        if unsafe { bpf_skb_change_type(self.0, PACKET_HOST) } != 0 {
+            return drop(Reason::DropFailed);
+        }
+        // SAFETY: only numbers.
+        verdict(unsafe { bpf_redirect_peer(ifindex, 0) }, reason)
+    }
+
+    /// Sends the packet where the routing table says, out of this device.
+    #[inline(always)]
+    pub fn route(self, ifindex: u32, reason: Reason) -> i32 {
+        // SAFETY: no parameters given, so the kernel looks the route up.
+        verdict(
+            unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut::<c_void>().cast(), 0, 0) },
+            reason,
+        )
+    }
+}
+
+#[inline(always)]
+fn verdict(ret: i64, reason: Reason) -> i32 {
+    if ret == REDIRECT {
+        count(reason);
+        REDIRECT as i32
+    } else {
+        drop(Reason::DropFailed)
+    }
+}
