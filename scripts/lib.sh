@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# What the scripts share; sourced, never run. Sets ROOT, TARGET, BIN, ME and strict mode.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+ME=${0##*/}
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+# Where meshd, meshctl, meshd-echo and meshd-bench are taken from.
+BIN=${MESH_LAB_BIN:-$TARGET/release}
+
+# die STATUS MESSAGE…
+die() {
+    local status=$1
+    shift
+    printf '%s: %s\n' "$ME" "$*" >&2
+    exit "$status"
+}
+
+note() {
+    printf '%s: %s\n' "$ME" "$*" >&2
+}
+
+need_root() {
+    [[ $EUID == 0 ]] || die 1 "must run as root: it makes network namespaces and loads eBPF programs"
+}
+
+# within SECONDS CMD…: runs CMD until it succeeds; fails when the time is up.
+within() {
+    local end=$((${EPOCHREALTIME//[!0-9]/} + $1 * 1000000))
+    shift
+    until "$@"; do
+        ((${EPOCHREALTIME//[!0-9]/} < end)) || return 1
+        sleep 0.05
+    done
+}
+
+# Makes rustup's cargo usable from shells that never read its profile.
+find_cargo() {
+    command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
+    command -v cargo >/dev/null || die 1 "no cargo: install rustup (https://rustup.rs); rust-toolchain.toml says the rest"
+}
+
+# Brings the release binaries up to date.
+build_binaries() {
+    find_cargo
+    (cd "$ROOT" && cargo build --locked --release -p meshd -p meshctl -p mesh-tests) || die 1 "the binaries could not be built"
+}
+
+# Builds the binaries if one is absent.
+ensure_binaries() {
+    local program
+    for program in meshd meshctl meshd-echo meshd-bench; do
+        if [[ ! -x $BIN/$program ]]; then
+            [[ -z ${MESH_LAB_BIN:-} ]] || die 1 "no $program in MESH_LAB_BIN=$BIN"
+            note "building $program and the other binaries"
+            build_binaries
+            return
+        fi
+    done
+}

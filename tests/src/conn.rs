@@ -1,0 +1,42 @@
+//! A TCP connection from inside the lab that a scenario holds open while it breaks things.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use crate::{Reply, Result};
+
+/// `meshd-echo client tcp`, one line at a time. Its own timeout bounds every answer.
+pub struct Connection {
+    client: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Connection {
+    pub(crate) fn open(mut command: Command) -> Result<Self> {
+        let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let input = client.stdin.take().ok_or("no standard input")?;
+        let output = BufReader::new(client.stdout.take().ok_or("no standard output")?);
+        Ok(Self { client, input, output })
+    }
+
+    /// Sends a line and reads the answer to it.
+    pub fn ask(&mut self) -> Result<Reply> {
+        self.input.write_all(b"hello\n")?;
+        let mut line = String::new();
+        if self.output.read_line(&mut line)? == 0 {
+            return Err("the connection has ended".into());
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The client is this process's own child and may have ended by itself.
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}

@@ -1,0 +1,9 @@
+//! What the scenarios of `tests/tests` share: the lab, driven from Rust.
+
+mod conn;
+mod lab;
+mod place;
+
+pub use conn::Connection;
+pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, tally, until, within};
+pub use place::Place;
