@@ -106,6 +106,12 @@ async fn containers_reach_each_other_over_vxlan() {
     assert_eq!(lab.pods[0].fetch("10.1.0.12:80").await.as_deref(), Some("10.1.0.11"));
     // The gateway is the own host's.
     assert!(lab.pods[0].pings("10.1.0.1") && lab.pods[1].pings("10.1.0.1"));
+    // Other traffic is tracked, for the way out; what carries the flows is not.
+    for host in &lab.hosts {
+        host.ok("ping -n -c 1 -W 1 127.0.0.1");
+        let tracked = host.ok("cat /proc/thread-self/net/nf_conntrack");
+        assert!(tracked.contains("dst=127.0.0.1") && !tracked.contains("dport=4789"), "{tracked}");
+    }
     assert!(lab.pods[0].succeeds("ping -n -c 1 -W 1 -M do -s 1422 10.1.0.12"), "1450 bytes fit");
     assert!(!lab.pods[0].succeeds("ping -n -c 1 -W 1 -M do -s 1423 10.1.0.12"), "1451 do not");
 }

@@ -24,8 +24,12 @@ pub const UDP_IDLE_NS: u64 = 180 * 1_000_000_000;
 /// So is a TCP flow: the shortest time after which RFC 1122 section 4.2.3.6 lets an idle connection
 /// be probed, so that a connection with keep-alive never gets there.
 pub const TCP_IDLE_NS: u64 = 2 * 3600 * 1_000_000_000 + 600 * 1_000_000_000;
-/// A closed flow's way back is kept so long for what is still under way.
-pub const CLOSED_GRACE_NS: u64 = 2 * 1_000_000_000;
+/// A flow's way back is kept so long after a reset, for what is still under way.
+pub const RESET_GRACE_NS: u64 = 2 * 1_000_000_000;
+/// And so long after both ends have closed: the backend then remembers the connection in TIME_WAIT
+/// (`TCP_TIMEWAIT_LEN` of include/net/tcp.h, 60 s), and answers another flow's SYN on the same ports
+/// with an ACK of the old one instead of taking it.
+pub const CLOSED_GRACE_NS: u64 = 61 * 1_000_000_000;
 /// `last_seen` is not written more often than that, to spare the cache line.
 pub const TOUCH_NS: u64 = 1_000_000_000;
 
@@ -44,7 +48,8 @@ pub const fn idle(proto: u8, last_seen: u64, now: u64) -> bool {
 /// Its way back may be given to another flow.
 #[inline(always)]
 pub const fn stale(proto: u8, bits: u32, last_seen: u64, now: u64) -> bool {
-    idle(proto, last_seen, now) || (closed(bits) && now.saturating_sub(last_seen) > CLOSED_GRACE_NS)
+    let grace = if bits & RESET != 0 { RESET_GRACE_NS } else { CLOSED_GRACE_NS };
+    idle(proto, last_seen, now) || (closed(bits) && now.saturating_sub(last_seen) > grace)
 }
 
 /// Opens a connection: SYN without ACK.
@@ -152,8 +157,9 @@ mod tests {
     #[test]
     fn a_way_back_outlives_its_flow_a_little() {
         let both = FIN_FORWARD | FIN_REVERSE;
-        assert!(!stale(TCP, both, S, 3 * S));
-        assert!(stale(TCP, both, S, 3 * S + 1));
+        assert!(!stale(TCP, both, S, 62 * S), "the backend is in TIME_WAIT");
+        assert!(stale(TCP, both, S, 62 * S + 1));
+        assert!(!stale(TCP, RESET, S, 3 * S) && stale(TCP, RESET, S, 3 * S + 1));
         assert!(!stale(TCP, 0, S, 3600 * S));
         assert!(stale(UDP, 0, 0, UDP_IDLE_NS + 1));
         assert!(!stale(TCP, RESET, 5 * S, S), "a clock read on another cpu may be behind");

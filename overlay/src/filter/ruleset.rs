@@ -39,16 +39,22 @@ const SETS: [(&str, &str, bool); 17] = [
 ];
 
 /// The rules. Every verdict is about our own bridges and devices: the policy is to accept, and what
-/// concerns nobody here is never judged.
+/// concerns nobody here is never judged. VXLAN between peers is kept out of conntrack: every flow
+/// inside has an outer source port of its own, and a busy host would fill the table with them.
 const CHAINS: &str = r#"
 	chain vxlan {
 		type filter hook prerouting priority raw; policy accept;
 		udp dport 4789 fib daddr type local jump from_peer
 	}
 	chain from_peer {
-		ip saddr @peers4 accept
-		ip6 saddr @peers6 accept
+		ip saddr @peers4 notrack accept
+		ip6 saddr @peers6 notrack accept
 		counter drop
+	}
+	chain vxlan_out {
+		type filter hook output priority raw; policy accept;
+		ip daddr @peers4 udp dport 4789 notrack
+		ip6 daddr @peers6 udp dport 4789 notrack
 	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;
