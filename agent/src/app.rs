@@ -271,6 +271,7 @@ fn program_name(program: Program) -> &'static str {
     match program {
         Program::FromUplink => "from_uplink",
         Program::FromOverlay => "from_overlay",
+        Program::FromNetwork => "from_network",
         Program::FromContainer => "from_container",
         Program::ToContainer => "to_container",
     }

@@ -113,6 +113,8 @@ impl Host<'_> {
         out.links.insert(bridge.clone(), (network.id, Link::Bridge { mac: Mac::for_ip(first.gateway), mtu }));
         let link = Link::Vxlan { vni: network.vni, local: self.node.data_path_addr, mtu, bridge: Some(bridge.clone()), mac: None };
         out.links.insert(vxlan.clone(), (network.id, link));
+        out.tables.networks.insert(vxlan.clone(), network.vni);
+        out.hooks.insert(lb::Hook { program: lb::Program::FromNetwork, dev: vxlan.clone() });
         for s in &network.subnets {
             out.addrs.insert((bridge.clone(), with_prefix(s.gateway, s.subnet)));
             out.routes.insert(Route { dst: s.subnet, dev: bridge.clone(), src: self.node.ingress_ip });
@@ -157,7 +159,8 @@ impl Host<'_> {
         }
         // VIPs stand behind the gateway's Ethernet address, which is that of the first subnet.
         let gateway = network.subnets.first().map_or(subnet.gateway, |s| s.gateway);
-        out.tables.locals.insert(name, lb::Local { slot: e.slot, ip: e.ip, mac: e.mac, gateway });
+        let (vni, vxlan) = (network.vni, vxlan_name(network.id));
+        out.tables.locals.insert(name, lb::Local { slot: e.slot, ip: e.ip, mac: e.mac, gateway, network: vni, vxlan });
     }
 
     /// A container's default route goes over its oldest network that has a way out.
@@ -224,8 +227,9 @@ impl Host<'_> {
             }
         }
         for vip in service.vips.iter().filter(|v| self.local.contains(&v.network)) {
+            let Some(network) = self.objects.networks.get(&vip.network) else { continue };
             let here: Vec<_> = members.iter().copied().filter(|e| e.network == vip.network).collect();
-            out.tables.vips.insert(vip.ip, vip.slot);
+            out.tables.vips.insert(vip.ip, lb::Vip { service: vip.slot, network: network.vni });
             self.pool(vip.slot, &here, out);
         }
     }

@@ -131,7 +131,8 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
         r.put.push(Row::Config { ingress_mac, ingress_dev, uplink, ingress_mtu });
     }
     r.put.extend(want.peers.difference(&seen.peers).map(|m| Row::Peer(*m, true)));
-    changed(&want.locals, &seen.locals, |k, v| Row::Local(k.clone(), Some(*v)), &mut r.put);
+    changed(&want.networks, &seen.networks, |k, v| Row::Network(k.clone(), Some(*v)), &mut r.put);
+    changed(&want.locals, &seen.locals, |k, v| Row::Local(k.clone(), Some(v.clone())), &mut r.put);
     changed(&want.backends, &seen.backends, |k, v| Row::Backend(*k, Some(*v)), &mut r.put);
     changed(&want.services, &seen.services, |k, v| Row::Service(*k, Some(v.clone())), &mut r.late);
     changed(&want.vips, &seen.vips, |k, v| Row::Vip(*k, Some(*v)), &mut r.late);
@@ -143,6 +144,7 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
     removed(&want.services, &seen.services, |k| Row::Service(*k, None), &mut r.del);
     removed(&want.backends, &seen.backends, |k| Row::Backend(*k, None), &mut r.del);
     removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), &mut r.del);
+    removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), &mut r.del);
     r.del.extend(seen.peers.difference(&want.peers).map(|m| Row::Peer(*m, false)));
     r
 }

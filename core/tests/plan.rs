@@ -11,7 +11,7 @@ use mesh_core::{
     command::Command as C,
     desired::{Desired, Link},
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
-    lb::{Program, Row, Tables},
+    lb::{Local, Program, Row, Tables},
     objects::*,
     observed::{Observed, SeenLink, SeenVeth},
     plan::plan,
@@ -43,9 +43,22 @@ fn carry_out(seen: &mut Observed, steps: &[Action]) {
     for step in steps {
         match step.clone() {
             Action::Names(table) => seen.names = *table,
-            Action::Bpf(BpfAction::Attach(h)) => drop(seen.hooks.insert(h)),
+            Action::Bpf(BpfAction::Attach(h)) => {
+                let known = match h.program {
+                    Program::FromNetwork => seen.tables.networks.contains_key(&h.dev),
+                    Program::FromContainer | Program::ToContainer => seen.tables.locals.contains_key(&h.dev),
+                    Program::FromUplink | Program::FromOverlay => true,
+                };
+                assert!(known, "a program comes after its rows");
+                seen.hooks.insert(h);
+            }
             Action::Bpf(BpfAction::Detach(h)) => drop(seen.hooks.remove(&h)),
-            Action::Bpf(BpfAction::Row(row)) => put(&mut seen.tables, row),
+            Action::Bpf(BpfAction::Row(row)) => {
+                if let Row::Network(dev, Some(_)) | Row::Local(_, Some(Local { vxlan: dev, .. })) = &row {
+                    assert!(seen.overlay.links.contains_key(dev), "a device comes before the rows that name it");
+                }
+                put(&mut seen.tables, row);
+            }
             Action::Net(step) => net(seen, step),
         }
     }
@@ -116,6 +129,7 @@ fn put(t: &mut Tables, row: Row) {
             set(&mut t.backends, k, v);
         }
         Row::Local(k, v) => set(&mut t.locals, k, v),
+        Row::Network(k, v) => set(&mut t.networks, k, v),
     }
 }
 
@@ -152,6 +166,24 @@ fn nobody_is_sent_to_a_host_that_does_not_answer() {
     assert_eq!(desired(&lab, 2).tables.services[&1].len(), 3, "the host itself does not give itself up");
     lab.ok(liveness(NodeState::Ready, Dataplane::Reachable));
     assert_eq!(desired(&lab, 1).tables.services[&1].len(), 3);
+}
+
+#[test]
+fn rows_name_the_network_that_they_belong_to() {
+    let mut lab = hostname();
+    lab.network(2, "other", None);
+    lab.attach(endpoint(7, 1, "other", None));
+    let t = desired(&lab, 1).tables;
+    let network = |name: &str| lab.state.objects().network(name).unwrap().clone();
+    for (name, n) in [("demo", 1), ("other", 7)] {
+        let local = &t.locals[&veth_name(id(0x9000 + n))];
+        assert_eq!((local.network, local.vxlan.as_str()), (network(name).vni, vxlan_name(network(name).id).as_str()));
+        assert_eq!(t.networks[&vxlan_name(network(name).id)], network(name).vni);
+    }
+    assert_eq!(t.networks.len(), 2, "the ingress network is none of them");
+    let vip = lab.state.objects().service("hostname").unwrap().vips[0].clone();
+    assert_eq!((t.vips[&vip.ip].service, t.vips[&vip.ip].network), (vip.slot, network("demo").vni));
+    assert!(desired(&lab, 4).tables.networks.is_empty() && desired(&lab, 4).tables.vips.is_empty());
 }
 
 #[test]
@@ -221,9 +253,11 @@ fn programs_sit_where_they_belong() {
     let hooks: BTreeSet<_> = desired(&lab, 1).hooks.iter().map(|h| (h.program, h.dev.clone())).collect();
     let veth = veth_name(id(0x9001));
     let ingress = vxlan_name(lab.state.objects().ingress().unwrap().id);
+    let vxlan = vxlan_name(lab.state.objects().network("demo").unwrap().id);
     let want = [
         (Program::FromUplink, "eth0".to_owned()),
         (Program::FromOverlay, ingress),
+        (Program::FromNetwork, vxlan),
         (Program::FromContainer, veth.clone()),
         (Program::ToContainer, veth),
     ];
