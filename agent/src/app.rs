@@ -97,10 +97,17 @@ impl App {
             ifname: request.ifname,
         };
         let id = endpoint.id;
-        self.propose(Command::EndpointCreate { endpoint, at: Timestamp::now() }).await?;
+        self.propose(Command::EndpointCreate {
+            endpoint,
+            at: Timestamp::now(),
+        })
+        .await?;
         let attached = match timeout(ATTACH_TIME, self.attached(id)).await {
             Ok(result) => result,
-            Err(_) => Err(Refusal::other(format!("the container was not attached within {} s: see meshctl status", ATTACH_TIME.as_secs()))),
+            Err(_) => Err(Refusal::other(format!(
+                "the container was not attached within {} s: see meshctl status",
+                ATTACH_TIME.as_secs()
+            ))),
         };
         if let Err(refusal) = attached {
             if let Err(e) = self.propose(Command::EndpointRemove { id }).await {
@@ -151,11 +158,18 @@ impl App {
             _ => None,
         });
         let here: Vec<&Endpoint> = here.collect();
-        let named = |e: &&&Endpoint| e.sandbox.container == request.container || e.name == request.container || e.id.to_string() == request.container;
+        let named = |e: &&&Endpoint| {
+            e.sandbox.container == request.container || e.name == request.container || e.id.to_string() == request.container
+        };
         let id = match here.iter().find(named) {
             Some(e) => e.id,
             None => {
-                let none = || Refusal::not_found(format!("container {:?} is not attached to network {network:?} on this host", request.container));
+                let none = || {
+                    Refusal::not_found(format!(
+                        "container {:?} is not attached to network {network:?} on this host",
+                        request.container
+                    ))
+                };
                 let inode = match sandbox::find(&request.container).await {
                     Ok(found) => found.sandbox.inode,
                     Err(_) if request.force => return Err(none()),
@@ -168,13 +182,19 @@ impl App {
         match timeout(ATTACH_TIME, self.reached(revision)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(e),
-            Err(_) => Err(Refusal::other("the container is detached, but this host has not caught up: see meshctl status")),
+            Err(_) => Err(Refusal::other(
+                "the container is detached, but this host has not caught up: see meshctl status",
+            )),
         }
     }
 
     async fn reached(&self, revision: u64) -> Result<(), Refusal> {
         let mut applied = self.applied.clone();
-        applied.wait_for(|a| a.revision >= revision).await.map(drop).map_err(|_| Refusal::unavailable("meshd is stopping"))
+        applied
+            .wait_for(|a| a.revision >= revision)
+            .await
+            .map(drop)
+            .map_err(|_| Refusal::unavailable("meshd is stopping"))
     }
 
     /// What happened, and what happens from now on.
@@ -191,8 +211,15 @@ impl App {
             Some(client) => timeout(STATUS_TIME, client.query(Query::Head)).await.ok().and_then(Result::ok),
             None => None,
         };
-        let node = identity.as_ref().map(|i| NodeName { id: i.node, hostname: self.hostname(i.node) });
-        let hooks = applied.hooks.iter().map(|h| format!("{}@{}", program_name(h.program), h.dev)).collect();
+        let node = identity.as_ref().map(|i| NodeName {
+            id: i.node,
+            hostname: self.hostname(i.node),
+        });
+        let hooks = applied
+            .hooks
+            .iter()
+            .map(|h| format!("{}@{}", program_name(h.program), h.dev))
+            .collect();
         StatusView {
             node,
             cluster: identity.as_ref().map(|i| i.cluster),
@@ -202,14 +229,23 @@ impl App {
             networks: view.objects.networks.len() as u64,
             services: view.objects.services.len() as u64,
             endpoints: view.objects.endpoints.len() as u64,
-            dataplane: DataplaneView { hooks, kernel: kernel_release(), degraded: self.degraded.clone() },
+            dataplane: DataplaneView {
+                hooks,
+                kernel: kernel_release(),
+                degraded: self.degraded.clone(),
+            },
             version: env!("CARGO_PKG_VERSION").to_owned(),
             errors: applied.errors,
         }
     }
 
     fn hostname(&self, node: Id) -> String {
-        self.ledger.view().objects.nodes.get(&node).map_or_else(|| self.config.hostname.clone(), |n| n.hostname.clone())
+        self.ledger
+            .view()
+            .objects
+            .nodes
+            .get(&node)
+            .map_or_else(|| self.config.hostname.clone(), |n| n.hostname.clone())
     }
 
     /// What is wrong with this host.
@@ -217,38 +253,84 @@ impl App {
         let status = self.status().await;
         let view = self.ledger.view();
         let mut checks = Vec::new();
-        let mut check = |name: &str, ok: bool, detail: String| checks.push(Check { name: name.to_owned(), ok, detail });
+        let mut check = |name: &str, ok: bool, detail: String| {
+            checks.push(Check {
+                name: name.to_owned(),
+                ok,
+                detail,
+            })
+        };
         let role = status.role.map_or("none", |r| r.as_str());
-        check("cluster", status.node.is_some(), match &status.node {
-            Some(n) => format!("node {} ({}), {role}", n.hostname, n.id),
-            None => "belongs to no cluster: run meshctl init or meshctl join".to_owned(),
-        });
+        check(
+            "cluster",
+            status.node.is_some(),
+            match &status.node {
+                Some(n) => format!("node {} ({}), {role}", n.hostname, n.id),
+                None => "belongs to no cluster: run meshctl init or meshctl join".to_owned(),
+            },
+        );
         if status.node.is_some() {
             let leader = status.manager.as_ref().and_then(|m| m.leader.clone());
-            check("managers", leader.is_some(), match &leader {
-                Some(leader) => format!("{leader} leads"),
-                None => "no manager leads: this host goes on from its ledger, but nothing can be changed".to_owned(),
-            });
+            check(
+                "managers",
+                leader.is_some(),
+                match &leader {
+                    Some(leader) => format!("{leader} leads"),
+                    None => "no manager leads: this host goes on from its ledger, but nothing can be changed".to_owned(),
+                },
+            );
             let behind = view.head.revision.saturating_sub(status.applied_generation);
-            check("applied", status.errors.is_empty() && behind == 0, match status.errors.first() {
-                Some(first) => format!("{} steps failed and are tried again, first: {first}", status.errors.len()),
-                None => format!("revision {} of {}", status.applied_generation, view.head.revision),
-            });
-            let lost: BTreeSet<_> = view.objects.nodes.values().filter(|n| n.dataplane == Dataplane::Unreachable).map(|n| n.hostname.clone()).collect();
-            let down: BTreeSet<_> = view.objects.nodes.values().filter(|n| n.state == NodeState::Down).map(|n| n.hostname.clone()).collect();
+            check(
+                "applied",
+                status.errors.is_empty() && behind == 0,
+                match status.errors.first() {
+                    Some(first) => format!("{} steps failed and are tried again, first: {first}", status.errors.len()),
+                    None => format!("revision {} of {}", status.applied_generation, view.head.revision),
+                },
+            );
+            let lost: BTreeSet<_> = view
+                .objects
+                .nodes
+                .values()
+                .filter(|n| n.dataplane == Dataplane::Unreachable)
+                .map(|n| n.hostname.clone())
+                .collect();
+            let down: BTreeSet<_> = view
+                .objects
+                .nodes
+                .values()
+                .filter(|n| n.state == NodeState::Down)
+                .map(|n| n.hostname.clone())
+                .collect();
             let list = |s: &BTreeSet<String>| s.iter().cloned().collect::<Vec<_>>().join(", ");
-            check("nodes", lost.is_empty() && down.is_empty(), if down.is_empty() {
-                format!("all {} are ready", view.objects.nodes.len())
-            } else {
-                format!("meshd is silent on {}; no traffic is sent to {}", list(&down), if lost.is_empty() { "none".to_owned() } else { list(&lost) })
-            });
+            check(
+                "nodes",
+                lost.is_empty() && down.is_empty(),
+                if down.is_empty() {
+                    format!("all {} are ready", view.objects.nodes.len())
+                } else {
+                    format!(
+                        "meshd is silent on {}; no traffic is sent to {}",
+                        list(&down),
+                        if lost.is_empty() { "none".to_owned() } else { list(&lost) }
+                    )
+                },
+            );
         }
-        check("hooks", status.node.is_none() || !status.dataplane.hooks.is_empty(), status.dataplane.hooks.join(", "));
-        check("features", self.degraded.is_empty(), if self.degraded.is_empty() {
-            format!("kernel {} has all that is used", status.dataplane.kernel)
-        } else {
-            self.degraded.join("; ")
-        });
+        check(
+            "hooks",
+            status.node.is_none() || !status.dataplane.hooks.is_empty(),
+            status.dataplane.hooks.join(", "),
+        );
+        check(
+            "features",
+            self.degraded.is_empty(),
+            if self.degraded.is_empty() {
+                format!("kernel {} has all that is used", status.dataplane.kernel)
+            } else {
+                self.degraded.join("; ")
+            },
+        );
         let mut steps = Vec::new();
         if plan {
             match self.preview().await {
@@ -271,11 +353,14 @@ fn program_name(program: Program) -> &'static str {
     match program {
         Program::FromUplink => "from_uplink",
         Program::FromOverlay => "from_overlay",
+        Program::FromNetwork => "from_network",
         Program::FromContainer => "from_container",
         Program::ToContainer => "to_container",
     }
 }
 
 fn kernel_release() -> String {
-    nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+    nix::sys::utsname::uname()
+        .map(|u| u.release().to_string_lossy().into_owned())
+        .unwrap_or_default()
 }

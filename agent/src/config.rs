@@ -155,7 +155,11 @@ impl Config {
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
         };
-        for (flag, path) in [("data-dir", &config.data_dir), ("run-dir", &config.run_dir), ("bpffs", &config.bpffs)] {
+        for (flag, path) in [
+            ("data-dir", &config.data_dir),
+            ("run-dir", &config.run_dir),
+            ("bpffs", &config.bpffs),
+        ] {
             if !path.is_absolute() {
                 return Err(ConfigError::Value(format!("--{flag} {} is not an absolute path", path.display())));
             }
@@ -164,7 +168,10 @@ impl Config {
             return Err(ConfigError::Value("--control-port 0 is not a port: use 1 to 65535".into()));
         }
         if !(1024..=16_777_216).contains(&config.flow_table_size) {
-            return Err(ConfigError::Value(format!("--flow-table-size {} is not from 1024 to 16777216", config.flow_table_size)));
+            return Err(ConfigError::Value(format!(
+                "--flow-table-size {} is not from 1024 to 16777216",
+                config.flow_table_size
+            )));
         }
         Ok(config)
     }
@@ -182,7 +189,8 @@ fn read(path: &Path) -> Result<Flags, ConfigError> {
 
 /// The host's name up to the first dot: node names are DNS labels.
 fn own_hostname() -> Result<String, ConfigError> {
-    let name = nix::unistd::gethostname().map_err(|e| ConfigError::Value(format!("the host's name is not known ({e}): give --hostname")))?;
+    let name =
+        nix::unistd::gethostname().map_err(|e| ConfigError::Value(format!("the host's name is not known ({e}): give --hostname")))?;
     let name = name.to_string_lossy();
     Ok(name.split('.').next().unwrap_or_default().to_owned())
 }
@@ -221,7 +229,12 @@ mod tests {
 
     #[test]
     fn refuses_what_can_not_be() {
-        for bad in [&["--hostname", "a.b"][..], &["--data-dir", "relative"], &["--control-port", "0"], &["--flow-table-size", "3"]] {
+        for bad in [
+            &["--hostname", "a.b"][..],
+            &["--data-dir", "relative"],
+            &["--control-port", "0"],
+            &["--flow-table-size", "3"],
+        ] {
             assert!(load(bad).is_err(), "{bad:?}");
         }
     }

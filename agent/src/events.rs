@@ -38,7 +38,13 @@ impl EventLog {
     /// An empty log that knows the names of `objects`.
     pub fn new(objects: &Objects) -> Self {
         let names = objects.iter().filter_map(|o| Some((o.key(), name(&o)?))).collect();
-        Self { ring: Mutex::new(Ring { events: VecDeque::new(), names }), live: broadcast::Sender::new(BEHIND) }
+        Self {
+            ring: Mutex::new(Ring {
+                events: VecDeque::new(),
+                names,
+            }),
+            live: broadcast::Sender::new(BEHIND),
+        }
     }
 
     /// Adds what `changes` mean.
@@ -57,7 +63,14 @@ impl EventLog {
                 (Some(_), Some(_)) => EventAction::Update,
             };
             let Some(name) = new.or(old) else { continue };
-            let event = Event { time: Timestamp::now(), revision, action, kind: change.kind, id: change.id, name };
+            let event = Event {
+                time: Timestamp::now(),
+                revision,
+                action,
+                kind: change.kind,
+                id: change.id,
+                name,
+            };
             if ring.events.len() == REMEMBERED {
                 ring.events.pop_front();
             }

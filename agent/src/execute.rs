@@ -54,7 +54,13 @@ impl Executor {
     pub fn open(bpffs: PathBuf, flow_table_size: u32, dns: Arc<Dns>) -> Result<Self, StepError> {
         let overlay = Overlay::new()?;
         let loader = open_loader(&bpffs, flow_table_size)?;
-        Ok(Self { overlay, loader, dns, bpffs, flow_table_size })
+        Ok(Self {
+            overlay,
+            loader,
+            dns,
+            bpffs,
+            flow_table_size,
+        })
     }
 
     /// What the kernel and the DNS hold now. A dump that can not be trusted is an error.
@@ -62,7 +68,12 @@ impl Executor {
         let overlay = self.overlay.dump(cluster).await?;
         let (tables, hooks) = self.loader.observe()?;
         let names = NameTable::clone(&self.dns.current());
-        Ok(Observed { overlay, tables, hooks, names })
+        Ok(Observed {
+            overlay,
+            tables,
+            hooks,
+            names,
+        })
     }
 
     /// Carries out one step.
@@ -93,7 +104,10 @@ impl Executor {
 }
 
 fn open_loader(bpffs: &std::path::Path, flow_table_size: u32) -> Result<Loader, mesh_loader::Error> {
-    Loader::open(&mesh_loader::Options { flow_table_size, ..mesh_loader::Options::new(bpffs) })
+    Loader::open(&mesh_loader::Options {
+        flow_table_size,
+        ..mesh_loader::Options::new(bpffs)
+    })
 }
 
 /// An error with its sources, on one line.

@@ -86,7 +86,12 @@ impl Ledger {
         let path = path.display().to_string();
         let view = read(&db).map_err(|why| LedgerError::Damaged { path: path.clone(), why })?;
         let changed = watch::Sender::new(view.head.revision);
-        Ok(Self { path, db, inner: Mutex::new(Inner { view, arriving: None }), changed })
+        Ok(Self {
+            path,
+            db,
+            inner: Mutex::new(Inner { view, arriving: None }),
+            changed,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -110,7 +115,13 @@ impl Ledger {
         let mut inner = self.lock();
         let head = Head { cluster, revision: 0 };
         self.write(&head, &[], true)?;
-        *inner = Inner { view: View { head, objects: Arc::default() }, arriving: None };
+        *inner = Inner {
+            view: View {
+                head,
+                objects: Arc::default(),
+            },
+            arriving: None,
+        };
         self.changed.send_replace(0);
         Ok(())
     }
@@ -119,7 +130,10 @@ impl Ledger {
     /// which replaces it once it is complete. Returns what really changed, for the event stream.
     pub fn receive(&self, revision: u64, changes: Vec<Change>, snapshot: bool, complete: bool) -> Result<Vec<Change>, LedgerError> {
         let mut inner = self.lock();
-        let head = Head { cluster: inner.view.head.cluster, revision };
+        let head = Head {
+            cluster: inner.view.head.cluster,
+            revision,
+        };
         if snapshot {
             let arriving = inner.arriving.get_or_insert_default();
             arriving.extend(changes);
@@ -131,7 +145,10 @@ impl Ledger {
             all.iter().for_each(|c| objects.apply(c));
             let news = difference(&inner.view.objects, &objects);
             self.write(&head, &all, true)?;
-            inner.view = View { head, objects: Arc::new(objects) };
+            inner.view = View {
+                head,
+                objects: Arc::new(objects),
+            };
             self.changed.send_replace(revision);
             return Ok(news);
         }
@@ -168,7 +185,10 @@ impl Ledger {
             txn.commit()?;
             Ok(())
         };
-        attempt().map_err(|source| LedgerError::Write { path: self.path.clone(), source: Box::new(source) })
+        attempt().map_err(|source| LedgerError::Write {
+            path: self.path.clone(),
+            source: Box::new(source),
+        })
     }
 }
 
@@ -205,7 +225,11 @@ fn read(db: &Database) -> Result<View, String> {
             let (key, value) = row?;
             let object: Object = serde_json::from_slice(disk::unseal(key.value().as_bytes(), value.value())?)?;
             let (kind, id) = object.key();
-            objects.apply(&Change { kind, id, object: Some(object) });
+            objects.apply(&Change {
+                kind,
+                id,
+                object: Some(object),
+            });
         }
         view.objects = Arc::new(objects);
         Ok(view)
@@ -217,9 +241,18 @@ fn read(db: &Database) -> Result<View, String> {
 fn difference(old: &Objects, new: &Objects) -> Vec<Change> {
     let map = |o: &Objects| o.iter().map(|o| (o.key(), o)).collect::<std::collections::BTreeMap<_, _>>();
     let (old, new) = (map(old), map(new));
-    let gone = old.keys().filter(|k| !new.contains_key(*k)).map(|(kind, id)| Change { kind: *kind, id: *id, object: None });
+    let gone = old.keys().filter(|k| !new.contains_key(*k)).map(|(kind, id)| Change {
+        kind: *kind,
+        id: *id,
+        object: None,
+    });
     let put = new.iter().filter(|(k, o)| old.get(*k) != Some(*o));
-    gone.chain(put.map(|((kind, id), o)| Change { kind: *kind, id: *id, object: Some(o.clone()) })).collect()
+    gone.chain(put.map(|((kind, id), o)| Change {
+        kind: *kind,
+        id: *id,
+        object: Some(o.clone()),
+    }))
+    .collect()
 }
 
 #[cfg(test)]
@@ -246,11 +279,19 @@ mod tests {
             ingress: false,
             options: Labels::new(),
         };
-        Change { kind: Kind::Network, id: network.id, object: Some(Object::Network(Arc::new(network))) }
+        Change {
+            kind: Kind::Network,
+            id: network.id,
+            object: Some(Object::Network(Arc::new(network))),
+        }
     }
 
     fn gone(n: u64) -> Change {
-        Change { kind: Kind::Network, id: Id::from_bits(n), object: None }
+        Change {
+            kind: Kind::Network,
+            id: Id::from_bits(n),
+            object: None,
+        }
     }
 
     fn names(ledger: &Ledger) -> Vec<String> {
@@ -271,7 +312,13 @@ mod tests {
         drop(ledger);
         let ledger = Ledger::open(&path).unwrap();
         assert_eq!(names(&ledger), ["b", "c"]);
-        assert_eq!(ledger.view().head, Head { cluster: Some(Id::from_bits(1)), revision: 6 });
+        assert_eq!(
+            ledger.view().head,
+            Head {
+                cluster: Some(Id::from_bits(1)),
+                revision: 6
+            }
+        );
         let news = ledger.receive(9, vec![put(3, "c"), put(4, "d")], true, true).unwrap();
         assert_eq!(news, [gone(2), put(4, "d")], "a full list tells only what is new");
         assert_eq!(names(&ledger), ["c", "d"]);
@@ -286,7 +333,10 @@ mod tests {
         for damage in [&b"not a ledger"[..], &bytes[..bytes.len() / 2], &[]] {
             std::fs::write(&path, damage).unwrap();
             let error = Ledger::open(&path).err().unwrap().to_string();
-            assert!(error.contains("ledger.redb") && error.contains("damaged") && !error.contains('\n'), "{error}");
+            assert!(
+                error.contains("ledger.redb") && error.contains("damaged") && !error.contains('\n'),
+                "{error}"
+            );
             assert_eq!(std::fs::read(&path).unwrap(), damage, "and left as it was");
         }
     }

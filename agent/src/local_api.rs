@@ -14,7 +14,10 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{FromRequest, FromRequestParts, Path as Param, Query, State, rejection::{JsonRejection, PathRejection, QueryRejection}},
+    extract::{
+        FromRequest, FromRequestParts, Path as Param, Query, State,
+        rejection::{JsonRejection, PathRejection, QueryRejection},
+    },
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -92,7 +95,10 @@ pub struct ListenError {
 
 /// Makes the socket (0660): a stale one is replaced, one that answers is another meshd's.
 pub async fn listen(path: &Path) -> Result<UnixListener, ListenError> {
-    let fail = |why: String| ListenError { path: path.display().to_string(), why };
+    let fail = |why: String| ListenError {
+        path: path.display().to_string(),
+        why,
+    };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(|e| fail(format!("cannot make its directory: {e}")))?;
     }
@@ -112,7 +118,9 @@ pub async fn listen(path: &Path) -> Result<UnixListener, ListenError> {
 
 /// Serves until `stop`; requests under way are finished.
 pub async fn serve(app: Arc<App>, listener: UnixListener, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router(app)).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(listener, router(app))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 fn router(app: Arc<App>) -> Router {
@@ -126,7 +134,12 @@ fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi::document))
         .merge(objects::routes())
         .fallback(async || Refused(Refusal::not_found("no such path: see /openapi.json")))
-        .method_not_allowed_fallback(async || Refused(Refusal::new(RefusalKind::Other, "this path does not take that method: see /openapi.json")))
+        .method_not_allowed_fallback(async || {
+            Refused(Refusal::new(
+                RefusalKind::Other,
+                "this path does not take that method: see /openapi.json",
+            ))
+        })
         .with_state(app)
 }
 
@@ -153,10 +166,16 @@ async fn leave(State(app): Ctx, Body(request): Body<LeaveRequest>) -> Answer<()>
 /// Lines of JSON until the caller hangs up. A caller that reads too slowly is cut off, and goes on
 /// with `since` from the last revision that it has.
 async fn events(State(app): Ctx, Args(q): Args<EventsQuery>) -> Result<Response, Refused> {
-    let since = q.since.map(|s| s.parse::<Since>()).transpose().map_err(|e| Refusal::malformed(e.to_string()))?;
+    let since = q
+        .since
+        .map(|s| s.parse::<Since>())
+        .transpose()
+        .map_err(|e| Refusal::malformed(e.to_string()))?;
     let (past, live) = app.events();
     let past: Vec<_> = past.into_iter().filter(|e| since.is_some_and(|s| s.covers(e))).collect();
-    let live = BroadcastStream::new(live).take_while(|e| futures::future::ready(e.is_ok())).filter_map(async |e| e.ok());
+    let live = BroadcastStream::new(live)
+        .take_while(|e| futures::future::ready(e.is_ok()))
+        .filter_map(async |e| e.ok());
     let lines = futures::stream::iter(past).chain(live).map(|event| {
         let mut line = serde_json::to_vec(&event).map_err(std::io::Error::other)?;
         line.push(b'\n');

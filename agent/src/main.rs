@@ -62,7 +62,10 @@ pub struct Exit {
 impl Exit {
     /// Exit code 1.
     pub fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into().replace('\n', " "), code: 1 }
+        Self {
+            text: text.into().replace('\n', " "),
+            code: 1,
+        }
     }
 
     /// Another exit code.
@@ -86,7 +89,10 @@ fn log(config: &Config) -> Result<(), Exit> {
     let filter = tracing_subscriber::EnvFilter::try_new(format!("openraft=warn,{}", config.log))
         .map_err(|e| Exit::new(format!("--log {:?} is not a filter: {e}", config.log)).with_code(2))?;
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let out = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    let out = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour);
     match config.log_format {
         LogFormat::Text => out.init(),
         LogFormat::Json => out.json().init(),

@@ -93,7 +93,17 @@ impl Membership {
         fatal: mpsc::Sender<String>,
     ) -> Self {
         let config = config.clone();
-        Self { config, ledger, events, applied, requests, member, fatal, joined: RwLock::new(None), changing: Mutex::new(()) }
+        Self {
+            config,
+            ledger,
+            events,
+            applied,
+            requests,
+            member,
+            fatal,
+            joined: RwLock::new(None),
+            changing: Mutex::new(()),
+        }
     }
 
     /// The client of the managers, inside a cluster.
@@ -117,13 +127,18 @@ impl Membership {
 
     /// Goes on where meshd stopped.
     pub async fn resume(&self) -> Result<(), Refusal> {
-        let Some(identity) = IdentityStore::load(&self.config.data_dir).map_err(other)? else { return Ok(()) };
+        let Some(identity) = IdentityStore::load(&self.config.data_dir).map_err(other)? else {
+            return Ok(());
+        };
         let file = identity.file();
         if self.ledger.view().head.cluster != Some(file.cluster) {
             self.ledger.reset(Some(file.cluster)).map_err(other)?;
         }
         // The data plane needs no manager: it goes on from the ledger at once.
-        self.member.send_replace(Some(Member { cluster: file.cluster, node: file.node }));
+        self.member.send_replace(Some(Member {
+            cluster: file.cluster,
+            node: file.node,
+        }));
         let channels = Arc::new(Channels::new(&identity).map_err(other)?);
         let manager = self.manager_for(&identity, &channels).await?;
         self.enter(identity, channels, manager).await;
@@ -141,7 +156,9 @@ impl Membership {
 
     async fn raft(&self, identity: &Arc<IdentityStore>, channels: &Arc<Channels>) -> Result<Arc<RaftHost>, Refusal> {
         let transport = Arc::new(GrpcTransport::new(channels.clone()));
-        let host = RaftHost::start(&self.raft_dir(), identity.file().raft_id, transport).await.map_err(other)?;
+        let host = RaftHost::start(&self.raft_dir(), identity.file().raft_id, transport)
+            .await
+            .map_err(other)?;
         let (mut fatal, to) = (host.fatal(), self.fatal.clone());
         tokio::spawn(async move {
             if let Ok(why) = fatal.wait_for(Option::is_some).await.map(|w| w.clone()) {
@@ -184,8 +201,17 @@ impl Membership {
         };
         session.start(&tasks, &stop);
         tasks.close();
-        self.member.send_replace(Some(Member { cluster: file.cluster, node: file.node }));
-        *self.joined.write().await = Some(Joined { identity, client, manager, stop, tasks });
+        self.member.send_replace(Some(Member {
+            cluster: file.cluster,
+            node: file.node,
+        }));
+        *self.joined.write().await = Some(Joined {
+            identity,
+            client,
+            manager,
+            stop,
+            tasks,
+        });
     }
 
     /// Makes a cluster with this host as its first manager.
@@ -194,9 +220,19 @@ impl Membership {
         self.check_free().await?;
         let node = self.describe(request.advertise_addr, request.data_path_addr, None).await?;
         let (hostname, address) = (node.hostname.clone(), SocketAddr::new(node.addr, node.control_port).to_string());
-        let address_pools = if request.default_addr_pools.is_empty() { config::default_pools() } else { request.default_addr_pools };
+        let address_pools = if request.default_addr_pools.is_empty() {
+            config::default_pools()
+        } else {
+            request.default_addr_pools
+        };
         let subnet_prefix = request.subnet_size.unwrap_or(config::DEFAULT_SUBNET_PREFIX);
-        let (identity, command) = Founding { node, address_pools, subnet_prefix }.found().map_err(other)?;
+        let (identity, command) = Founding {
+            node,
+            address_pools,
+            subnet_prefix,
+        }
+        .found()
+        .map_err(other)?;
         // Checked before anything is on disk: a refused init leaves the host as it was.
         mesh_core::state::State::default().apply(1, &command).0?;
         let file = identity.file.clone();
@@ -219,8 +255,20 @@ impl Membership {
         self.ledger.reset(Some(file.cluster)).map_err(other)?;
         self.enter(identity, channels, Some(hosted)).await;
         self.settled().await?;
-        let worker_token = self.client().await.ok_or_else(|| Refusal::unavailable("meshd is stopping"))?.query(Query::Token(Role::Worker)).await?.token;
-        Ok(InitReply { cluster: file.cluster, node: file.node, hostname, address, worker_token: worker_token.unwrap_or_default() })
+        let worker_token = self
+            .client()
+            .await
+            .ok_or_else(|| Refusal::unavailable("meshd is stopping"))?
+            .query(Query::Token(Role::Worker))
+            .await?
+            .token;
+        Ok(InitReply {
+            cluster: file.cluster,
+            node: file.node,
+            hostname,
+            address,
+            worker_token: worker_token.unwrap_or_default(),
+        })
     }
 
     /// Joins a cluster as what the token says.
@@ -241,7 +289,11 @@ impl Membership {
         self.ledger.reset(Some(file.cluster)).map_err(other)?;
         self.enter(identity, channels, manager).await;
         self.settled().await?;
-        Ok(JoinReply { cluster: file.cluster, node: file.node, role: file.role })
+        Ok(JoinReply {
+            cluster: file.cluster,
+            node: file.node,
+            role: file.role,
+        })
     }
 
     /// Takes back what a failed init or join left on disk.
@@ -258,18 +310,38 @@ impl Membership {
     /// host with containers attached, leave only by force; so does one that reaches no manager.
     pub async fn leave(&self, force: bool) -> Result<(), Refusal> {
         let _one = self.changing.lock().await;
-        let Some(file) = self.identity().await else { return Err(Refusal::conflict("this host belongs to no cluster")) };
+        let Some(file) = self.identity().await else {
+            return Err(Refusal::conflict("this host belongs to no cluster"));
+        };
         let view = self.ledger.view();
-        let here: Vec<_> = view.objects.endpoints.values().filter(|e| e.node == file.node).map(|e| e.name.clone()).take(5).collect();
+        let here: Vec<_> = view
+            .objects
+            .endpoints
+            .values()
+            .filter(|e| e.node == file.node)
+            .map(|e| e.name.clone())
+            .take(5)
+            .collect();
         if !here.is_empty() && !force {
-            return Err(Refusal::conflict(format!("containers are attached here ({}): disconnect them first, or use --force", here.join(", "))));
+            return Err(Refusal::conflict(format!(
+                "containers are attached here ({}): disconnect them first, or use --force",
+                here.join(", ")
+            )));
         }
         if let Some(client) = self.client().await {
-            let told = client.propose(Command::NodeRemove { node: file.node.to_string(), force: true }).await;
+            let told = client
+                .propose(Command::NodeRemove {
+                    node: file.node.to_string(),
+                    force: true,
+                })
+                .await;
             if let Err(refusal) = told.and_then(|(_, outcome)| outcome)
                 && !force
             {
-                return Err(Refusal::new(refusal.kind, format!("{} (--force leaves all the same)", refusal.message)));
+                return Err(Refusal::new(
+                    refusal.kind,
+                    format!("{} (--force leaves all the same)", refusal.message),
+                ));
             }
         }
         if let Some(joined) = self.joined.write().await.take() {
@@ -284,7 +356,10 @@ impl Membership {
         errors.extend(self.remove_files());
         match errors.as_slice() {
             [] => Ok(()),
-            errors => Err(Refusal::other(format!("this host has left, but not all could be removed: {}", errors.join("; ")))),
+            errors => Err(Refusal::other(format!(
+                "this host has left, but not all could be removed: {}",
+                errors.join("; ")
+            ))),
         }
     }
 
@@ -297,7 +372,10 @@ impl Membership {
 
     async fn check_free(&self) -> Result<(), Refusal> {
         match self.identity().await {
-            Some(file) => Err(Refusal::conflict(format!("this host is node {} of cluster {} already: leave it first (meshctl leave)", file.node, file.cluster))),
+            Some(file) => Err(Refusal::conflict(format!(
+                "this host is node {} of cluster {} already: leave it first (meshctl leave)",
+                file.node, file.cluster
+            ))),
             None => Ok(()),
         }
     }
@@ -312,7 +390,9 @@ impl Membership {
         let overlay = Overlay::new().map_err(other)?;
         for a in [addr, data_path_addr] {
             if a.is_loopback() || a.is_unspecified() || a.is_multicast() {
-                return Err(Refusal::malformed(format!("address {a} is not one that other hosts can reach: give one of an interface")));
+                return Err(Refusal::malformed(format!(
+                    "address {a} is not one that other hosts can reach: give one of an interface"
+                )));
             }
         }
         overlay.host_facts(addr).await.map_err(other)?;
@@ -332,8 +412,12 @@ impl Membership {
     async fn own_address(&self, towards: Option<&str>) -> Result<IpAddr, Refusal> {
         if let Some(uplink) = &self.config.uplink {
             let all = nix::ifaddrs::getifaddrs().map_err(other)?;
-            let mut on_uplink = all.filter(|i| i.interface_name == *uplink).filter_map(|i| i.address?.as_sockaddr_in().map(|a| IpAddr::V4(a.ip())));
-            return on_uplink.next().ok_or_else(|| Refusal::other(format!("interface {uplink} has no IPv4 address: give --advertise-addr")));
+            let mut on_uplink = all
+                .filter(|i| i.interface_name == *uplink)
+                .filter_map(|i| i.address?.as_sockaddr_in().map(|a| IpAddr::V4(a.ip())));
+            return on_uplink
+                .next()
+                .ok_or_else(|| Refusal::other(format!("interface {uplink} has no IPv4 address: give --advertise-addr")));
         }
         // 192.0.2.1: TEST-NET-1 (RFC 5737), reached by the default route wherever there is one.
         let to = towards.unwrap_or("192.0.2.1:9").to_owned();
@@ -344,7 +428,9 @@ impl Membership {
         });
         match found.await {
             Ok(Ok(addr)) if !addr.ip().is_loopback() => Ok(addr.ip()),
-            _ => Err(Refusal::other("which of this host's addresses others reach is not clear: give --advertise-addr")),
+            _ => Err(Refusal::other(
+                "which of this host's addresses others reach is not clear: give --advertise-addr",
+            )),
         }
     }
 
@@ -356,11 +442,17 @@ impl Membership {
             _ => self.applied.borrow().errors.first().cloned(),
         };
         let why = result.unwrap_or_else(|| "no list of objects has come from a manager".to_owned());
-        Err(Refusal::other(format!("this host is in the cluster, but its network is not up yet ({why}); it is tried again: see meshctl status")))
+        Err(Refusal::other(format!(
+            "this host is in the cluster, but its network is not up yet ({why}); it is tried again: see meshctl status"
+        )))
     }
 
     fn remove_files(&self) -> Vec<String> {
-        let mut errors: Vec<String> = IdentityStore::remove(&self.config.data_dir).err().map(|e| chain(&e)).into_iter().collect();
+        let mut errors: Vec<String> = IdentityStore::remove(&self.config.data_dir)
+            .err()
+            .map(|e| chain(&e))
+            .into_iter()
+            .collect();
         match std::fs::remove_dir_all(self.raft_dir()) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => errors.push(format!("cannot remove {}: {e}", self.raft_dir().display())),
             _ => {}

@@ -134,11 +134,22 @@ impl Reconciler {
     /// Desired and observed state; `None` while there is nothing that this host knows it must be:
     /// before it joins, before its first full list, and when the list does not have it.
     async fn look(&mut self) -> Result<Option<(Desired, Observed, HostFacts)>, StepError> {
-        let (Some(member), View { head, objects }) = (*self.member.borrow(), self.ledger.view()) else { return Ok(None) };
-        let Some(me) = objects.nodes.get(&member.node).filter(|_| head.cluster == Some(member.cluster) && head.revision > 0) else { return Ok(None) };
+        let (Some(member), View { head, objects }) = (*self.member.borrow(), self.ledger.view()) else {
+            return Ok(None);
+        };
+        let Some(me) = objects
+            .nodes
+            .get(&member.node)
+            .filter(|_| head.cluster == Some(member.cluster) && head.revision > 0)
+        else {
+            return Ok(None);
+        };
         let host = self.executor.overlay.host_facts(me.data_path_addr).await?;
         let uplink = self.uplink.clone().unwrap_or_else(|| host.uplink.clone());
-        let facts = Facts { uplink, addrs: host.addrs.iter().copied().collect() };
+        let facts = Facts {
+            uplink,
+            addrs: host.addrs.iter().copied().collect(),
+        };
         let desired = intent::desired(&objects, head.revision, member.cluster, member.node, &facts);
         let seen = self.executor.observe(Some(member.cluster)).await?;
         Ok(Some((desired, seen, host)))
@@ -157,7 +168,12 @@ impl Reconciler {
             }
         };
         let steps = plan(&desired, &seen);
-        let mut out = Applied { revision: desired.revision, facts: Some(facts), hooks: desired.hooks.clone(), ..Applied::default() };
+        let mut out = Applied {
+            revision: desired.revision,
+            facts: Some(facts),
+            hooks: desired.hooks.clone(),
+            ..Applied::default()
+        };
         let endpoints: BTreeMap<String, Id> = desired.veths.values().map(|v| (veth_name(v.endpoint), v.endpoint)).collect();
         for step in &steps {
             tracing::debug!(%step, "step");

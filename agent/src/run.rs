@@ -39,7 +39,10 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     }
     let ledger = Arc::new(Ledger::open(&config.data_dir.join("ledger.redb"))?);
     let events = Arc::new(EventLog::new(&ledger.view().objects));
-    let dns = Arc::new(Dns::new(mesh_dns::Config { resolv_conf: config.resolv_conf.clone(), ..mesh_dns::Config::default() }));
+    let dns = Arc::new(Dns::new(mesh_dns::Config {
+        resolv_conf: config.resolv_conf.clone(),
+        ..mesh_dns::Config::default()
+    }));
     let executor = Executor::open(config.bpffs.clone(), config.flow_table_size, dns.clone())?;
     let degraded = executor.loader.degraded();
     let socket = config.socket();
@@ -50,12 +53,34 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let (applied, seen_applied) = watch::channel(Applied::default());
     let (requests, incoming) = mpsc::channel(16);
     let member = watch::Sender::new(None);
-    let reconciler =
-        Reconciler { executor, ledger: ledger.clone(), member: member.subscribe(), uplink: config.uplink.clone(), applied, requests: incoming };
+    let reconciler = Reconciler {
+        executor,
+        ledger: ledger.clone(),
+        member: member.subscribe(),
+        uplink: config.uplink.clone(),
+        applied,
+        requests: incoming,
+    };
     let mut kernel = tokio::spawn(reconciler.run(stop.clone()));
-    let membership = Membership::new(&config, ledger.clone(), events.clone(), seen_applied.clone(), requests.clone(), member, fatal);
+    let membership = Membership::new(
+        &config,
+        ledger.clone(),
+        events.clone(),
+        seen_applied.clone(),
+        requests.clone(),
+        member,
+        fatal,
+    );
     membership.resume().await.map_err(|r| Exit::new(r.message))?;
-    let app = Arc::new(App { config, ledger, events_log: events, applied: seen_applied, requests, membership, degraded });
+    let app = Arc::new(App {
+        config,
+        ledger,
+        events_log: events,
+        applied: seen_applied,
+        requests,
+        membership,
+        degraded,
+    });
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
     let watchdog = tokio::spawn(stop.clone().run_until_cancelled_owned(watchdog()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "meshd is ready");
@@ -137,7 +162,11 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
         }
         _ => said(remove(&config.data_dir)),
     }
-    if errors.is_empty() { Ok(()) } else { Err(Exit::new(errors.join("; "))) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Exit::new(errors.join("; ")))
+    }
 }
 
 fn remove(dir: &Path) -> Result<Vec<String>, Vec<String>> {

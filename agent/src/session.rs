@@ -80,7 +80,10 @@ impl Session {
             let batch = batch.map_err(Ended::Watch)?;
             backoff.reset();
             let revision = batch.revision;
-            let news = self.ledger.receive(revision, batch.changes, batch.snapshot, batch.complete).map_err(Ended::Ledger)?;
+            let news = self
+                .ledger
+                .receive(revision, batch.changes, batch.snapshot, batch.complete)
+                .map_err(Ended::Ledger)?;
             self.events.record(revision, &news);
         }
         Ok(())
@@ -143,7 +146,10 @@ impl Session {
                 if applied.gone.contains(&e.id) {
                     todo.push(Command::EndpointRemove { id: e.id });
                 } else if e.state == EndpointState::Starting && !applied.failed.contains_key(&e.id) {
-                    todo.push(Command::EndpointSet { id: e.id, state: EndpointState::Ready });
+                    todo.push(Command::EndpointSet {
+                        id: e.id,
+                        state: EndpointState::Ready,
+                    });
                 }
             }
             done.retain(|id| view.objects.endpoints.contains_key(id));
@@ -157,7 +163,10 @@ impl Session {
                             done.insert(*id);
                         }
                     }
-                    Err(Refusal { kind: RefusalKind::NotFound, .. }) => {}
+                    Err(Refusal {
+                        kind: RefusalKind::NotFound,
+                        ..
+                    }) => {}
                     Err(e) => {
                         failed = true;
                         tracing::debug!(command = command.name(), error = %e.message, "not taken");

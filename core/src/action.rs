@@ -92,7 +92,11 @@ impl fmt::Display for Action {
                     Link::Vxlan { vni, local, mtu, .. } => write!(f, "link put {name} vxlan vni {vni} local {local} mtu {mtu}"),
                 },
                 NetAction::DelLink(name) => write!(f, "link del {name}"),
-                NetAction::PutVeth { name, veth, .. } => write!(f, "veth put {name} bridge {} mtu {} peer {} in {}", veth.bridge, veth.mtu, veth.peer.addr, veth.peer.netns),
+                NetAction::PutVeth { name, veth, .. } => write!(
+                    f,
+                    "veth put {name} bridge {} mtu {} peer {} in {}",
+                    veth.bridge, veth.mtu, veth.peer.addr, veth.peer.netns
+                ),
                 NetAction::AddAddr(dev, a) => write!(f, "addr add {a} dev {dev}"),
                 NetAction::DelAddr(dev, a) => write!(f, "addr del {a} dev {dev}"),
                 NetAction::AddRoute(r) => write!(f, "route add {} dev {} src {}", r.dst, r.dev, r.src),

@@ -4,7 +4,10 @@
 //! Made by [`crate::intent`] from the objects; compared by [`crate::plan`] with
 //! [`crate::observed::Observed`], which has the same rows.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 

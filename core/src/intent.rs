@@ -44,9 +44,19 @@ pub fn veth_name(endpoint: Id) -> String {
 
 /// What the host of node `me` must look like. A node that is not among the objects has nothing.
 pub fn desired(objects: &Objects, revision: u64, cluster: Id, me: Id, facts: &Facts) -> Desired {
-    let mut out = Desired { revision, cluster: Some(cluster), ..Desired::default() };
-    let (Some(node), Some(ingress)) = (objects.nodes.get(&me), objects.ingress()) else { return out };
-    let host = Host { objects, node, local: local_networks(objects, me) };
+    let mut out = Desired {
+        revision,
+        cluster: Some(cluster),
+        ..Desired::default()
+    };
+    let (Some(node), Some(ingress)) = (objects.nodes.get(&me), objects.ingress()) else {
+        return out;
+    };
+    let host = Host {
+        objects,
+        node,
+        local: local_networks(objects, me),
+    };
     host.ingress(ingress, facts, &mut out);
     for network in host.local.iter().filter_map(|id| objects.networks.get(id)) {
         host.network(network, &mut out);
@@ -74,7 +84,11 @@ impl Host<'_> {
 
     /// The VTEP of an endpoint's node, when that is another one.
     fn vtep(&self, e: &Endpoint) -> Option<IpAddr> {
-        self.objects.nodes.get(&e.node).filter(|n| n.id != self.node.id).map(|n| n.data_path_addr)
+        self.objects
+            .nodes
+            .get(&e.node)
+            .filter(|n| n.id != self.node.id)
+            .map(|n| n.data_path_addr)
     }
 
     /// The ingress device, and the packet filter's frame.
@@ -91,17 +105,40 @@ impl Host<'_> {
         let net = ingress.subnets.iter().map(|s| s.subnet).find(|s| s.contains(&self.node.ingress_ip));
         if let Some(net) = net {
             out.addrs.insert((dev.clone(), with_prefix(self.node.ingress_ip, net)));
-            out.routes.insert(Route { dst: net, dev: dev.clone(), src: self.node.ingress_ip });
+            out.routes.insert(Route {
+                dst: net,
+                dev: dev.clone(),
+                src: self.node.ingress_ip,
+            });
         }
         for peer in self.others() {
-            out.neighs.insert(Neigh { dev: dev.clone(), ip: peer.ingress_ip, mac: peer.ingress_mac() });
-            out.fdb.insert(Fdb { dev: dev.clone(), mac: peer.ingress_mac(), vtep: Some(peer.data_path_addr) });
+            out.neighs.insert(Neigh {
+                dev: dev.clone(),
+                ip: peer.ingress_ip,
+                mac: peer.ingress_mac(),
+            });
+            out.fdb.insert(Fdb {
+                dev: dev.clone(),
+                mac: peer.ingress_mac(),
+                vtep: Some(peer.data_path_addr),
+            });
         }
         let peers = self.others().map(|n| n.data_path_addr).collect();
-        out.nft = Some(Nft { peers, bridges: BTreeMap::new(), ingress: net, ingress_dev: dev.clone() });
-        out.hooks.insert(lb::Hook { program: lb::Program::FromOverlay, dev });
+        out.nft = Some(Nft {
+            peers,
+            bridges: BTreeMap::new(),
+            ingress: net,
+            ingress_dev: dev.clone(),
+        });
+        out.hooks.insert(lb::Hook {
+            program: lb::Program::FromOverlay,
+            dev,
+        });
         if !facts.uplink.is_empty() {
-            out.hooks.insert(lb::Hook { program: lb::Program::FromUplink, dev: facts.uplink.clone() });
+            out.hooks.insert(lb::Hook {
+                program: lb::Program::FromUplink,
+                dev: facts.uplink.clone(),
+            });
         }
     }
 
@@ -110,26 +147,78 @@ impl Host<'_> {
         let (bridge, vxlan) = (bridge_name(network.id), vxlan_name(network.id));
         let Some(first) = network.subnets.first() else { return };
         let mtu = self.objects.mtu(network);
-        out.links.insert(bridge.clone(), (network.id, Link::Bridge { mac: Mac::for_ip(first.gateway), mtu }));
-        let link = Link::Vxlan { vni: network.vni, local: self.node.data_path_addr, mtu, bridge: Some(bridge.clone()), mac: None };
+        out.links.insert(
+            bridge.clone(),
+            (
+                network.id,
+                Link::Bridge {
+                    mac: Mac::for_ip(first.gateway),
+                    mtu,
+                },
+            ),
+        );
+        let link = Link::Vxlan {
+            vni: network.vni,
+            local: self.node.data_path_addr,
+            mtu,
+            bridge: Some(bridge.clone()),
+            mac: None,
+        };
         out.links.insert(vxlan.clone(), (network.id, link));
+        out.tables.networks.insert(vxlan.clone(), network.vni);
+        out.hooks.insert(lb::Hook {
+            program: lb::Program::FromNetwork,
+            dev: vxlan.clone(),
+        });
         for s in &network.subnets {
             out.addrs.insert((bridge.clone(), with_prefix(s.gateway, s.subnet)));
-            out.routes.insert(Route { dst: s.subnet, dev: bridge.clone(), src: self.node.ingress_ip });
+            out.routes.insert(Route {
+                dst: s.subnet,
+                dev: bridge.clone(),
+                src: self.node.ingress_ip,
+            });
         }
         if let Some(nft) = &mut out.nft {
             // Sorted, as they are read back.
-            let subnets = network.subnets.iter().map(|s| s.subnet).collect::<BTreeSet<_>>().into_iter().collect();
-            let gateways = network.subnets.iter().map(|s| s.gateway).collect::<BTreeSet<_>>().into_iter().collect();
-            let rules = BridgeRules { subnets, gateways, internal: network.internal };
+            let subnets = network
+                .subnets
+                .iter()
+                .map(|s| s.subnet)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect();
+            let gateways = network
+                .subnets
+                .iter()
+                .map(|s| s.gateway)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect();
+            let rules = BridgeRules {
+                subnets,
+                gateways,
+                internal: network.internal,
+            };
             nft.bridges.insert(bridge.clone(), rules);
         }
         for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
             match self.vtep(e) {
                 Some(vtep) => {
-                    out.neighs.insert(Neigh { dev: bridge.clone(), ip: e.ip, mac: e.mac });
-                    out.fdb.insert(Fdb { dev: vxlan.clone(), mac: e.mac, vtep: Some(vtep) });
-                    out.fdb.insert(Fdb { dev: vxlan.clone(), mac: e.mac, vtep: None });
+                    out.neighs.insert(Neigh {
+                        dev: bridge.clone(),
+                        ip: e.ip,
+                        mac: e.mac,
+                    });
+                    out.fdb.insert(Fdb {
+                        dev: vxlan.clone(),
+                        mac: e.mac,
+                        vtep: Some(vtep),
+                    });
+                    out.fdb.insert(Fdb {
+                        dev: vxlan.clone(),
+                        mac: e.mac,
+                        vtep: None,
+                    });
                 }
                 None if e.node == self.node.id => self.endpoint(network, e, &bridge, mtu, out),
                 // Its node was removed: the endpoint is about to follow.
@@ -140,7 +229,9 @@ impl Host<'_> {
 
     /// One endpoint of this host.
     fn endpoint(&self, network: &Network, e: &Endpoint, bridge: &str, mtu: u32, out: &mut Desired) {
-        let Some(subnet) = network.subnets.iter().find(|s| s.subnet.contains(&e.ip)) else { return };
+        let Some(subnet) = network.subnets.iter().find(|s| s.subnet.contains(&e.ip)) else {
+            return;
+        };
         let name = veth_name(e.id);
         let peer = Peer {
             netns: e.sandbox.netns.clone(),
@@ -150,14 +241,40 @@ impl Host<'_> {
             addr: with_prefix(e.ip, subnet.subnet),
             gateway: self.has_default_route(e).then_some(subnet.gateway),
         };
-        out.veths.insert(name.clone(), Veth { endpoint: e.id, bridge: bridge.to_owned(), mtu, peer });
-        out.fdb.insert(Fdb { dev: name.clone(), mac: e.mac, vtep: None });
+        out.veths.insert(
+            name.clone(),
+            Veth {
+                endpoint: e.id,
+                bridge: bridge.to_owned(),
+                mtu,
+                peer,
+            },
+        );
+        out.fdb.insert(Fdb {
+            dev: name.clone(),
+            mac: e.mac,
+            vtep: None,
+        });
         for program in [lb::Program::FromContainer, lb::Program::ToContainer] {
-            out.hooks.insert(lb::Hook { program, dev: name.clone() });
+            out.hooks.insert(lb::Hook {
+                program,
+                dev: name.clone(),
+            });
         }
         // VIPs stand behind the gateway's Ethernet address, which is that of the first subnet.
         let gateway = network.subnets.first().map_or(subnet.gateway, |s| s.gateway);
-        out.tables.locals.insert(name, lb::Local { slot: e.slot, ip: e.ip, mac: e.mac, gateway });
+        let (vni, vxlan) = (network.vni, vxlan_name(network.id));
+        out.tables.locals.insert(
+            name,
+            lb::Local {
+                slot: e.slot,
+                ip: e.ip,
+                mac: e.mac,
+                gateway,
+                network: vni,
+                vxlan,
+            },
+        );
     }
 
     /// A container's default route goes over its oldest network that has a way out.
@@ -170,15 +287,26 @@ impl Host<'_> {
     /// The endpoints of the same container, itself included.
     fn siblings(&self, e: &Endpoint) -> impl Iterator<Item = &Endpoint> {
         let (node, inode) = (e.node, e.sandbox.inode);
-        self.objects.endpoints.values().map(AsRef::as_ref).filter(move |o| o.node == node && o.sandbox.inode == inode)
+        self.objects
+            .endpoints
+            .values()
+            .map(AsRef::as_ref)
+            .filter(move |o| o.node == node && o.sandbox.inode == inode)
     }
 
     fn is_reachable(&self, e: &Endpoint) -> bool {
-        self.objects.nodes.get(&e.node).is_some_and(|n| n.id == self.node.id || n.dataplane == Dataplane::Reachable)
+        self.objects
+            .nodes
+            .get(&e.node)
+            .is_some_and(|n| n.id == self.node.id || n.dataplane == Dataplane::Reachable)
     }
 
     fn takes_new(&self, e: &Endpoint) -> bool {
-        let willing = self.objects.nodes.get(&e.node).is_some_and(|n| n.availability != Availability::Drain);
+        let willing = self
+            .objects
+            .nodes
+            .get(&e.node)
+            .is_some_and(|n| n.availability != Availability::Drain);
         e.state == EndpointState::Ready && willing && self.is_reachable(e)
     }
 
@@ -213,19 +341,38 @@ impl Host<'_> {
         for port in service.ports.iter().filter(|p| p.mode == PublishMode::Ingress) {
             published = true;
             let key = (port.protocol, port.published);
-            out.tables.published.insert(key, lb::Published { service: service.slot, target: port.target });
+            out.tables.published.insert(
+                key,
+                lb::Published {
+                    service: service.slot,
+                    target: port.target,
+                },
+            );
         }
         if published {
             self.pool(service.slot, &once, out);
             for e in &once {
                 if let Some(vtep) = self.vtep(e) {
-                    out.fdb.insert(Fdb { dev: ingress_dev.to_owned(), mac: e.mac, vtep: Some(vtep) });
+                    out.fdb.insert(Fdb {
+                        dev: ingress_dev.to_owned(),
+                        mac: e.mac,
+                        vtep: Some(vtep),
+                    });
                 }
             }
         }
         for vip in service.vips.iter().filter(|v| self.local.contains(&v.network)) {
+            let Some(network) = self.objects.networks.get(&vip.network) else {
+                continue;
+            };
             let here: Vec<_> = members.iter().copied().filter(|e| e.network == vip.network).collect();
-            out.tables.vips.insert(vip.ip, vip.slot);
+            out.tables.vips.insert(
+                vip.ip,
+                lb::Vip {
+                    service: vip.slot,
+                    network: network.vni,
+                },
+            );
             self.pool(vip.slot, &here, out);
         }
     }
@@ -234,8 +381,16 @@ impl Host<'_> {
     fn pool(&self, slot: u32, members: &[&Endpoint], out: &mut Desired) {
         let turn = members.iter().filter(|e| self.takes_new(e)).map(|e| e.slot).collect();
         out.tables.services.insert(slot, turn);
-        for e in members.iter().filter(|e| self.is_reachable(e) && e.state != EndpointState::Starting) {
-            let row = lb::Backend { ip: e.ip, mac: e.mac, local: e.node == self.node.id, accepting: self.takes_new(e) };
+        for e in members
+            .iter()
+            .filter(|e| self.is_reachable(e) && e.state != EndpointState::Starting)
+        {
+            let row = lb::Backend {
+                ip: e.ip,
+                mac: e.mac,
+                local: e.node == self.node.id,
+                accepting: self.takes_new(e),
+            };
             out.tables.backends.insert(e.slot, row);
         }
     }
@@ -243,7 +398,11 @@ impl Host<'_> {
     fn names(&self, out: &mut NameTable) {
         for network in self.local.iter().filter_map(|id| self.objects.networks.get(id)) {
             for s in &network.subnets {
-                let listener = Listener { network: network.id, dev: bridge_name(network.id), forward: !network.internal };
+                let listener = Listener {
+                    network: network.id,
+                    dev: bridge_name(network.id),
+                    forward: !network.internal,
+                };
                 out.listeners.insert(s.gateway, listener);
             }
             out.zones.insert(network.id, self.zone(network));
@@ -257,12 +416,20 @@ impl Host<'_> {
     }
 
     fn zone(&self, network: &Network) -> Zone {
-        let mut zone = Zone { network: network.name.to_ascii_lowercase(), ..Zone::default() };
+        let mut zone = Zone {
+            network: network.name.to_ascii_lowercase(),
+            ..Zone::default()
+        };
         let mut add = |name: String, ip: Option<IpAddr>| {
             let list = zone.names.entry(name.to_ascii_lowercase()).or_default();
             list.extend(ip.filter(|ip| !list.contains(ip)));
         };
-        let services: Vec<_> = self.objects.services.values().filter(|s| s.networks.contains(&network.id)).collect();
+        let services: Vec<_> = self
+            .objects
+            .services
+            .values()
+            .filter(|s| s.networks.contains(&network.id))
+            .collect();
         let taken: BTreeSet<_> = services.iter().map(|s| s.name.to_ascii_lowercase()).collect();
         for s in &services {
             add(format!("tasks.{}", s.name), None);
@@ -270,17 +437,29 @@ impl Host<'_> {
         }
         for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
             // A service's name is the service's, also when a container has it too.
-            for name in std::iter::once(&e.name).chain(&e.aliases).filter(|n| !taken.contains(&n.to_ascii_lowercase())) {
+            for name in std::iter::once(&e.name)
+                .chain(&e.aliases)
+                .filter(|n| !taken.contains(&n.to_ascii_lowercase()))
+            {
                 add(name.clone(), Some(e.ip));
             }
-            let Some(s) = services.iter().find(|s| Some(s.id) == e.service).filter(|_| self.takes_new(e)) else { continue };
+            let Some(s) = services.iter().find(|s| Some(s.id) == e.service).filter(|_| self.takes_new(e)) else {
+                continue;
+            };
             add(format!("tasks.{}", s.name), Some(e.ip));
             if s.endpoint_mode == EndpointMode::Dnsrr {
                 add(s.name.clone(), Some(e.ip));
             }
         }
-        let endpoints = self.objects.endpoints.values().filter(|e| e.network == network.id).map(|e| (e.ip, e.name.clone()));
-        let vips = services.iter().flat_map(|s| s.vips.iter().filter(|v| v.network == network.id).map(|v| (v.ip, s.name.clone())));
+        let endpoints = self
+            .objects
+            .endpoints
+            .values()
+            .filter(|e| e.network == network.id)
+            .map(|e| (e.ip, e.name.clone()));
+        let vips = services
+            .iter()
+            .flat_map(|s| s.vips.iter().filter(|v| v.network == network.id).map(|v| (v.ip, s.name.clone())));
         zone.reverse = endpoints.chain(vips).map(|(ip, name)| (ip, name.to_ascii_lowercase())).collect();
         zone
     }

@@ -30,7 +30,10 @@ fn bounds(subnet: &Subnet) -> (u128, u128) {
     let net = subnet.subnet;
     let range = subnet.ip_range.unwrap_or(net);
     let last_host = number(net.broadcast()) - u128::from(net.addr().is_ipv4());
-    (number(range.network()).max(number(net.network()) + 1), number(range.broadcast()).min(last_host))
+    (
+        number(range.network()).max(number(net.network()) + 1),
+        number(range.broadcast()).min(last_host),
+    )
 }
 
 /// Addresses that can be handed out at all, gateway and auxiliary ones included.
@@ -47,7 +50,11 @@ pub fn capacity(subnet: &Subnet) -> u128 {
 pub fn next_address(network: &str, subnet: &Subnet, used: &BTreeSet<IpAddr>) -> Result<IpAddr, Refusal> {
     let (first, last) = bounds(subnet);
     let like = subnet.subnet.addr();
-    let start = subnet.cursor.map(number).filter(|c| (first..last).contains(c)).map_or(first, |c| c + 1);
+    let start = subnet
+        .cursor
+        .map(number)
+        .filter(|c| (first..last).contains(c))
+        .map_or(first, |c| c + 1);
     let gap = |from: u128, to: u128| -> Option<u128> {
         let mut candidate = from;
         for taken in used.range(address(like, from)..=address(like, to)).map(|ip| number(*ip)) {
@@ -58,11 +65,17 @@ pub fn next_address(network: &str, subnet: &Subnet, used: &BTreeSet<IpAddr>) -> 
         }
         (candidate <= to).then_some(candidate)
     };
-    let found = if first > last { None } else { gap(start, last).or_else(|| if start > first { gap(first, start - 1) } else { None }) };
+    let found = if first > last {
+        None
+    } else {
+        gap(start, last).or_else(|| if start > first { gap(first, start - 1) } else { None })
+    };
     found.map(|n| address(like, n)).ok_or_else(|| {
         let taken = used.range(address(like, first)..=address(like, last.max(first))).count();
         let pool = subnet.ip_range.unwrap_or(subnet.subnet);
-        Refusal::other(format!("network {network:?} has no free address: all {taken} of {pool} are in use; remove endpoints or make a larger network"))
+        Refusal::other(format!(
+            "network {network:?} has no free address: all {taken} of {pool} are in use; remove endpoints or make a larger network"
+        ))
     })
 }
 
@@ -92,7 +105,9 @@ pub fn next_subnet(pools: &[IpNet], prefix: u8, taken: &[IpNet]) -> Result<IpNet
         }
     }
     let pools = pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    Err(Refusal::other(format!("no /{prefix} is free in the address pools ({pools}): give --subnet, or remove networks")))
+    Err(Refusal::other(format!(
+        "no /{prefix} is free in the address pools ({pools}): give --subnet, or remove networks"
+    )))
 }
 
 #[cfg(test)]
@@ -101,7 +116,13 @@ mod tests {
     use super::*;
 
     fn subnet(net: &str) -> Subnet {
-        Subnet { subnet: net.parse().unwrap(), gateway: "10.0.0.1".parse().unwrap(), ip_range: None, aux: Default::default(), cursor: None }
+        Subnet {
+            subnet: net.parse().unwrap(),
+            gateway: "10.0.0.1".parse().unwrap(),
+            ip_range: None,
+            aux: Default::default(),
+            cursor: None,
+        }
     }
 
     fn ip(s: &str) -> IpAddr {

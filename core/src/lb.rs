@@ -3,7 +3,10 @@
 //! [`crate::intent`] makes them, the loader writes them and reads them back, [`crate::plan`]
 //! compares the two.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{Mac, objects::Protocol};
 
@@ -29,8 +32,17 @@ pub struct Backend {
     pub accepting: bool,
 }
 
-/// An endpoint on this host.
+/// A virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// Set of backends behind it.
+    pub service: u32,
+    /// VXLAN network identifier of its network: to containers of others it is an ordinary address.
+    pub network: u32,
+}
+
+/// An endpoint on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
     /// Its data-plane number.
     pub slot: u32,
@@ -40,6 +52,10 @@ pub struct Local {
     pub mac: Mac,
     /// The gateway of its network, whose Ethernet address also stands for VIPs.
     pub gateway: IpAddr,
+    /// VXLAN network identifier of its network: it is delivered to from no other, past the bridge.
+    pub network: u32,
+    /// Name of its network's VXLAN device, by which it reaches endpoints of other hosts.
+    pub vxlan: String,
 }
 
 /// All tables.
@@ -57,14 +73,16 @@ pub struct Tables {
     pub node_addrs: BTreeSet<IpAddr>,
     /// Published ports.
     pub published: BTreeMap<(Protocol, u16), Published>,
-    /// Virtual addresses, each with its set of backends.
-    pub vips: BTreeMap<IpAddr, u32>,
+    /// Virtual addresses.
+    pub vips: BTreeMap<IpAddr, Vip>,
     /// Sets of backends by number, in the order in which they take turns.
     pub services: BTreeMap<u32, Vec<u32>>,
     /// Backends by number.
     pub backends: BTreeMap<u32, Backend>,
     /// This host's endpoints by the name of their host-side interface.
     pub locals: BTreeMap<String, Local>,
+    /// VXLAN network identifiers of the networks that are here, by the name of their VXLAN device.
+    pub networks: BTreeMap<String, u32>,
     /// Ethernet addresses of other nodes in the ingress network, by which replies find the way back.
     pub peers: BTreeSet<Mac>,
 }
@@ -88,13 +106,15 @@ pub enum Row {
     /// See [`Tables::published`]; `None` removes.
     Published((Protocol, u16), Option<Published>),
     /// See [`Tables::vips`]; `None` removes.
-    Vip(IpAddr, Option<u32>),
+    Vip(IpAddr, Option<Vip>),
     /// See [`Tables::services`]; `None` removes.
     Service(u32, Option<Vec<u32>>),
     /// See [`Tables::backends`]; `None` removes.
     Backend(u32, Option<Backend>),
     /// See [`Tables::locals`]; `None` removes.
     Local(String, Option<Local>),
+    /// See [`Tables::networks`]; `None` removes.
+    Network(String, Option<u32>),
     /// See [`Tables::peers`]; false removes.
     Peer(Mac, bool),
 }
@@ -106,9 +126,12 @@ pub enum Program {
     FromUplink,
     /// TC ingress of the ingress VXLAN device: carried client packets and their replies.
     FromOverlay,
-    /// TC ingress of an endpoint's host-side veth: VIPs, replies of published ports, source check.
+    /// TC ingress of a network's VXLAN device: to its endpoints here, past the bridge.
+    FromNetwork,
+    /// TC ingress of an endpoint's host-side veth: VIPs, replies of published ports, source check,
+    /// and the way to other endpoints, past the bridge.
     FromContainer,
-    /// TC egress of an endpoint's host-side veth: replies of VIPs.
+    /// TC egress of an endpoint's host-side veth: replies of VIPs that come over the bridge.
     ToContainer,
 }
 

@@ -3,7 +3,10 @@
 //! The table is where a host keeps networks apart and gives them a way out; nothing on the path of
 //! published ports or VIPs passes it.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 

@@ -26,7 +26,8 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Vec<Action> {
     // Rows of an endpoint that is here wait for its interface.
     let (locals, early): (Vec<_>, Vec<_>) = rows.put.into_iter().partition(|r| matches!(r, Row::Local(..)));
     let missing = desired.hooks.difference(&seen.hooks);
-    let (on_veths, on_devices): (Vec<_>, Vec<_>) = missing.partition(|h| matches!(h.program, Program::FromContainer | Program::ToContainer));
+    let (on_veths, on_devices): (Vec<_>, Vec<_>) =
+        missing.partition(|h| matches!(h.program, Program::FromContainer | Program::ToContainer));
     let row = |r| Action::Bpf(BpfAction::Row(r));
     let attach = |h: &Hook| Action::Bpf(BpfAction::Attach(h.clone()));
 
@@ -40,7 +41,11 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Vec<Action> {
     out.extend(on_veths.into_iter().map(attach));
     out.extend(rows.late.into_iter().map(row));
     out.extend(on_devices.into_iter().map(attach));
-    out.extend(seen.hooks.difference(&desired.hooks).map(|h| Action::Bpf(BpfAction::Detach(h.clone()))));
+    out.extend(
+        seen.hooks
+            .difference(&desired.hooks)
+            .map(|h| Action::Bpf(BpfAction::Detach(h.clone()))),
+    );
     out.extend(rows.del.into_iter().map(row));
     out.extend(net.last.into_iter().map(Action::Net));
     out
@@ -60,33 +65,69 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
     let (bridges, vxlans): (Vec<_>, Vec<_>) = desired.links.iter().partition(|(_, (_, l))| matches!(l, Link::Bridge { .. }));
     for (name, (id, link)) in bridges.into_iter().chain(vxlans) {
         let mark = (cluster, *id);
-        let fine = seen.overlay.links.get(name).is_some_and(|s| s.settled && s.mark == mark && same(link, &s.link));
+        let fine = seen
+            .overlay
+            .links
+            .get(name)
+            .is_some_and(|s| s.settled && s.mark == mark && same(link, &s.link));
         if !fine {
-            steps.first.push(NetAction::PutLink { name: name.clone(), mark, link: link.clone() });
+            steps.first.push(NetAction::PutLink {
+                name: name.clone(),
+                mark,
+                link: link.clone(),
+            });
         }
     }
     for (name, veth) in &desired.veths {
-        let fine = seen.overlay.veths.get(name).is_some_and(|s| {
-            s.endpoint == veth.endpoint && s.up && s.mtu == veth.mtu && s.bridge.as_ref() == Some(&veth.bridge)
-        });
+        let fine = seen
+            .overlay
+            .veths
+            .get(name)
+            .is_some_and(|s| s.endpoint == veth.endpoint && s.up && s.mtu == veth.mtu && s.bridge.as_ref() == Some(&veth.bridge));
         if !fine {
-            steps.veths.push(NetAction::PutVeth { name: name.clone(), cluster, veth: veth.clone() });
+            steps.veths.push(NetAction::PutVeth {
+                name: name.clone(),
+                cluster,
+                veth: veth.clone(),
+            });
         }
     }
     let gone_veths = seen.overlay.veths.keys().filter(|n| !desired.veths.contains_key(*n));
     steps.last.extend(gone_veths.map(|n| NetAction::DelLink(n.clone())));
-    let gone = || seen.overlay.links.iter().filter(|(n, s)| !desired.links.contains_key(*n) && s.mark.0 == cluster);
+    let gone = || {
+        seen.overlay
+            .links
+            .iter()
+            .filter(|(n, s)| !desired.links.contains_key(*n) && s.mark.0 == cluster)
+    };
     let is_bridge = |s: &crate::observed::SeenLink| matches!(s.link, Link::Bridge { .. });
-    steps.last.extend(gone().filter(|(_, s)| !is_bridge(s)).map(|(n, _)| NetAction::DelLink(n.clone())));
-    steps.last.extend(gone().filter(|(_, s)| is_bridge(s)).map(|(n, _)| NetAction::DelLink(n.clone())));
+    steps
+        .last
+        .extend(gone().filter(|(_, s)| !is_bridge(s)).map(|(n, _)| NetAction::DelLink(n.clone())));
+    steps
+        .last
+        .extend(gone().filter(|(_, s)| is_bridge(s)).map(|(n, _)| NetAction::DelLink(n.clone())));
 }
 
 /// Equal, but for an Ethernet address that was left to the kernel.
 fn same(want: &Link, is: &Link) -> bool {
     match (want, is) {
-        (Link::Vxlan { mac: None, vni, local, mtu, bridge }, Link::Vxlan { vni: v, local: l, mtu: m, bridge: b, .. }) => {
-            (vni, local, mtu, bridge) == (v, l, m, b)
-        }
+        (
+            Link::Vxlan {
+                mac: None,
+                vni,
+                local,
+                mtu,
+                bridge,
+            },
+            Link::Vxlan {
+                vni: v,
+                local: l,
+                mtu: m,
+                bridge: b,
+                ..
+            },
+        ) => (vni, local, mtu, bridge) == (v, l, m, b),
         _ => want == is,
     }
 }
@@ -95,20 +136,53 @@ fn entries(desired: &Desired, seen: &Observed, steps: &mut Steps) {
     let s = &seen.overlay;
     // Entries of a device that goes, go with it.
     let stays = |dev: &String| desired.links.contains_key(dev) || desired.veths.contains_key(dev);
-    diff(&desired.addrs, &s.addrs, |(d, a)| NetAction::AddAddr(d.clone(), *a), &mut steps.first);
+    diff(
+        &desired.addrs,
+        &s.addrs,
+        |(d, a)| NetAction::AddAddr(d.clone(), *a),
+        &mut steps.first,
+    );
     diff(&desired.routes, &s.routes, |r| NetAction::AddRoute(r.clone()), &mut steps.first);
     diff(&desired.neighs, &s.neighs, |n| NetAction::AddNeigh(n.clone()), &mut steps.first);
     let (on_veths, on_vxlans): (BTreeSet<_>, BTreeSet<_>) = desired.fdb.iter().cloned().partition(|e| desired.veths.contains_key(&e.dev));
     // One device can hold one entry per address: a move to another VTEP replaces it.
     diff(&on_vxlans, &s.fdb, |e| NetAction::AddFdb(e.clone()), &mut steps.first);
     diff(&on_veths, &s.fdb, |e| NetAction::AddFdb(e.clone()), &mut steps.veths);
-    let replaced = |e: &&crate::desired::Fdb| !desired.fdb.iter().any(|n| n.dev == e.dev && n.mac == e.mac && n.vtep.is_some() == e.vtep.is_some());
-    steps.last.extend(s.fdb.difference(&desired.fdb).filter(|e| stays(&e.dev)).filter(replaced).map(|e| NetAction::DelFdb(e.clone())));
+    let replaced = |e: &&crate::desired::Fdb| {
+        !desired
+            .fdb
+            .iter()
+            .any(|n| n.dev == e.dev && n.mac == e.mac && n.vtep.is_some() == e.vtep.is_some())
+    };
+    steps.last.extend(
+        s.fdb
+            .difference(&desired.fdb)
+            .filter(|e| stays(&e.dev))
+            .filter(replaced)
+            .map(|e| NetAction::DelFdb(e.clone())),
+    );
     let renewed = |n: &&crate::desired::Neigh| !desired.neighs.iter().any(|m| m.dev == n.dev && m.ip == n.ip);
-    steps.last.extend(s.neighs.difference(&desired.neighs).filter(|n| stays(&n.dev)).filter(renewed).map(|n| NetAction::DelNeigh(n.clone())));
+    steps.last.extend(
+        s.neighs
+            .difference(&desired.neighs)
+            .filter(|n| stays(&n.dev))
+            .filter(renewed)
+            .map(|n| NetAction::DelNeigh(n.clone())),
+    );
     let rerouted = |r: &&crate::desired::Route| !desired.routes.iter().any(|m| m.dst == r.dst);
-    steps.last.extend(s.routes.difference(&desired.routes).filter(|r| stays(&r.dev)).filter(rerouted).map(|r| NetAction::DelRoute(r.clone())));
-    steps.last.extend(s.addrs.difference(&desired.addrs).filter(|(d, _)| stays(d)).map(|(d, a)| NetAction::DelAddr(d.clone(), *a)));
+    steps.last.extend(
+        s.routes
+            .difference(&desired.routes)
+            .filter(|r| stays(&r.dev))
+            .filter(rerouted)
+            .map(|r| NetAction::DelRoute(r.clone())),
+    );
+    steps.last.extend(
+        s.addrs
+            .difference(&desired.addrs)
+            .filter(|(d, _)| stays(d))
+            .map(|(d, a)| NetAction::DelAddr(d.clone(), *a)),
+    );
 }
 
 fn diff<T: Ord>(want: &BTreeSet<T>, seen: &BTreeSet<T>, step: impl Fn(&T) -> NetAction, out: &mut Vec<NetAction>) {
@@ -128,21 +202,40 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
     let head = |t: &Tables| (t.ingress_mac, t.ingress_dev.clone(), t.uplink.clone(), t.ingress_mtu);
     if head(want) != head(seen) {
         let (ingress_mac, ingress_dev, uplink, ingress_mtu) = head(want);
-        r.put.push(Row::Config { ingress_mac, ingress_dev, uplink, ingress_mtu });
+        r.put.push(Row::Config {
+            ingress_mac,
+            ingress_dev,
+            uplink,
+            ingress_mtu,
+        });
     }
     r.put.extend(want.peers.difference(&seen.peers).map(|m| Row::Peer(*m, true)));
-    changed(&want.locals, &seen.locals, |k, v| Row::Local(k.clone(), Some(*v)), &mut r.put);
+    changed(&want.networks, &seen.networks, |k, v| Row::Network(k.clone(), Some(*v)), &mut r.put);
+    changed(
+        &want.locals,
+        &seen.locals,
+        |k, v| Row::Local(k.clone(), Some(v.clone())),
+        &mut r.put,
+    );
     changed(&want.backends, &seen.backends, |k, v| Row::Backend(*k, Some(*v)), &mut r.put);
-    changed(&want.services, &seen.services, |k, v| Row::Service(*k, Some(v.clone())), &mut r.late);
+    changed(
+        &want.services,
+        &seen.services,
+        |k, v| Row::Service(*k, Some(v.clone())),
+        &mut r.late,
+    );
     changed(&want.vips, &seen.vips, |k, v| Row::Vip(*k, Some(*v)), &mut r.late);
     changed(&want.published, &seen.published, |k, v| Row::Published(*k, Some(*v)), &mut r.late);
-    r.late.extend(want.node_addrs.difference(&seen.node_addrs).map(|a| Row::NodeAddr(*a, true)));
-    r.del.extend(seen.node_addrs.difference(&want.node_addrs).map(|a| Row::NodeAddr(*a, false)));
+    r.late
+        .extend(want.node_addrs.difference(&seen.node_addrs).map(|a| Row::NodeAddr(*a, true)));
+    r.del
+        .extend(seen.node_addrs.difference(&want.node_addrs).map(|a| Row::NodeAddr(*a, false)));
     removed(&want.published, &seen.published, |k| Row::Published(*k, None), &mut r.del);
     removed(&want.vips, &seen.vips, |k| Row::Vip(*k, None), &mut r.del);
     removed(&want.services, &seen.services, |k| Row::Service(*k, None), &mut r.del);
     removed(&want.backends, &seen.backends, |k| Row::Backend(*k, None), &mut r.del);
     removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), &mut r.del);
+    removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), &mut r.del);
     r.del.extend(seen.peers.difference(&want.peers).map(|m| Row::Peer(*m, false)));
     r
 }

@@ -59,7 +59,10 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal of any kind.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self {
+            kind,
+            message: message.into(),
+        }
     }
 
     /// The request itself is wrong.

@@ -111,16 +111,23 @@ impl NetworkSpec {
         }
         for (i, a) in self.subnets.iter().enumerate() {
             if let Some(b) = self.subnets[..i].iter().find(|b| overlap(**b, *a)) {
-                return Err(Refusal::malformed(format!("subnets {b} and {a} overlap: give ranges apart from each other")));
+                return Err(Refusal::malformed(format!(
+                    "subnets {b} and {a} overlap: give ranges apart from each other"
+                )));
             }
         }
         let v4 = self.subnets.iter().filter(|n| matches!(n, IpNet::V4(_))).count();
         if v4 != self.subnets.len() {
-            return Err(Refusal::malformed("IPv6 subnets are not carried yet: give IPv4 subnets only".to_owned()));
+            return Err(Refusal::malformed(
+                "IPv6 subnets are not carried yet: give IPv4 subnets only".to_owned(),
+            ));
         }
         for gateway in &self.gateways {
             let Some(net) = self.subnets.iter().find(|n| n.contains(gateway)) else {
-                return Err(Refusal::malformed(format!("gateway {gateway} is in none of the subnets{}", list(&self.subnets))));
+                return Err(Refusal::malformed(format!(
+                    "gateway {gateway} is in none of the subnets{}",
+                    list(&self.subnets)
+                )));
             };
             check_host(*net, *gateway, "gateway")?;
             if self.gateways.iter().filter(|g| net.contains(*g)).count() > 1 {
@@ -129,7 +136,10 @@ impl NetworkSpec {
         }
         for range in &self.ip_ranges {
             let Some(net) = self.subnets.iter().find(|n| n.contains(range)) else {
-                return Err(Refusal::malformed(format!("ip range {range} is in none of the subnets{}", list(&self.subnets))));
+                return Err(Refusal::malformed(format!(
+                    "ip range {range} is in none of the subnets{}",
+                    list(&self.subnets)
+                )));
             };
             if self.ip_ranges.iter().filter(|r| net.contains(*r)).count() > 1 {
                 return Err(Refusal::malformed(format!("subnet {net} has more than one ip range: give one")));
@@ -137,11 +147,16 @@ impl NetworkSpec {
         }
         for (name, ip) in &self.aux_addresses {
             let Some(net) = self.subnets.iter().find(|n| n.contains(ip)) else {
-                return Err(Refusal::malformed(format!("aux address {name}={ip} is in none of the subnets{}", list(&self.subnets))));
+                return Err(Refusal::malformed(format!(
+                    "aux address {name}={ip} is in none of the subnets{}",
+                    list(&self.subnets)
+                )));
             };
             check_host(*net, *ip, "aux address")?;
             if self.gateways.contains(ip) {
-                return Err(Refusal::malformed(format!("aux address {name}={ip} is the gateway: choose another")));
+                return Err(Refusal::malformed(format!(
+                    "aux address {name}={ip} is the gateway: choose another"
+                )));
             }
         }
         self.mtu()?;
@@ -153,7 +168,9 @@ impl NetworkSpec {
 
     /// MTU in bytes from the options.
     pub fn mtu(&self) -> Result<Option<u32>, Refusal> {
-        let Some((_, v)) = self.options.iter().find(|(k, _)| is_mtu(k)) else { return Ok(None) };
+        let Some((_, v)) = self.options.iter().find(|(k, _)| is_mtu(k)) else {
+            return Ok(None);
+        };
         // 68: the least that IPv4 allows (RFC 791); 576 is the least that hosts must accept.
         match v.parse() {
             Ok(mtu @ 576..=65485) => Ok(Some(mtu)),
@@ -179,11 +196,19 @@ pub fn check_subnet(net: IpNet) -> Result<(), Refusal> {
         return Err(Refusal::malformed(format!("subnet {net} has host bits set: use {}", net.trunc())));
     }
     let a = net.addr();
-    if a.is_loopback() || a.is_multicast() || a.is_unspecified() || matches!(a, IpAddr::V4(v) if v.octets()[0] >= 224 || v.octets()[0] == 0 || v.is_link_local()) {
-        return Err(Refusal::malformed(format!("subnet {net} is not a range of unicast addresses: use one like 172.30.0.0/16")));
+    if a.is_loopback()
+        || a.is_multicast()
+        || a.is_unspecified()
+        || matches!(a, IpAddr::V4(v) if v.octets()[0] >= 224 || v.octets()[0] == 0 || v.is_link_local())
+    {
+        return Err(Refusal::malformed(format!(
+            "subnet {net} is not a range of unicast addresses: use one like 172.30.0.0/16"
+        )));
     }
     if net.max_prefix_len() - net.prefix_len() < 2 {
-        return Err(Refusal::malformed(format!("subnet {net} is too small: it needs a gateway and an endpoint, so /30 or larger")));
+        return Err(Refusal::malformed(format!(
+            "subnet {net} is too small: it needs a gateway and an endpoint, so /30 or larger"
+        )));
     }
     if net.prefix_len() < 8 {
         return Err(Refusal::malformed(format!("subnet {net} is too large: use /8 or smaller")));
@@ -195,7 +220,9 @@ pub fn check_subnet(net: IpNet) -> Result<(), Refusal> {
 pub fn check_host(net: IpNet, ip: IpAddr, what: &str) -> Result<(), Refusal> {
     if ip == net.network() || (ip == net.broadcast() && ip.is_ipv4()) {
         let which = if ip == net.network() { "network" } else { "broadcast" };
-        return Err(Refusal::malformed(format!("{what} {ip} is the {which} address of {net}: choose another")));
+        return Err(Refusal::malformed(format!(
+            "{what} {ip} is the {which} address of {net}: choose another"
+        )));
     }
     Ok(())
 }
@@ -210,10 +237,15 @@ impl ServiceSpec {
     pub fn check(&self) -> Result<(), Refusal> {
         check_name("service", &self.name)?;
         if self.name.eq_ignore_ascii_case("tasks") {
-            return Err(Refusal::malformed("service name \"tasks\" is reserved for tasks.SERVICE: choose another"));
+            return Err(Refusal::malformed(
+                "service name \"tasks\" is reserved for tasks.SERVICE: choose another",
+            ));
         }
         if self.networks.is_empty() {
-            return Err(Refusal::malformed(format!("service {:?} has no network: give at least one --network", self.name)));
+            return Err(Refusal::malformed(format!(
+                "service {:?} has no network: give at least one --network",
+                self.name
+            )));
         }
         for (i, p) in self.ports.iter().enumerate() {
             if p.target == 0 {
@@ -224,7 +256,11 @@ impl ServiceSpec {
             }
             let same = |q: &&Port| q.published != 0 && q.published == p.published && q.protocol == p.protocol;
             if self.ports[..i].iter().any(|q| same(&q)) {
-                return Err(Refusal::malformed(format!("port {}/{} is published twice: publish it once", p.published, p.protocol.as_str())));
+                return Err(Refusal::malformed(format!(
+                    "port {}/{} is published twice: publish it once",
+                    p.published,
+                    p.protocol.as_str()
+                )));
             }
         }
         Ok(())

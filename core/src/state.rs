@@ -40,7 +40,10 @@ type Effect = Result<(Reply, Vec<Change>), Refusal>;
 impl State {
     /// Rebuilds the state from its objects (a store or a snapshot).
     pub fn from_objects(objects: Objects) -> Self {
-        let mut state = Self { objects, ..Self::default() };
+        let mut state = Self {
+            objects,
+            ..Self::default()
+        };
         let all: Vec<Object> = state.objects.iter().collect();
         for object in &all {
             state.index(object);
@@ -69,9 +72,23 @@ impl State {
     fn effect(&self, index: u64, command: &Command) -> Effect {
         use Command as C;
         match command {
-            C::Init { id, ingress, at, address_pools, subnet_prefix, ca_cert, ca_key, worker_secret, manager_secret, node } => {
+            C::Init {
+                id,
+                ingress,
+                at,
+                address_pools,
+                subnet_prefix,
+                ca_cert,
+                ca_key,
+                worker_secret,
+                manager_secret,
+                node,
+            } => {
                 if let Some(cluster) = &self.objects.cluster {
-                    return Err(Refusal::conflict(format!("this node is in cluster {} already: leave it first (meshctl leave)", cluster.id)));
+                    return Err(Refusal::conflict(format!(
+                        "this node is in cluster {} already: leave it first (meshctl leave)",
+                        cluster.id
+                    )));
                 }
                 let cluster = Cluster {
                     id: *id,
@@ -89,19 +106,28 @@ impl State {
                 nodes::init(cluster, *ingress, node, *at, index)
             }
             C::NodeJoin { node, at } => nodes::join(self, node, *at, index),
-            C::NodeReport { id, addr, data_path_addr, underlay_mtu, host_routes } => {
-                nodes::change(self, *id, index, |n| {
-                    n.addr = *addr;
-                    n.data_path_addr = *data_path_addr;
-                    n.underlay_mtu = *underlay_mtu;
-                    n.host_routes = host_routes.clone();
-                })
-            }
+            C::NodeReport {
+                id,
+                addr,
+                data_path_addr,
+                underlay_mtu,
+                host_routes,
+            } => nodes::change(self, *id, index, |n| {
+                n.addr = *addr;
+                n.data_path_addr = *data_path_addr;
+                n.underlay_mtu = *underlay_mtu;
+                n.host_routes = host_routes.clone();
+            }),
             C::NodeLiveness { id, state, dataplane } => nodes::change(self, *id, index, |n| {
                 n.state = *state;
                 n.dataplane = *dataplane;
             }),
-            C::NodeUpdate { node, availability, label_add, label_rm } => {
+            C::NodeUpdate {
+                node,
+                availability,
+                label_add,
+                label_rm,
+            } => {
                 let id = self.find_node(node)?.id;
                 nodes::change(self, id, index, |n| {
                     n.availability = availability.unwrap_or(n.availability);
@@ -212,7 +238,10 @@ impl State {
     }
 
     fn cluster(&self) -> Result<&Cluster, Refusal> {
-        self.objects.cluster.as_deref().ok_or_else(|| Refusal::other("this node belongs to no cluster: run meshctl init or meshctl join first"))
+        self.objects
+            .cluster
+            .as_deref()
+            .ok_or_else(|| Refusal::other("this node belongs to no cluster: run meshctl init or meshctl join first"))
     }
 
     fn find_node(&self, r: &str) -> Result<&Arc<Node>, Refusal> {
@@ -237,7 +266,8 @@ impl State {
             Kind::Service => "service",
             Kind::Endpoint => "endpoint",
         };
-        id.and_then(|id| all.get(&id)).ok_or_else(|| Refusal::not_found(format!("no {what} named {r:?}: see meshctl {what} ls")))
+        id.and_then(|id| all.get(&id))
+            .ok_or_else(|| Refusal::not_found(format!("no {what} named {r:?}: see meshctl {what} ls")))
     }
 
     fn named(&self, kind: Kind, scope: Option<Id>, name: &str) -> Option<Id> {
@@ -250,7 +280,11 @@ impl State {
         if let Some(e) = all.endpoints.values().find(|e| e.network == network.id && e.ip == ip) {
             return format!("endpoint {:?}", e.name);
         }
-        if let Some(s) = all.services.values().find(|s| s.vips.iter().any(|v| v.network == network.id && v.ip == ip)) {
+        if let Some(s) = all
+            .services
+            .values()
+            .find(|s| s.vips.iter().any(|v| v.network == network.id && v.ip == ip))
+        {
             return format!("the virtual address of service {:?}", s.name);
         }
         if network.subnets.iter().any(|s| s.gateway == ip) {
@@ -282,7 +316,11 @@ impl State {
 
 fn put(object: Object) -> Change {
     let (kind, id) = object.key();
-    Change { kind, id, object: Some(object) }
+    Change {
+        kind,
+        id,
+        object: Some(object),
+    }
 }
 
 fn gone(kind: Kind, id: Id) -> Change {

@@ -11,7 +11,7 @@ use mesh_core::{
     command::Command as C,
     desired::{Desired, Link},
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
-    lb::{Program, Row, Tables},
+    lb::{Local, Program, Row, Tables},
     objects::*,
     observed::{Observed, SeenLink, SeenVeth},
     plan::plan,
@@ -19,7 +19,10 @@ use mesh_core::{
 use proptest::prelude::*;
 
 fn facts(n: u64) -> Facts {
-    Facts { uplink: "eth0".into(), addrs: [ip(&format!("192.168.77.{}", 10 + n))].into() }
+    Facts {
+        uplink: "eth0".into(),
+        addrs: [ip(&format!("192.168.77.{}", 10 + n))].into(),
+    }
 }
 
 fn desired(lab: &Lab, n: u64) -> Desired {
@@ -43,9 +46,22 @@ fn carry_out(seen: &mut Observed, steps: &[Action]) {
     for step in steps {
         match step.clone() {
             Action::Names(table) => seen.names = *table,
-            Action::Bpf(BpfAction::Attach(h)) => drop(seen.hooks.insert(h)),
+            Action::Bpf(BpfAction::Attach(h)) => {
+                let known = match h.program {
+                    Program::FromNetwork => seen.tables.networks.contains_key(&h.dev),
+                    Program::FromContainer | Program::ToContainer => seen.tables.locals.contains_key(&h.dev),
+                    Program::FromUplink | Program::FromOverlay => true,
+                };
+                assert!(known, "a program comes after its rows");
+                seen.hooks.insert(h);
+            }
             Action::Bpf(BpfAction::Detach(h)) => drop(seen.hooks.remove(&h)),
-            Action::Bpf(BpfAction::Row(row)) => put(&mut seen.tables, row),
+            Action::Bpf(BpfAction::Row(row)) => {
+                if let Row::Network(dev, Some(_)) | Row::Local(_, Some(Local { vxlan: dev, .. })) = &row {
+                    assert!(seen.overlay.links.contains_key(dev), "a device comes before the rows that name it");
+                }
+                put(&mut seen.tables, row);
+            }
             Action::Net(step) => net(seen, step),
         }
     }
@@ -66,7 +82,15 @@ fn net(seen: &mut Observed, step: NetAction) {
         }
         NetAction::PutVeth { name, veth, .. } => {
             assert!(o.links.contains_key(&veth.bridge), "the bridge comes before its ports");
-            o.veths.insert(name, SeenVeth { endpoint: veth.endpoint, bridge: Some(veth.bridge), mtu: veth.mtu, up: true });
+            o.veths.insert(
+                name,
+                SeenVeth {
+                    endpoint: veth.endpoint,
+                    bridge: Some(veth.bridge),
+                    mtu: veth.mtu,
+                    up: true,
+                },
+            );
         }
         NetAction::AddAddr(d, a) => drop(o.addrs.insert((d, a))),
         NetAction::DelAddr(d, a) => drop(o.addrs.remove(&(d, a))),
@@ -76,8 +100,12 @@ fn net(seen: &mut Observed, step: NetAction) {
         }
         NetAction::DelRoute(r) => drop(o.routes.remove(&r)),
         NetAction::AddFdb(e) => {
-            assert!(o.links.contains_key(&e.dev) || o.veths.contains_key(&e.dev), "the device comes before its entries");
-            o.fdb.retain(|m| (&m.dev, m.mac, m.vtep.is_some()) != (&e.dev, e.mac, e.vtep.is_some()));
+            assert!(
+                o.links.contains_key(&e.dev) || o.veths.contains_key(&e.dev),
+                "the device comes before its entries"
+            );
+            o.fdb
+                .retain(|m| (&m.dev, m.mac, m.vtep.is_some()) != (&e.dev, e.mac, e.vtep.is_some()));
             o.fdb.insert(e);
         }
         NetAction::DelFdb(e) => drop(o.fdb.remove(&e)),
@@ -98,7 +126,12 @@ fn put(t: &mut Tables, row: Row) {
         }
     }
     match row {
-        Row::Config { ingress_mac, ingress_dev, uplink, ingress_mtu } => {
+        Row::Config {
+            ingress_mac,
+            ingress_dev,
+            uplink,
+            ingress_mtu,
+        } => {
             (t.ingress_mac, t.ingress_dev, t.uplink, t.ingress_mtu) = (ingress_mac, ingress_dev, uplink, ingress_mtu);
         }
         Row::NodeAddr(a, on) => drop(if on { t.node_addrs.insert(a) } else { t.node_addrs.remove(&a) }),
@@ -107,15 +140,22 @@ fn put(t: &mut Tables, row: Row) {
         Row::Vip(k, v) => set(&mut t.vips, k, v),
         Row::Service(k, v) => {
             for backend in v.iter().flatten() {
-                assert!(t.backends.contains_key(backend), "backends come before the service that sends to them");
+                assert!(
+                    t.backends.contains_key(backend),
+                    "backends come before the service that sends to them"
+                );
             }
             set(&mut t.services, k, v);
         }
         Row::Backend(k, v) => {
-            assert!(v.is_some() || !t.services.values().any(|s| s.contains(&k)), "a backend leaves after its service let it go");
+            assert!(
+                v.is_some() || !t.services.values().any(|s| s.contains(&k)),
+                "a backend leaves after its service let it go"
+            );
             set(&mut t.backends, k, v);
         }
         Row::Local(k, v) => set(&mut t.locals, k, v),
+        Row::Network(k, v) => set(&mut t.networks, k, v),
     }
 }
 
@@ -128,12 +168,24 @@ fn a_host_carries_only_the_networks_of_its_endpoints() {
     let names: BTreeSet<_> = one.links.keys().cloned().collect();
     assert_eq!(names, [bridge_name(network.id), vxlan_name(network.id), vxlan_name(ingress)].into());
     assert_eq!(one.veths.keys().cloned().collect::<Vec<_>>(), [veth_name(id(0x9001))]);
-    let Link::Vxlan { vni, mtu, bridge, .. } = &one.links[&vxlan_name(network.id)].1 else { panic!() };
-    assert_eq!((*vni, *mtu, bridge.as_deref()), (4097, 1450, Some(bridge_name(network.id).as_str())));
+    let Link::Vxlan { vni, mtu, bridge, .. } = &one.links[&vxlan_name(network.id)].1 else {
+        panic!()
+    };
+    assert_eq!(
+        (*vni, *mtu, bridge.as_deref()),
+        (4097, 1450, Some(bridge_name(network.id).as_str()))
+    );
     let four = desired(&lab, 4);
-    assert_eq!(four.links.keys().cloned().collect::<Vec<_>>(), [vxlan_name(ingress)], "no endpoint, no network");
+    assert_eq!(
+        four.links.keys().cloned().collect::<Vec<_>>(),
+        [vxlan_name(ingress)],
+        "no endpoint, no network"
+    );
     assert!(four.veths.is_empty() && four.names.zones.is_empty());
-    let backends: Vec<_> = four.tables.services[&1].iter().map(|s| four.tables.backends[s].ip.to_string()).collect();
+    let backends: Vec<_> = four.tables.services[&1]
+        .iter()
+        .map(|s| four.tables.backends[s].ip.to_string())
+        .collect();
     assert_eq!(backends, ["172.30.0.3", "172.30.0.4", "172.30.0.5"], "but it answers the port");
     let carried = four.fdb.iter().filter(|e| e.dev == vxlan_name(ingress)).count();
     assert_eq!(carried, 3 + 3, "a way to every endpoint of a published service and to every node");
@@ -142,22 +194,54 @@ fn a_host_carries_only_the_networks_of_its_endpoints() {
 #[test]
 fn nobody_is_sent_to_a_host_that_does_not_answer() {
     let mut lab = hostname();
-    let liveness = |state, dataplane| C::NodeLiveness { id: node_id(2), state, dataplane };
+    let liveness = |state, dataplane| C::NodeLiveness {
+        id: node_id(2),
+        state,
+        dataplane,
+    };
     lab.ok(liveness(NodeState::Down, Dataplane::Reachable));
     assert_eq!(desired(&lab, 1).tables.services[&1].len(), 3, "meshd is silent, its kernel is not");
     lab.ok(liveness(NodeState::Down, Dataplane::Unreachable));
     let cut = desired(&lab, 1);
     assert_eq!(cut.tables.services[&1].len(), 2);
     assert_eq!(cut.names.zones.values().next().unwrap().names["tasks.hostname"].len(), 2);
-    assert_eq!(desired(&lab, 2).tables.services[&1].len(), 3, "the host itself does not give itself up");
+    assert_eq!(
+        desired(&lab, 2).tables.services[&1].len(),
+        3,
+        "the host itself does not give itself up"
+    );
     lab.ok(liveness(NodeState::Ready, Dataplane::Reachable));
     assert_eq!(desired(&lab, 1).tables.services[&1].len(), 3);
 }
 
 #[test]
+fn rows_name_the_network_that_they_belong_to() {
+    let mut lab = hostname();
+    lab.network(2, "other", None);
+    lab.attach(endpoint(7, 1, "other", None));
+    let t = desired(&lab, 1).tables;
+    let network = |name: &str| lab.state.objects().network(name).unwrap().clone();
+    for (name, n) in [("demo", 1), ("other", 7)] {
+        let local = &t.locals[&veth_name(id(0x9000 + n))];
+        assert_eq!(
+            (local.network, local.vxlan.as_str()),
+            (network(name).vni, vxlan_name(network(name).id).as_str())
+        );
+        assert_eq!(t.networks[&vxlan_name(network(name).id)], network(name).vni);
+    }
+    assert_eq!(t.networks.len(), 2, "the ingress network is none of them");
+    let vip = lab.state.objects().service("hostname").unwrap().vips[0].clone();
+    assert_eq!((t.vips[&vip.ip].service, t.vips[&vip.ip].network), (vip.slot, network("demo").vni));
+    assert!(desired(&lab, 4).tables.networks.is_empty() && desired(&lab, 4).tables.vips.is_empty());
+}
+
+#[test]
 fn draining_endpoints_keep_what_they_have() {
     let mut lab = hostname();
-    lab.ok(C::EndpointSet { id: id(0x9002), state: EndpointState::Draining });
+    lab.ok(C::EndpointSet {
+        id: id(0x9002),
+        state: EndpointState::Draining,
+    });
     let t = desired(&lab, 1).tables;
     let slot = lab.state.objects().endpoints[&id(0x9002)].slot;
     assert!(!t.services[&1].contains(&slot) && !t.backends[&slot].accepting);
@@ -183,14 +267,25 @@ fn names_of_a_network() {
 #[test]
 fn one_default_route_per_container() {
     let mut lab = Lab::new(1);
-    lab.ok(create_network(1, mesh_core::spec::NetworkSpec { internal: true, ..network_spec("inside", None) }));
+    lab.ok(create_network(
+        1,
+        mesh_core::spec::NetworkSpec {
+            internal: true,
+            ..network_spec("inside", None)
+        },
+    ));
     lab.network(2, "out", None);
     lab.network(3, "more", None);
     for (n, net) in ["inside", "out", "more"].iter().enumerate() {
-        lab.attach(mesh_core::command::NewEndpoint { id: id(0x9000 + n as u64), ..endpoint(1, 1, net, None) });
+        lab.attach(mesh_core::command::NewEndpoint {
+            id: id(0x9000 + n as u64),
+            ..endpoint(1, 1, net, None)
+        });
     }
     let d = desired(&lab, 1);
-    let gateways: Vec<_> = (0..3).map(|n| d.veths[&veth_name(id(0x9000 + n))].peer.gateway.map(|g| g.to_string())).collect();
+    let gateways: Vec<_> = (0..3)
+        .map(|n| d.veths[&veth_name(id(0x9000 + n))].peer.gateway.map(|g| g.to_string()))
+        .collect();
     assert_eq!(gateways, [None, Some("10.1.1.1".to_owned()), None]);
 }
 
@@ -221,9 +316,11 @@ fn programs_sit_where_they_belong() {
     let hooks: BTreeSet<_> = desired(&lab, 1).hooks.iter().map(|h| (h.program, h.dev.clone())).collect();
     let veth = veth_name(id(0x9001));
     let ingress = vxlan_name(lab.state.objects().ingress().unwrap().id);
+    let vxlan = vxlan_name(lab.state.objects().network("demo").unwrap().id);
     let want = [
         (Program::FromUplink, "eth0".to_owned()),
         (Program::FromOverlay, ingress),
+        (Program::FromNetwork, vxlan),
         (Program::FromContainer, veth.clone()),
         (Program::ToContainer, veth),
     ];

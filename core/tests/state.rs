@@ -11,11 +11,18 @@ use mesh_core::{RefusalKind as K, command::Command as C, objects::*, state::Stat
 use proptest::prelude::*;
 
 fn attach(e: mesh_core::command::NewEndpoint) -> C {
-    C::EndpointCreate { endpoint: e, at: Timestamp::UNIX_EPOCH }
+    C::EndpointCreate {
+        endpoint: e,
+        at: Timestamp::UNIX_EPOCH,
+    }
 }
 
 fn create_service(n: u64, spec: mesh_core::spec::ServiceSpec) -> C {
-    C::ServiceCreate { id: id(0x300 + n), at: Timestamp::UNIX_EPOCH, spec }
+    C::ServiceCreate {
+        id: id(0x300 + n),
+        at: Timestamp::UNIX_EPOCH,
+        spec,
+    }
 }
 
 #[test]
@@ -23,7 +30,10 @@ fn begins_with_an_ingress_network_and_a_node() {
     let lab = Lab::new(3);
     let all = lab.state.objects();
     let ingress = all.ingress().unwrap();
-    assert_eq!((ingress.name.as_str(), ingress.vni, ingress.subnets[0].subnet.to_string()), ("ingress", 4096, "10.0.0.0/16".into()));
+    assert_eq!(
+        (ingress.name.as_str(), ingress.vni, ingress.subnets[0].subnet.to_string()),
+        ("ingress", 4096, "10.0.0.0/16".into())
+    );
     let ips: Vec<_> = all.nodes.values().map(|n| n.ingress_ip.to_string()).collect();
     assert_eq!(ips, ["10.0.0.2", "10.0.0.3", "10.0.0.4"]);
 }
@@ -55,7 +65,10 @@ fn the_network_of_the_readme() {
     let mut e = endpoint(1, 1, "kafka", None);
     e.ip = Some(ip("172.30.5.5"));
     let e = lab.attach(e);
-    assert_eq!((e.ip, e.mac.to_string().as_str(), e.ifname.as_str()), (ip("172.30.5.5"), "02:6d:ac:1e:05:05", "eth0"));
+    assert_eq!(
+        (e.ip, e.mac.to_string().as_str(), e.ifname.as_str()),
+        (ip("172.30.5.5"), "02:6d:ac:1e:05:05", "eth0")
+    );
     assert_eq!(lab.attach(endpoint(2, 1, "KAFKA", None)).ip, ip("172.30.0.2"), "names have no case");
 }
 
@@ -70,10 +83,24 @@ fn refuses_networks_that_can_not_be() {
         lab.refused(net(name, None), K::Malformed, &["not a DNS label"]);
     }
     lab.refused(net("Taken", None), K::Conflict, &["exists already"]);
-    lab.refused(net("n", Some("172.30.4.0/24")), K::Conflict, &["172.30.4.0/24", "172.30.0.0/16", "\"taken\""]);
-    lab.refused(net("n", Some("192.168.0.0/16")), K::Conflict, &["192.168.77.0/24 dev eth0 of node h1"]);
+    lab.refused(
+        net("n", Some("172.30.4.0/24")),
+        K::Conflict,
+        &["172.30.4.0/24", "172.30.0.0/16", "\"taken\""],
+    );
+    lab.refused(
+        net("n", Some("192.168.0.0/16")),
+        K::Conflict,
+        &["192.168.77.0/24 dev eth0 of node h1"],
+    );
     lab.refused(net("n", Some("10.0.0.0/24")), K::Conflict, &["\"ingress\""]);
-    for (bad, why) in [("172.31.0.0/31", "too small"), ("172.31.0.1/24", "host bits"), ("127.0.0.0/16", "unicast"), ("0.0.0.0/0", "unicast"), ("224.0.0.0/8", "unicast")] {
+    for (bad, why) in [
+        ("172.31.0.0/31", "too small"),
+        ("172.31.0.1/24", "host bits"),
+        ("127.0.0.0/16", "unicast"),
+        ("0.0.0.0/0", "unicast"),
+        ("224.0.0.0/8", "unicast"),
+    ] {
         lab.refused(net("n", Some(bad)), K::Malformed, &[why]);
     }
     let mut spec = network_spec("n", Some("172.31.0.0/24"));
@@ -104,7 +131,11 @@ fn refuses_addresses_that_can_not_be() {
     for n in 1..=5 {
         lab.attach(endpoint(n, 1, "n", None));
     }
-    lab.refused(attach(endpoint(6, 1, "n", None)), K::Other, &["no free address", "all 6 of 172.30.0.0/29"]);
+    lab.refused(
+        attach(endpoint(6, 1, "n", None)),
+        K::Other,
+        &["no free address", "all 6 of 172.30.0.0/29"],
+    );
     lab.refused(with("172.30.0.3"), K::Conflict, &["taken"]);
     lab.ok(C::EndpointRemove { id: id(0x9002) });
     assert_eq!(lab.attach(endpoint(6, 1, "n", None)).ip, ip("172.30.0.3"));
@@ -119,7 +150,11 @@ fn refuses_attachments_that_can_not_be() {
     lab.attach(endpoint(1, 1, "n", Some("web")));
     lab.refused(attach(endpoint(2, 1, "nope", None)), K::NotFound, &["no network named \"nope\""]);
     lab.refused(attach(endpoint(2, 1, "n", Some("nope"))), K::NotFound, &["no service"]);
-    lab.refused(attach(endpoint(2, 1, "m", Some("web"))), K::Other, &["not on network \"m\"", "on n"]);
+    lab.refused(
+        attach(endpoint(2, 1, "m", Some("web"))),
+        K::Other,
+        &["not on network \"m\"", "on n"],
+    );
     lab.refused(attach(endpoint(2, 7, "n", None)), K::NotFound, &["no node"]);
     lab.refused(attach(endpoint(2, 1, "ingress", None)), K::Other, &["published ports only"]);
     let mut again = endpoint(1, 1, "n", None);
@@ -134,9 +169,17 @@ fn refuses_attachments_that_can_not_be() {
         again.ifname = Some(bad.into());
         lab.refused(attach(again.clone()), K::Malformed, &["interface name"]);
     }
-    let second = lab.attach(mesh_core::command::NewEndpoint { network: "m".into(), id: id(0x9100), ..endpoint(1, 1, "m", None) });
+    let second = lab.attach(mesh_core::command::NewEndpoint {
+        network: "m".into(),
+        id: id(0x9100),
+        ..endpoint(1, 1, "m", None)
+    });
     assert_eq!(second.ifname, "eth1", "a second network gets the next interface");
-    assert_eq!(lab.attach(endpoint(1, 1, "n", Some("web"))).ip, ip("10.1.0.3"), "asked again with the same id, answered the same");
+    assert_eq!(
+        lab.attach(endpoint(1, 1, "n", Some("web"))).ip,
+        ip("10.1.0.3"),
+        "asked again with the same id, answered the same"
+    );
 }
 
 #[test]
@@ -146,21 +189,53 @@ fn services_get_addresses_and_ports() {
     let s = lab.service(1, service_spec("web", &["n"], &[(8888, 80), (0, 81), (0, 82)]));
     assert_eq!(s.vips.len(), 1);
     assert_eq!(s.ports.iter().map(|p| p.published).collect::<Vec<_>>(), [8888, 30000, 30001]);
-    lab.refused(create_service(2, service_spec("WEB", &["n"], &[])), K::Conflict, &["exists already"]);
-    lab.refused(create_service(2, service_spec("b", &["n"], &[(8888, 1)])), K::Conflict, &["8888/tcp", "\"web\""]);
-    lab.refused(create_service(2, service_spec("b", &["n"], &[(2377, 1)])), K::Conflict, &["control plane"]);
-    lab.refused(create_service(2, service_spec("b", &["n"], &[(80, 0)])), K::Malformed, &["target port 0"]);
+    lab.refused(
+        create_service(2, service_spec("WEB", &["n"], &[])),
+        K::Conflict,
+        &["exists already"],
+    );
+    lab.refused(
+        create_service(2, service_spec("b", &["n"], &[(8888, 1)])),
+        K::Conflict,
+        &["8888/tcp", "\"web\""],
+    );
+    lab.refused(
+        create_service(2, service_spec("b", &["n"], &[(2377, 1)])),
+        K::Conflict,
+        &["control plane"],
+    );
+    lab.refused(
+        create_service(2, service_spec("b", &["n"], &[(80, 0)])),
+        K::Malformed,
+        &["target port 0"],
+    );
     lab.refused(create_service(2, service_spec("b", &[], &[])), K::Malformed, &["--network"]);
     lab.refused(create_service(2, service_spec("b", &["nope"], &[])), K::NotFound, &["no network"]);
     let mut udp = service_spec("dns", &["n"], &[(8888, 53)]);
     udp.ports[0].protocol = Protocol::Udp;
     lab.service(2, udp);
-    lab.ok(C::ServiceUpdate { service: "web".into(), version: 0, spec: service_spec("web", &["n"], &[(0, 82), (9999, 80)]) });
+    lab.ok(C::ServiceUpdate {
+        service: "web".into(),
+        version: 0,
+        spec: service_spec("web", &["n"], &[(0, 82), (9999, 80)]),
+    });
     let now = lab.state.objects().service("web").unwrap().clone();
-    assert_eq!(now.ports.iter().map(|p| p.published).collect::<Vec<_>>(), [30001, 9999], "the open one stays as it was");
+    assert_eq!(
+        now.ports.iter().map(|p| p.published).collect::<Vec<_>>(),
+        [30001, 9999],
+        "the open one stays as it was"
+    );
     assert_eq!((&now.vips, now.slot), (&s.vips, s.slot));
     lab.service(3, service_spec("next", &["n"], &[(8888, 80)]));
-    lab.refused(C::ServiceUpdate { service: "web".into(), version: 1, spec: service_spec("web", &["n"], &[]) }, K::Conflict, &["changed meanwhile"]);
+    lab.refused(
+        C::ServiceUpdate {
+            service: "web".into(),
+            version: 1,
+            spec: service_spec("web", &["n"], &[]),
+        },
+        K::Conflict,
+        &["changed meanwhile"],
+    );
 }
 
 #[test]
@@ -172,14 +247,21 @@ fn a_used_network_stays() {
     lab.attach(endpoint(1, 2, "n", Some("web")));
     let rm = || C::NetworkRemove { network: "n".into() };
     lab.refused(rm(), K::Conflict, &["service web", "endpoint c1 on h2"]);
-    assert_eq!(lab.ok(C::NetworkPrune {}), mesh_core::command::Reply::Networks(vec!["unused".into()]));
+    assert_eq!(
+        lab.ok(C::NetworkPrune {}),
+        mesh_core::command::Reply::Networks(vec!["unused".into()])
+    );
     lab.ok(C::ServiceRemove { service: "web".into() });
     assert_eq!(lab.state.objects().endpoints[&id(0x9001)].service, None);
     lab.refused(rm(), K::Conflict, &["c1"]);
     lab.ok(C::EndpointRemove { id: id(0x9001) });
     lab.ok(rm());
     lab.refused(C::NetworkRemove { network: "ingress".into() }, K::Conflict, &["ingress"]);
-    assert_eq!(lab.network(1, "n", None).subnets[0].subnet.to_string(), "10.1.0.0/24", "its range is free again");
+    assert_eq!(
+        lab.network(1, "n", None).subnets[0].subnet.to_string(),
+        "10.1.0.0/24",
+        "its range is free again"
+    );
 }
 
 #[test]
@@ -187,35 +269,98 @@ fn nodes_come_and_go() {
     let mut lab = Lab::new(3);
     lab.network(1, "n", Some("172.30.0.0/16"));
     lab.attach(endpoint(1, 2, "n", None));
-    let join = |n: mesh_core::command::NewNode| C::NodeJoin { node: n, at: Timestamp::UNIX_EPOCH };
+    let join = |n: mesh_core::command::NewNode| C::NodeJoin {
+        node: n,
+        at: Timestamp::UNIX_EPOCH,
+    };
     let mut twin = new_node(4, Role::Worker);
     twin.hostname = "H2".into();
     lab.refused(join(twin), K::Conflict, &["host name"]);
     let mut routed = new_node(4, Role::Worker);
     routed.host_routes[0].dst = "172.30.8.0/24".parse().unwrap();
     lab.refused(join(routed), K::Conflict, &["172.30.8.0/24 dev eth0", "172.30.0.0/16", "\"n\""]);
-    lab.refused(C::NodeRemove { node: "h1".into(), force: true }, K::Conflict, &["only manager"]);
-    lab.refused(C::NodeRemove { node: "h2".into(), force: false }, K::Conflict, &["c1"]);
-    lab.ok(C::NodeLiveness { id: node_id(3), state: NodeState::Ready, dataplane: Dataplane::Reachable });
-    lab.refused(C::NodeRemove { node: "h3".into(), force: false }, K::Conflict, &["ready"]);
-    lab.ok(C::NodeRemove { node: "h2".into(), force: true });
+    lab.refused(
+        C::NodeRemove {
+            node: "h1".into(),
+            force: true,
+        },
+        K::Conflict,
+        &["only manager"],
+    );
+    lab.refused(
+        C::NodeRemove {
+            node: "h2".into(),
+            force: false,
+        },
+        K::Conflict,
+        &["c1"],
+    );
+    lab.ok(C::NodeLiveness {
+        id: node_id(3),
+        state: NodeState::Ready,
+        dataplane: Dataplane::Reachable,
+    });
+    lab.refused(
+        C::NodeRemove {
+            node: "h3".into(),
+            force: false,
+        },
+        K::Conflict,
+        &["ready"],
+    );
+    lab.ok(C::NodeRemove {
+        node: "h2".into(),
+        force: true,
+    });
     assert!(lab.state.objects().endpoints.is_empty());
-    assert_eq!(lab.ok(join(new_node(4, Role::Worker))), lab.ok(join(new_node(4, Role::Worker))), "asked twice, taken in once");
-    assert_eq!(lab.state.objects().nodes[&node_id(4)].ingress_ip, ip("10.0.0.5"), "a released address rests");
+    assert_eq!(
+        lab.ok(join(new_node(4, Role::Worker))),
+        lab.ok(join(new_node(4, Role::Worker))),
+        "asked twice, taken in once"
+    );
+    assert_eq!(
+        lab.state.objects().nodes[&node_id(4)].ingress_ip,
+        ip("10.0.0.5"),
+        "a released address rests"
+    );
 }
 
 /// A step of a random history.
 fn step() -> impl Strategy<Value = C> {
     let n = 0..6u64;
     prop_oneof![
-        (n.clone(), any::<bool>()).prop_map(|(n, small)| create_network(n, network_spec(&format!("n{n}"), small.then_some(["172.30.0.0/29", "172.30.0.8/29", "172.30.0.0/28"][n as usize % 3])))),
+        (n.clone(), any::<bool>()).prop_map(|(n, small)| create_network(
+            n,
+            network_spec(
+                &format!("n{n}"),
+                small.then_some(["172.30.0.0/29", "172.30.0.8/29", "172.30.0.0/28"][n as usize % 3])
+            )
+        )),
         n.clone().prop_map(|n| C::NetworkRemove { network: format!("n{n}") }),
-        (n.clone(), n.clone()).prop_map(|(n, m)| create_service(n, service_spec(&format!("s{n}"), &[&format!("n{m}")], &[(if m % 2 == 0 { 0 } else { 8000 + m as u16 }, 80)]))),
+        (n.clone(), n.clone()).prop_map(|(n, m)| create_service(
+            n,
+            service_spec(
+                &format!("s{n}"),
+                &[&format!("n{m}")],
+                &[(if m % 2 == 0 { 0 } else { 8000 + m as u16 }, 80)]
+            )
+        )),
         n.clone().prop_map(|n| C::ServiceRemove { service: format!("s{n}") }),
-        (0..30u64, 1..5u64, n.clone(), proptest::option::of(n.clone())).prop_map(|(e, h, m, s)| attach(endpoint(e, h, &format!("n{m}"), s.map(|s| format!("s{s}")).as_deref()))),
+        (0..30u64, 1..5u64, n.clone(), proptest::option::of(n.clone())).prop_map(|(e, h, m, s)| attach(endpoint(
+            e,
+            h,
+            &format!("n{m}"),
+            s.map(|s| format!("s{s}")).as_deref()
+        ))),
         (0..30u64).prop_map(|e| C::EndpointRemove { id: id(0x9000 + e) }),
-        (2..5u64).prop_map(|h| C::NodeJoin { node: new_node(h, Role::Worker), at: Timestamp::UNIX_EPOCH }),
-        (2..5u64).prop_map(|h| C::NodeRemove { node: format!("h{h}"), force: true }),
+        (2..5u64).prop_map(|h| C::NodeJoin {
+            node: new_node(h, Role::Worker),
+            at: Timestamp::UNIX_EPOCH
+        }),
+        (2..5u64).prop_map(|h| C::NodeRemove {
+            node: format!("h{h}"),
+            force: true
+        }),
     ]
 }
 

@@ -15,7 +15,11 @@ fn ip(lab: &Lab, network: &str, name: &str) -> Result<String> {
 /// What a name resolves to in a container; nothing when it does not.
 fn resolve(lab: &Lab, container: &str, name: &str) -> Result<Vec<String>> {
     let done = lab.at(Place::In(container), &format!("meshd-echo client resolve {name}"))?;
-    let mut found: Vec<_> = if done.status == 0 { done.out.lines().map(str::to_owned).collect() } else { Vec::new() };
+    let mut found: Vec<_> = if done.status == 0 {
+        done.out.lines().map(str::to_owned).collect()
+    } else {
+        Vec::new()
+    };
     found.sort();
     found.dedup();
     Ok(found)
@@ -41,7 +45,8 @@ fn b02_a_failed_attach_gives_everything_back() -> Result<()> {
     // The container has an interface of that name, of which the cluster knows nothing.
     lab.at(Place::In("user"), "ip link add mine0 type veth peer name mine1")?.ok()?;
     let links = lab.at(Place::Host("h1"), "ip -o -br link")?.ok()?;
-    lab.ctl("h1", "network connect --ifname mine0 --hostname second more netns:user")?.refused(1, &["mine0"])?;
+    lab.ctl("h1", "network connect --ifname mine0 --hostname second more netns:user")?
+        .refused(1, &["mine0"])?;
     assert_eq!(lab.network("more")?.endpoints.len(), 0, "no record");
     until(5, "the host to be as before", || {
         Ok(lab.at(Place::Host("h1"), "ip -o -br link")?.ok()?.lines().count() == links.lines().count())
@@ -120,8 +125,10 @@ fn b05_an_alias_lives_as_long_as_someone_claims_it() -> Result<()> {
 fn b13_one_port_number_in_tcp_and_udp() -> Result<()> {
     let lab = Lab::up("")?;
     lab.ctl("h1", "network create demo")?.ok()?;
-    lab.ctl("h1", "service create --name tcp --network demo --publish 9000:80/tcp")?.ok()?;
-    lab.ctl("h1", "service create --name udp --network demo --publish 9000:7/udp")?.ok()?;
+    lab.ctl("h1", "service create --name tcp --network demo --publish 9000:80/tcp")?
+        .ok()?;
+    lab.ctl("h1", "service create --name udp --network demo --publish 9000:7/udp")?
+        .ok()?;
     lab.echo("h1", "t", "--network demo --service tcp")?;
     lab.echo("h2", "u", "--network demo --service udp")?;
     lab.balanced(&HOSTS, 9000, &["t"])?;
@@ -130,14 +137,19 @@ fn b13_one_port_number_in_tcp_and_udp() -> Result<()> {
         assert!(lab.udp(Place::Client, &to, 3)?.iter().all(|r| r.hostname == "u"), "{host}");
         assert!(lab.http(Place::Client, &to, 3)?.iter().all(|r| r.hostname == "t"), "{host}");
     }
-    lab.ctl("h1", "service create --name third --network demo --publish 9000:80/tcp")?.refused(4, &["9000/tcp", "tcp"])
+    lab.ctl("h1", "service create --name third --network demo --publish 9000:80/tcp")?
+        .refused(4, &["9000/tcp", "tcp"])
 }
 
 #[test]
 fn b15_without_backends_the_answer_is_no_and_at_once() -> Result<()> {
     let lab = Lab::up("")?;
     lab.ctl("h1", "network create demo")?.ok()?;
-    lab.ctl("h1", "service create --name empty --network demo --publish 9000:80/tcp --publish 9000:7/udp")?.ok()?;
+    lab.ctl(
+        "h1",
+        "service create --name empty --network demo --publish 9000:80/tcp --publish 9000:7/udp",
+    )?
+    .ok()?;
     lab.container("h3", "user", "--network demo")?;
     let refused = |place, command: &str| -> Result<()> {
         until(5, "the port to be known", || {

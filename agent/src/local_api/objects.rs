@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use mesh_api::{
     query::{Answer as Read, Query},
     rest::{
-        ConnectRequest, DisconnectRequest, EndpointPatch, EndpointView, ForceQuery, NetworkView, NodePatch, NodeView, PruneReply, ServiceUpdate,
-        ServiceView, TokenReply, paths,
+        ConnectRequest, DisconnectRequest, EndpointPatch, EndpointView, ForceQuery, NetworkView, NodePatch, NodeView, PruneReply,
+        ServiceUpdate, ServiceView, TokenReply, paths,
     },
 };
 use mesh_core::{
@@ -48,7 +48,11 @@ fn objects(read: &Read) -> Objects {
     let mut all = Objects::default();
     for object in &read.objects {
         let (kind, id) = object.key();
-        all.apply(&Change { kind, id, object: Some(object.clone()) });
+        all.apply(&Change {
+            kind,
+            id,
+            object: Some(object.clone()),
+        });
     }
     all
 }
@@ -56,7 +60,9 @@ fn objects(read: &Read) -> Objects {
 /// The object that a query by reference is about.
 fn first(read: &Read, kind: Kind) -> Result<Id, Refusal> {
     let found = read.objects.first().map(|o| o.key()).filter(|(k, _)| *k == kind);
-    found.map(|(_, id)| id).ok_or_else(|| Refusal::other("the manager's answer has no object: is it of another version?"))
+    found
+        .map(|(_, id)| id)
+        .ok_or_else(|| Refusal::other("the manager's answer has no object: is it of another version?"))
 }
 
 fn lost() -> Refusal {
@@ -127,7 +133,10 @@ fn parse_role(role: &str) -> Result<Role, Refusal> {
 
 async fn token_rotate(State(app): Ctx, Ref(role): Ref<String>) -> Answer<TokenReply> {
     let rotate = async {
-        let command = Command::TokenRotate { role: parse_role(&role)?, secret: mesh_control::token::new_secret() };
+        let command = Command::TokenRotate {
+            role: parse_role(&role)?,
+            secret: mesh_control::token::new_secret(),
+        };
         done(&app, command).await?;
         read_token(&app, &role).await
     };
@@ -151,7 +160,16 @@ async fn node(State(app): Ctx, Ref(r): Ref<String>) -> Answer<NodeView> {
 
 async fn node_update(State(app): Ctx, Ref(r): Ref<String>, Body(p): Body<NodePatch>) -> Answer<NodeView> {
     let update = async {
-        done(&app, Command::NodeUpdate { node: r.clone(), availability: p.availability, label_add: p.label_add, label_rm: p.label_rm }).await?;
+        done(
+            &app,
+            Command::NodeUpdate {
+                node: r.clone(),
+                availability: p.availability,
+                label_add: p.label_add,
+                label_rm: p.label_rm,
+            },
+        )
+        .await?;
         read_node(&app, &r).await.map(|(n, leads)| NodeView::of(&n, leads))
     };
     answer(update.await)
@@ -173,7 +191,15 @@ async fn network_create(State(app): Ctx, Body(spec): Body<NetworkSpec>) -> Answe
     let create = async {
         spec.check()?;
         let id = fresh_id();
-        done(&app, Command::NetworkCreate { id, at: Timestamp::now(), spec }).await?;
+        done(
+            &app,
+            Command::NetworkCreate {
+                id,
+                at: Timestamp::now(),
+                spec,
+            },
+        )
+        .await?;
         network_view(&app, &id.to_string()).await
     };
     answer(create.await)
@@ -196,7 +222,9 @@ async fn network_prune(State(app): Ctx) -> Answer<PruneReply> {
 async fn connect(State(app): Ctx, Ref(r): Ref<String>, Body(request): Body<ConnectRequest>) -> Answer<EndpointView> {
     let connect = async {
         let id = app.connect(&r, request).await?;
-        read_endpoint(&app, &id.to_string()).await.map(|(e, all)| EndpointView::of(&e, &all))
+        read_endpoint(&app, &id.to_string())
+            .await
+            .map(|(e, all)| EndpointView::of(&e, &all))
     };
     answer(connect.await)
 }
@@ -217,7 +245,15 @@ async fn service_create(State(app): Ctx, Body(spec): Body<ServiceSpec>) -> Answe
     let create = async {
         spec.check()?;
         let id = fresh_id();
-        done(&app, Command::ServiceCreate { id, at: Timestamp::now(), spec }).await?;
+        done(
+            &app,
+            Command::ServiceCreate {
+                id,
+                at: Timestamp::now(),
+                spec,
+            },
+        )
+        .await?;
         service_view(&app, &id.to_string()).await
     };
     answer(create.await)
@@ -226,7 +262,15 @@ async fn service_create(State(app): Ctx, Body(spec): Body<ServiceSpec>) -> Answe
 async fn service_update(State(app): Ctx, Ref(r): Ref<String>, Body(update): Body<ServiceUpdate>) -> Answer<ServiceView> {
     let change = async {
         update.spec.check()?;
-        done(&app, Command::ServiceUpdate { service: r.clone(), version: update.version, spec: update.spec }).await?;
+        done(
+            &app,
+            Command::ServiceUpdate {
+                service: r.clone(),
+                version: update.version,
+                spec: update.spec,
+            },
+        )
+        .await?;
         service_view(&app, &r).await
     };
     answer(change.await)
@@ -252,10 +296,22 @@ async fn endpoint_update(State(app): Ctx, Ref(r): Ref<String>, Body(p): Body<End
     let update = async {
         let (endpoint, _) = read_endpoint(&app, &r).await?;
         if endpoint.state == EndpointState::Starting || p.state == EndpointState::Starting {
-            return Err(Refusal::other(format!("endpoint {} is still being attached, or was asked to begin again: only ready and draining can be set", endpoint.name)));
+            return Err(Refusal::other(format!(
+                "endpoint {} is still being attached, or was asked to begin again: only ready and draining can be set",
+                endpoint.name
+            )));
         }
-        done(&app, Command::EndpointSet { id: endpoint.id, state: p.state }).await?;
-        read_endpoint(&app, &endpoint.id.to_string()).await.map(|(e, all)| EndpointView::of(&e, &all))
+        done(
+            &app,
+            Command::EndpointSet {
+                id: endpoint.id,
+                state: p.state,
+            },
+        )
+        .await?;
+        read_endpoint(&app, &endpoint.id.to_string())
+            .await
+            .map(|(e, all)| EndpointView::of(&e, &all))
     };
     answer(update.await)
 }

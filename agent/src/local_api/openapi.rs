@@ -17,10 +17,28 @@ use utoipa::{
 #[openapi(
     info(title = "meshd", description = "The local interface of the network agent, on its unix socket."),
     components(schemas(
-        rest::StatusView, rest::Doctor, rest::Event, rest::InitRequest, rest::InitReply, rest::JoinRequest, rest::JoinReply,
-        rest::LeaveRequest, rest::TokenReply, rest::NodeView, rest::NodePatch, rest::NetworkView, rest::PruneReply,
-        rest::ConnectRequest, rest::DisconnectRequest, rest::EndpointView, rest::EndpointPatch, rest::ServiceView, rest::ServiceUpdate,
-        schema::NetworkSpec, schema::ServiceSpec, schema::Refusal
+        rest::StatusView,
+        rest::Doctor,
+        rest::Event,
+        rest::InitRequest,
+        rest::InitReply,
+        rest::JoinRequest,
+        rest::JoinReply,
+        rest::LeaveRequest,
+        rest::TokenReply,
+        rest::NodeView,
+        rest::NodePatch,
+        rest::NetworkView,
+        rest::PruneReply,
+        rest::ConnectRequest,
+        rest::DisconnectRequest,
+        rest::EndpointView,
+        rest::EndpointPatch,
+        rest::ServiceView,
+        rest::ServiceUpdate,
+        schema::NetworkSpec,
+        schema::ServiceSpec,
+        schema::Refusal
     ))
 )]
 struct Base;
@@ -33,40 +51,138 @@ enum Out {
 }
 
 /// Method, path, summary, schema of the body, answer, parameters of the query string.
-type Operation = (HttpMethod, &'static str, &'static str, Option<&'static str>, Out, &'static [&'static str]);
+type Operation = (
+    HttpMethod,
+    &'static str,
+    &'static str,
+    Option<&'static str>,
+    Out,
+    &'static [&'static str],
+);
 
 fn operations() -> Vec<Operation> {
     use HttpMethod::{Delete, Get, Patch, Post, Put};
     use Out::{List, None as Nothing, One};
     vec![
         (Get, paths::STATUS, "How this host is", None, One("StatusView"), &[]),
-        (Get, paths::DOCTOR, "What is wrong with this host, and what the next pass would do", None, One("Doctor"), &["plan"]),
-        (Get, paths::EVENTS, "What happens, one JSON object per line", None, One("Event"), &["since"]),
-        (Post, paths::CLUSTER_INIT, "Make a cluster", Some("InitRequest"), One("InitReply"), &[]),
-        (Post, paths::CLUSTER_JOIN, "Join a cluster", Some("JoinRequest"), One("JoinReply"), &[]),
+        (
+            Get,
+            paths::DOCTOR,
+            "What is wrong with this host, and what the next pass would do",
+            None,
+            One("Doctor"),
+            &["plan"],
+        ),
+        (
+            Get,
+            paths::EVENTS,
+            "What happens, one JSON object per line",
+            None,
+            One("Event"),
+            &["since"],
+        ),
+        (
+            Post,
+            paths::CLUSTER_INIT,
+            "Make a cluster",
+            Some("InitRequest"),
+            One("InitReply"),
+            &[],
+        ),
+        (
+            Post,
+            paths::CLUSTER_JOIN,
+            "Join a cluster",
+            Some("JoinRequest"),
+            One("JoinReply"),
+            &[],
+        ),
         (Post, paths::CLUSTER_LEAVE, "Leave the cluster", Some("LeaveRequest"), Nothing, &[]),
         (Get, paths::TOKEN, "A join token", None, One("TokenReply"), &[]),
-        (Post, paths::TOKEN_ROTATE, "A new join token; the old one is void", None, One("TokenReply"), &[]),
+        (
+            Post,
+            paths::TOKEN_ROTATE,
+            "A new join token; the old one is void",
+            None,
+            One("TokenReply"),
+            &[],
+        ),
         (Get, paths::NODES, "Nodes", None, List("NodeView"), &[]),
         (Get, paths::NODE, "A node", None, One("NodeView"), &[]),
         (Patch, paths::NODE, "Change a node", Some("NodePatch"), One("NodeView"), &[]),
         (Delete, paths::NODE, "Remove a node", None, Nothing, &["force"]),
         (Get, paths::NETWORKS, "Networks", None, List("NetworkView"), &[]),
-        (Post, paths::NETWORKS, "Make a network", Some("NetworkSpec"), One("NetworkView"), &[]),
-        (Post, paths::NETWORKS_PRUNE, "Remove the networks that nobody uses", None, One("PruneReply"), &[]),
+        (
+            Post,
+            paths::NETWORKS,
+            "Make a network",
+            Some("NetworkSpec"),
+            One("NetworkView"),
+            &[],
+        ),
+        (
+            Post,
+            paths::NETWORKS_PRUNE,
+            "Remove the networks that nobody uses",
+            None,
+            One("PruneReply"),
+            &[],
+        ),
         (Get, paths::NETWORK, "A network", None, One("NetworkView"), &[]),
         (Delete, paths::NETWORK, "Remove a network", None, Nothing, &[]),
-        (Post, paths::NETWORK_CONNECT, "Attach a container of this host", Some("ConnectRequest"), One("EndpointView"), &[]),
-        (Post, paths::NETWORK_DISCONNECT, "Detach a container of this host", Some("DisconnectRequest"), Nothing, &[]),
+        (
+            Post,
+            paths::NETWORK_CONNECT,
+            "Attach a container of this host",
+            Some("ConnectRequest"),
+            One("EndpointView"),
+            &[],
+        ),
+        (
+            Post,
+            paths::NETWORK_DISCONNECT,
+            "Detach a container of this host",
+            Some("DisconnectRequest"),
+            Nothing,
+            &[],
+        ),
         (Get, paths::SERVICES, "Services", None, List("ServiceView"), &[]),
-        (Post, paths::SERVICES, "Make a service", Some("ServiceSpec"), One("ServiceView"), &[]),
+        (
+            Post,
+            paths::SERVICES,
+            "Make a service",
+            Some("ServiceSpec"),
+            One("ServiceView"),
+            &[],
+        ),
         (Get, paths::SERVICE, "A service", None, One("ServiceView"), &[]),
-        (Put, paths::SERVICE, "Change a service", Some("ServiceUpdate"), One("ServiceView"), &[]),
+        (
+            Put,
+            paths::SERVICE,
+            "Change a service",
+            Some("ServiceUpdate"),
+            One("ServiceView"),
+            &[],
+        ),
         (Delete, paths::SERVICE, "Remove a service", None, Nothing, &[]),
-        (Get, paths::SERVICE_ENDPOINTS, "Endpoints of a service", None, List("EndpointView"), &[]),
+        (
+            Get,
+            paths::SERVICE_ENDPOINTS,
+            "Endpoints of a service",
+            None,
+            List("EndpointView"),
+            &[],
+        ),
         (Get, paths::ENDPOINTS, "Endpoints", None, List("EndpointView"), &[]),
         (Get, paths::ENDPOINT, "An endpoint", None, One("EndpointView"), &[]),
-        (Patch, paths::ENDPOINT, "Let an endpoint drain, or take it back", Some("EndpointPatch"), One("EndpointView"), &[]),
+        (
+            Patch,
+            paths::ENDPOINT,
+            "Let an endpoint drain, or take it back",
+            Some("EndpointPatch"),
+            One("EndpointView"),
+            &[],
+        ),
     ]
 }
 
@@ -77,7 +193,12 @@ pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
     for (method, path, summary, body, out, query) in operations() {
         let text = || Schema::Object(ObjectBuilder::new().schema_type(Type::String).build());
         let parameter = |name: &str, place: ParameterIn, required| {
-            ParameterBuilder::new().name(name).parameter_in(place).required(required).schema(Some(text())).build()
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(place)
+                .required(required)
+                .schema(Some(text()))
+                .build()
         };
         let mut operation = OperationBuilder::new().summary(Some(summary));
         if let (Some(open), Some(close)) = (path.find('{'), path.find('}')) {
@@ -88,12 +209,19 @@ pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
         }
         if let Some(name) = body {
             let content = Content::new(Some(RefOr::Ref(Ref::from_schema_name(name))));
-            operation = operation.request_body(Some(RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build()));
+            operation = operation.request_body(Some(
+                RequestBodyBuilder::new()
+                    .content("application/json", content)
+                    .required(Some(Required::True))
+                    .build(),
+            ));
         }
         let schema = match out {
             Out::None => None,
             Out::One(name) => Some(RefOr::Ref(Ref::from_schema_name(name))),
-            Out::List(name) => Some(RefOr::T(Schema::Array(ArrayBuilder::new().items(Ref::from_schema_name(name)).build()))),
+            Out::List(name) => Some(RefOr::T(Schema::Array(
+                ArrayBuilder::new().items(Ref::from_schema_name(name)).build(),
+            ))),
         };
         let mut fine = ResponseBuilder::new().description("done");
         if let Some(schema) = schema {
@@ -109,7 +237,10 @@ pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
         ];
         for (kind, description) in kinds {
             let content = Content::new(Some(RefOr::Ref(Ref::from_schema_name("Refusal"))));
-            let refused = ResponseBuilder::new().description(description).content("application/json", content).build();
+            let refused = ResponseBuilder::new()
+                .description(description)
+                .content("application/json", content)
+                .build();
             operation = operation.response(kind.http_status().to_string(), refused);
         }
         all.add_path_operation(path, vec![method], operation.build());

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 
 use super::{Effect, State, gone, put, some_of};
 use crate::{
-    Id, Refusal, ipam,
+    Id, Refusal,
     command::Reply,
+    ipam,
     objects::{Kind, Network, Object, Subnet},
     spec::{NetworkSpec, check_host, overlap},
 };
@@ -25,13 +26,18 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &NetworkSpec, i
     }
     spec.check()?;
     if let Some(other) = state.named(Kind::Network, None, &spec.name) {
-        return Err(Refusal::conflict(format!("network {:?} exists already ({other}): choose another name", spec.name)));
+        return Err(Refusal::conflict(format!(
+            "network {:?} exists already ({other}): choose another name",
+            spec.name
+        )));
     }
     let mtu = spec.mtu()?;
     if let (Some(mtu), Some(room)) = (mtu, state.objects.underlay_room())
         && mtu > room
     {
-        return Err(Refusal::other(format!("mtu {mtu} does not fit: the nodes' underlay leaves {room} bytes inside vxlan")));
+        return Err(Refusal::other(format!(
+            "mtu {mtu} does not fit: the nodes' underlay leaves {room} bytes inside vxlan"
+        )));
     }
     for net in &spec.subnets {
         check_free(state, *net)?;
@@ -42,7 +48,9 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &NetworkSpec, i
         spec.subnets.clone()
     };
     if cluster.next_vni > LAST_VNI {
-        return Err(Refusal::other(format!("every vxlan network identifier up to {LAST_VNI} was used: remake the cluster")));
+        return Err(Refusal::other(format!(
+            "every vxlan network identifier up to {LAST_VNI} was used: remake the cluster"
+        )));
     }
     let network = Network {
         id,
@@ -61,16 +69,37 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &NetworkSpec, i
     };
     cluster.next_vni += 1;
     let reply = Reply::Network(Box::new(network.clone()));
-    Ok((reply, vec![put(Object::Cluster(Arc::new(cluster))), put(Object::Network(Arc::new(network)))]))
+    Ok((
+        reply,
+        vec![put(Object::Cluster(Arc::new(cluster))), put(Object::Network(Arc::new(network)))],
+    ))
 }
 
 fn subnet(net: IpNet, spec: &NetworkSpec) -> Result<Subnet, Refusal> {
-    let aux = spec.aux_addresses.iter().filter(|(_, ip)| net.contains(*ip)).map(|(n, ip)| (n.clone(), *ip)).collect();
-    let mut made = Subnet { subnet: net, gateway: net.network(), ip_range: spec.ip_ranges.iter().find(|r| net.contains(*r)).copied(), aux, cursor: None };
+    let aux = spec
+        .aux_addresses
+        .iter()
+        .filter(|(_, ip)| net.contains(*ip))
+        .map(|(n, ip)| (n.clone(), *ip))
+        .collect();
+    let mut made = Subnet {
+        subnet: net,
+        gateway: net.network(),
+        ip_range: spec.ip_ranges.iter().find(|r| net.contains(*r)).copied(),
+        aux,
+        cursor: None,
+    };
     made.gateway = match spec.gateways.iter().find(|g| net.contains(*g)) {
         Some(gateway) => *gateway,
         // The first address, as Docker does; also when ip_range leaves it out.
-        None => ipam::next_address(&spec.name, &Subnet { ip_range: None, ..made.clone() }, &made.aux.values().copied().collect())?,
+        None => ipam::next_address(
+            &spec.name,
+            &Subnet {
+                ip_range: None,
+                ..made.clone()
+            },
+            &made.aux.values().copied().collect(),
+        )?,
     };
     check_host(net, made.gateway, "gateway")?;
     Ok(made)
@@ -86,12 +115,18 @@ pub(super) fn taken(state: &State) -> Vec<IpNet> {
 fn check_free(state: &State, net: IpNet) -> Result<(), Refusal> {
     for other in state.objects.networks.values() {
         if let Some(s) = other.subnets.iter().find(|s| overlap(s.subnet, net)) {
-            return Err(Refusal::conflict(format!("subnet {net} overlaps {} of network {:?}: choose another range", s.subnet, other.name)));
+            return Err(Refusal::conflict(format!(
+                "subnet {net} overlaps {} of network {:?}: choose another range",
+                s.subnet, other.name
+            )));
         }
     }
     for node in state.objects.nodes.values() {
         if let Some(r) = node.host_routes.iter().find(|r| overlap(r.dst, net)) {
-            return Err(Refusal::conflict(format!("subnet {net} overlaps the route {} dev {} of node {}: choose another range", r.dst, r.dev, node.hostname)));
+            return Err(Refusal::conflict(format!(
+                "subnet {net} overlaps the route {} dev {} of node {}: choose another range",
+                r.dst, r.dev, node.hostname
+            )));
         }
     }
     Ok(())
@@ -104,24 +139,38 @@ fn users(state: &State, id: Id) -> String {
         let node = all.nodes.get(&e.node).map_or("?", |n| n.hostname.as_str());
         format!("endpoint {} on {node}", e.name)
     });
-    let services = all.services.values().filter(|s| s.networks.contains(&id)).map(|s| format!("service {}", s.name));
+    let services = all
+        .services
+        .values()
+        .filter(|s| s.networks.contains(&id))
+        .map(|s| format!("service {}", s.name));
     some_of(services.chain(endpoints))
 }
 
 pub(super) fn remove(state: &State, r: &str) -> Effect {
     let network = state.find_network(r)?;
     if network.ingress {
-        return Err(Refusal::conflict("the ingress network carries the published ports and stays as long as the cluster"));
+        return Err(Refusal::conflict(
+            "the ingress network carries the published ports and stays as long as the cluster",
+        ));
     }
     let users = users(state, network.id);
     if !users.is_empty() {
-        return Err(Refusal::conflict(format!("network {:?} is in use by {users}: disconnect and remove them first", network.name)));
+        return Err(Refusal::conflict(format!(
+            "network {:?} is in use by {users}: disconnect and remove them first",
+            network.name
+        )));
     }
     Ok((Reply::Done, vec![gone(Kind::Network, network.id)]))
 }
 
 pub(super) fn prune(state: &State) -> Effect {
-    let unused: Vec<_> = state.objects.networks.values().filter(|n| !n.ingress && users(state, n.id).is_empty()).collect();
+    let unused: Vec<_> = state
+        .objects
+        .networks
+        .values()
+        .filter(|n| !n.ingress && users(state, n.id).is_empty())
+        .collect();
     let names = unused.iter().map(|n| n.name.clone()).collect();
     Ok((Reply::Networks(names), unused.iter().map(|n| gone(Kind::Network, n.id)).collect()))
 }
@@ -130,11 +179,17 @@ pub(super) fn prune(state: &State) -> Effect {
 pub(super) fn check_address(state: &State, network: &Network, ip: IpAddr) -> Result<(), Refusal> {
     let Some(subnet) = network.subnets.iter().find(|s| s.subnet.contains(&ip)) else {
         let nets = some_of(network.subnets.iter().map(|s| s.subnet.to_string()));
-        return Err(Refusal::other(format!("address {ip} is not in network {:?} ({nets}): choose one from there", network.name)));
+        return Err(Refusal::other(format!(
+            "address {ip} is not in network {:?} ({nets}): choose one from there",
+            network.name
+        )));
     };
     check_host(subnet.subnet, ip, "address").map_err(|r| Refusal::other(r.message))?;
     if state.used.get(&network.id).is_some_and(|u| u.contains(&ip)) {
-        return Err(Refusal::conflict(format!("address {ip} is taken by {}: choose another", state.holder(network, ip))));
+        return Err(Refusal::conflict(format!(
+            "address {ip} is taken by {}: choose another",
+            state.holder(network, ip)
+        )));
     }
     Ok(())
 }

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 
 use super::{Effect, State, gone, put, some_of};
 use crate::{
-    Id, Refusal, ipam,
+    Id, Refusal,
     command::{NewNode, Reply},
+    ipam,
     objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Role, Subnet},
     spec::{check_name, overlap},
 };
@@ -21,10 +22,19 @@ pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timest
     check_pools(&cluster)?;
     let taken: Vec<IpNet> = node.host_routes.iter().map(|r| r.dst).collect();
     // A small pool must not be eaten up by the ingress network alone.
-    let roomy = cluster.address_pools.iter().any(|p| p.addr().is_ipv4() && p.prefix_len() + 4 <= INGRESS_PREFIX);
+    let roomy = cluster
+        .address_pools
+        .iter()
+        .any(|p| p.addr().is_ipv4() && p.prefix_len() + 4 <= INGRESS_PREFIX);
     let prefix = if roomy { INGRESS_PREFIX } else { cluster.subnet_prefix };
     let net = ipam::next_subnet(&cluster.address_pools, prefix, &taken)?;
-    let mut subnet = Subnet { subnet: net, gateway: net.network(), ip_range: None, aux: Default::default(), cursor: None };
+    let mut subnet = Subnet {
+        subnet: net,
+        gateway: net.network(),
+        ip_range: None,
+        aux: Default::default(),
+        cursor: None,
+    };
     subnet.gateway = ipam::next_address("ingress", &subnet, &Default::default())?;
     subnet.cursor = Some(subnet.gateway);
     let mut network = Network {
@@ -47,7 +57,11 @@ pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timest
     network.subnets[0].cursor = Some(ip);
     let node = made(node, 1, ip, at, index);
     let reply = Reply::Node(Box::new(node.clone()));
-    let changes = vec![put(Object::Cluster(Arc::new(cluster))), put(Object::Network(Arc::new(network))), put(Object::Node(Arc::new(node)))];
+    let changes = vec![
+        put(Object::Cluster(Arc::new(cluster))),
+        put(Object::Network(Arc::new(network))),
+        put(Object::Node(Arc::new(node))),
+    ];
     Ok((reply, changes))
 }
 
@@ -55,17 +69,26 @@ fn check_pools(cluster: &Cluster) -> Result<(), Refusal> {
     let prefix = cluster.subnet_prefix;
     for pool in &cluster.address_pools {
         if pool.addr() != pool.network() {
-            return Err(Refusal::malformed(format!("address pool {pool} has host bits set: use {}", pool.trunc())));
+            return Err(Refusal::malformed(format!(
+                "address pool {pool} has host bits set: use {}",
+                pool.trunc()
+            )));
         }
         if pool.addr().is_ipv6() {
-            return Err(Refusal::malformed(format!("address pool {pool} is IPv6, which is not carried yet: give IPv4 pools")));
+            return Err(Refusal::malformed(format!(
+                "address pool {pool} is IPv6, which is not carried yet: give IPv4 pools"
+            )));
         }
         if pool.prefix_len() > prefix {
-            return Err(Refusal::malformed(format!("address pool {pool} is smaller than a subnet (/{prefix}): give a larger pool or a larger --subnet-size")));
+            return Err(Refusal::malformed(format!(
+                "address pool {pool} is smaller than a subnet (/{prefix}): give a larger pool or a larger --subnet-size"
+            )));
         }
     }
     if cluster.address_pools.is_empty() || !(8..=29).contains(&prefix) {
-        return Err(Refusal::malformed(format!("subnet size {prefix} is not a prefix length from 8 to 29")));
+        return Err(Refusal::malformed(format!(
+            "subnet size {prefix} is not a prefix length from 8 to 29"
+        )));
     }
     Ok(())
 }
@@ -104,7 +127,10 @@ pub(super) fn join(state: &State, new: &NewNode, at: Timestamp, index: u64) -> E
         )));
     }
     if let Some(other) = state.objects.nodes.values().find(|n| n.data_path_addr == new.data_path_addr) {
-        return Err(Refusal::conflict(format!("data-path address {} is taken by node {}: give --data-path-addr", new.data_path_addr, other.hostname)));
+        return Err(Refusal::conflict(format!(
+            "data-path address {} is taken by node {}: give --data-path-addr",
+            new.data_path_addr, other.hostname
+        )));
     }
     for network in state.objects.networks.values() {
         for subnet in &network.subnets {
@@ -116,16 +142,26 @@ pub(super) fn join(state: &State, new: &NewNode, at: Timestamp, index: u64) -> E
             }
         }
     }
-    let ingress = state.objects.ingress().ok_or_else(|| Refusal::other("the cluster has no ingress network"))?;
+    let ingress = state
+        .objects
+        .ingress()
+        .ok_or_else(|| Refusal::other("the cluster has no ingress network"))?;
     let mut ingress = Network::clone(ingress);
     let ip = state.take_address(&mut ingress, &[])?;
     let node = made(new, if new.role == Role::Manager { index } else { 0 }, ip, at, index);
-    Ok((Reply::Node(Box::new(node.clone())), vec![put(Object::Network(Arc::new(ingress))), put(Object::Node(Arc::new(node)))]))
+    Ok((
+        Reply::Node(Box::new(node.clone())),
+        vec![put(Object::Network(Arc::new(ingress))), put(Object::Node(Arc::new(node)))],
+    ))
 }
 
 /// Changes a node; one that stays as it is gets no new version and wakes nobody.
 pub(super) fn change(state: &State, id: Id, index: u64, f: impl FnOnce(&mut Node)) -> Effect {
-    let old = state.objects.nodes.get(&id).ok_or_else(|| Refusal::not_found(format!("no node {id}: it was removed from the cluster")))?;
+    let old = state
+        .objects
+        .nodes
+        .get(&id)
+        .ok_or_else(|| Refusal::not_found(format!("no node {id}: it was removed from the cluster")))?;
     let mut node = Node::clone(old);
     f(&mut node);
     let reply = |n: &Node| Reply::Node(Box::new(n.clone()));
@@ -140,15 +176,24 @@ pub(super) fn remove(state: &State, r: &str, force: bool) -> Effect {
     let node = state.find_node(r)?;
     let all = &state.objects;
     if node.role == Role::Manager && all.nodes.values().filter(|n| n.role == Role::Manager).count() == 1 {
-        return Err(Refusal::conflict(format!("node {} is the only manager: add another one first (meshctl token manager)", node.hostname)));
+        return Err(Refusal::conflict(format!(
+            "node {} is the only manager: add another one first (meshctl token manager)",
+            node.hostname
+        )));
     }
     if node.state == NodeState::Ready && !force {
-        return Err(Refusal::conflict(format!("node {} is ready: run meshctl leave there, or use --force", node.hostname)));
+        return Err(Refusal::conflict(format!(
+            "node {} is ready: run meshctl leave there, or use --force",
+            node.hostname
+        )));
     }
     let endpoints: Vec<_> = all.endpoints.values().filter(|e| e.node == node.id).collect();
     if !endpoints.is_empty() && !force {
         let names = some_of(endpoints.iter().map(|e| e.name.clone()));
-        return Err(Refusal::conflict(format!("node {} has the endpoints {names}: disconnect them, or use --force", node.hostname)));
+        return Err(Refusal::conflict(format!(
+            "node {} has the endpoints {names}: disconnect them, or use --force",
+            node.hostname
+        )));
     }
     let mut changes: Vec<_> = endpoints.iter().map(|e| gone(Kind::Endpoint, e.id)).collect();
     changes.push(gone(Kind::Node, node.id));

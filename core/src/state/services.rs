@@ -21,7 +21,10 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &ServiceSpec, i
     }
     spec.check()?;
     if let Some(other) = state.named(Kind::Service, None, &spec.name) {
-        return Err(Refusal::conflict(format!("service {:?} exists already ({other}): choose another name", spec.name)));
+        return Err(Refusal::conflict(format!(
+            "service {:?} exists already ({other}): choose another name",
+            spec.name
+        )));
     }
     let slot = take_slot(&mut cluster);
     let service = Service {
@@ -46,10 +49,16 @@ pub(super) fn update(state: &State, r: &str, version: u64, spec: &ServiceSpec, i
     let old = state.find_service(r)?;
     spec.check()?;
     if version != 0 && version != old.version {
-        return Err(Refusal::conflict(format!("service {:?} was changed meanwhile: it is at version {}, not {version}; read it and try again", old.name, old.version)));
+        return Err(Refusal::conflict(format!(
+            "service {:?} was changed meanwhile: it is at version {}, not {version}; read it and try again",
+            old.name, old.version
+        )));
     }
     if !spec.name.eq_ignore_ascii_case(&old.name) {
-        return Err(Refusal::other(format!("service {:?} cannot be renamed: make a service {:?} and remove this one", old.name, spec.name)));
+        return Err(Refusal::other(format!(
+            "service {:?} cannot be renamed: make a service {:?} and remove this one",
+            old.name, spec.name
+        )));
     }
     let mut service = Service::clone(old);
     service.version = index;
@@ -67,27 +76,44 @@ fn settle(state: &State, mut cluster: Cluster, mut service: Service, spec: &Serv
     for r in &spec.networks {
         let network = state.find_network(r)?;
         if network.ingress {
-            return Err(Refusal::other("the ingress network is for published ports only: give another network"));
+            return Err(Refusal::other(
+                "the ingress network is for published ports only: give another network",
+            ));
         }
         if !networks.contains(&network.id) {
             networks.push(network.id);
         }
     }
     for id in service.networks.iter().filter(|id| !networks.contains(id)) {
-        let there = state.objects.endpoints.values().filter(|e| e.service == Some(service.id) && e.network == *id);
+        let there = state
+            .objects
+            .endpoints
+            .values()
+            .filter(|e| e.service == Some(service.id) && e.network == *id);
         let there = some_of(there.map(|e| e.name.clone()));
         if !there.is_empty() {
-            return Err(Refusal::conflict(format!("service {:?} has endpoints on the network to be removed ({there}): disconnect them first", service.name)));
+            return Err(Refusal::conflict(format!(
+                "service {:?} has endpoints on the network to be removed ({there}): disconnect them first",
+                service.name
+            )));
         }
     }
-    service.vips.retain(|v| networks.contains(&v.network) && service.endpoint_mode == EndpointMode::Vip);
+    service
+        .vips
+        .retain(|v| networks.contains(&v.network) && service.endpoint_mode == EndpointMode::Vip);
     if service.endpoint_mode == EndpointMode::Vip {
         for id in &networks {
             let has = service.vips.iter().any(|v| v.network == *id);
-            let Some(network) = state.objects.networks.get(id).filter(|_| !has) else { continue };
+            let Some(network) = state.objects.networks.get(id).filter(|_| !has) else {
+                continue;
+            };
             let mut network = Network::clone(network);
             let ip: IpAddr = state.take_address(&mut network, &[])?;
-            service.vips.push(Vip { network: *id, ip, slot: take_slot(&mut cluster) });
+            service.vips.push(Vip {
+                network: *id,
+                ip,
+                slot: take_slot(&mut cluster),
+            });
             changes.push(put(Object::Network(Arc::new(network))));
         }
     }
@@ -105,7 +131,9 @@ fn ports(state: &State, service: &Service, asked: &[Port]) -> Result<Vec<Port>, 
         let (proto, port) = (p.protocol.as_str(), p.published);
         if let Some(owner) = state.ports.get(&(p.protocol, port)).filter(|o| **o != service.id) {
             let owner = state.objects.services.get(owner).map_or("?", |s| s.name.as_str());
-            return Err(Refusal::conflict(format!("port {port}/{proto} is published by service {owner:?}: choose another")));
+            return Err(Refusal::conflict(format!(
+                "port {port}/{proto} is published by service {owner:?}: choose another"
+            )));
         }
         if let Some(why) = reserved(state, p.protocol, port) {
             return Err(Refusal::conflict(format!("port {port}/{proto} is {why}: choose another")));
@@ -117,7 +145,10 @@ fn ports(state: &State, service: &Service, asked: &[Port]) -> Result<Vec<Port>, 
         let mut p = p.clone();
         if p.published == 0 {
             // An update that leaves the port open keeps the one that the service has.
-            let kept = service.ports.iter().find(|o| o.target == p.target && o.protocol == p.protocol && !mine.contains(&(o.protocol, o.published)));
+            let kept = service
+                .ports
+                .iter()
+                .find(|o| o.target == p.target && o.protocol == p.protocol && !mine.contains(&(o.protocol, o.published)));
             p.published = match kept {
                 Some(kept) => kept.published,
                 None => DYNAMIC_PORTS
@@ -135,7 +166,12 @@ fn ports(state: &State, service: &Service, asked: &[Port]) -> Result<Vec<Port>, 
 fn reserved(state: &State, protocol: Protocol, port: u16) -> Option<&'static str> {
     match protocol {
         Protocol::Udp => (port == VXLAN_PORT).then_some("the nodes' own for vxlan"),
-        Protocol::Tcp => state.objects.nodes.values().any(|n| n.control_port == port).then_some("the nodes' own for the control plane"),
+        Protocol::Tcp => state
+            .objects
+            .nodes
+            .values()
+            .any(|n| n.control_port == port)
+            .then_some("the nodes' own for the control plane"),
     }
 }
 
@@ -162,8 +198,17 @@ pub(super) fn remove(state: &State, r: &str, index: u64) -> Effect {
 pub(super) fn on_network<'a>(state: &'a State, r: &str, network: &Network) -> Result<&'a Service, Refusal> {
     let service = state.find_service(r)?;
     if !service.networks.contains(&network.id) {
-        let on = some_of(service.networks.iter().filter_map(|n: &Id| state.objects.networks.get(n)).map(|n| n.name.clone()));
-        return Err(Refusal::other(format!("service {:?} is not on network {:?}: it is on {on}", service.name, network.name)));
+        let on = some_of(
+            service
+                .networks
+                .iter()
+                .filter_map(|n: &Id| state.objects.networks.get(n))
+                .map(|n| n.name.clone()),
+        );
+        return Err(Refusal::other(format!(
+            "service {:?} is not on network {:?}: it is on {on}",
+            service.name, network.name
+        )));
     }
     Ok(service)
 }

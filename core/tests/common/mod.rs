@@ -41,16 +41,28 @@ pub fn new_node(n: u64, role: Role) -> NewNode {
         control_port: 2377,
         data_path_addr: ip(&format!("192.168.77.{}", 10 + n)),
         underlay_mtu: 1500,
-        host_routes: vec![HostRoute { dst: "192.168.77.0/24".parse().unwrap(), dev: "eth0".into() }],
+        host_routes: vec![HostRoute {
+            dst: "192.168.77.0/24".parse().unwrap(),
+            dev: "eth0".into(),
+        }],
     }
 }
 
 pub fn network_spec(name: &str, subnet: Option<&str>) -> NetworkSpec {
-    NetworkSpec { name: name.into(), subnets: subnet.iter().map(|s| s.parse().unwrap()).collect(), ..NetworkSpec::default() }
+    NetworkSpec {
+        name: name.into(),
+        subnets: subnet.iter().map(|s| s.parse().unwrap()).collect(),
+        ..NetworkSpec::default()
+    }
 }
 
 pub fn service_spec(name: &str, networks: &[&str], ports: &[(u16, u16)]) -> ServiceSpec {
-    let port = |&(published, target)| Port { published, target, protocol: Protocol::Tcp, mode: PublishMode::Ingress };
+    let port = |&(published, target)| Port {
+        published,
+        target,
+        protocol: Protocol::Tcp,
+        mode: PublishMode::Ingress,
+    };
     ServiceSpec {
         name: name.into(),
         networks: networks.iter().map(|s| (*s).into()).collect(),
@@ -73,7 +85,11 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
         mac: None,
         aliases: vec![],
         labels: Labels::new(),
-        sandbox: Sandbox { container: format!("netns:c{n}"), netns: format!("/run/netns/c{n}"), inode: 7000 + n },
+        sandbox: Sandbox {
+            container: format!("netns:c{n}"),
+            netns: format!("/run/netns/c{n}"),
+            inode: 7000 + n,
+        },
         ifname: None,
     }
 }
@@ -81,7 +97,10 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
 impl Lab {
     /// A cluster of h1 (manager) to hN (workers).
     pub fn new(nodes: u64) -> Self {
-        let mut lab = Self { state: State::default(), index: 0 };
+        let mut lab = Self {
+            state: State::default(),
+            index: 0,
+        };
         lab.ok(Command::Init {
             id: id(1),
             ingress: id(2),
@@ -95,7 +114,10 @@ impl Lab {
             node: new_node(1, Role::Manager),
         });
         for n in 2..=nodes {
-            lab.ok(Command::NodeJoin { node: new_node(n, Role::Worker), at: Timestamp::UNIX_EPOCH });
+            lab.ok(Command::NodeJoin {
+                node: new_node(n, Role::Worker),
+                at: Timestamp::UNIX_EPOCH,
+            });
         }
         lab
     }
@@ -131,24 +153,38 @@ impl Lab {
     }
 
     pub fn service(&mut self, n: u64, spec: ServiceSpec) -> Service {
-        match self.ok(Command::ServiceCreate { id: id(0x300 + n), at: Timestamp::UNIX_EPOCH, spec }) {
+        match self.ok(Command::ServiceCreate {
+            id: id(0x300 + n),
+            at: Timestamp::UNIX_EPOCH,
+            spec,
+        }) {
             Reply::Service(s) => *s,
             other => panic!("{other:?}"),
         }
     }
 
     pub fn attach(&mut self, endpoint: NewEndpoint) -> Endpoint {
-        match self.ok(Command::EndpointCreate { endpoint, at: Timestamp::UNIX_EPOCH }) {
+        match self.ok(Command::EndpointCreate {
+            endpoint,
+            at: Timestamp::UNIX_EPOCH,
+        }) {
             Reply::Endpoint(e) => *e,
             other => panic!("{other:?}"),
         }
     }
 
     pub fn ready(&mut self, n: u64) {
-        self.ok(Command::EndpointSet { id: id(0x9000 + n), state: EndpointState::Ready });
+        self.ok(Command::EndpointSet {
+            id: id(0x9000 + n),
+            state: EndpointState::Ready,
+        });
     }
 }
 
 pub fn create_network(n: u64, spec: NetworkSpec) -> Command {
-    Command::NetworkCreate { id: id(0x200 + n), at: Timestamp::UNIX_EPOCH, spec }
+    Command::NetworkCreate {
+        id: id(0x200 + n),
+        at: Timestamp::UNIX_EPOCH,
+        spec,
+    }
 }

@@ -88,6 +88,12 @@ reasons! {
     DropFailed = "drop_failed",
     /// No ingress device or uplink is configured.
     DropUnconfigured = "drop_unconfigured",
+    /// From a container to another of its network on this host, past the bridge.
+    DirectLocal = "direct_local",
+    /// From a container straight into its network's VXLAN device.
+    DirectRemote = "direct_remote",
+    /// From a network's VXLAN device to its endpoint here, past the bridge.
+    DirectArrived = "direct_arrived",
 }
 
 #[cfg(test)]
@@ -96,8 +102,8 @@ mod tests {
 
     #[test]
     fn names_go_with_reasons_and_differ() {
-        assert_eq!(NAMES[Reason::DropUnconfigured as usize], "drop_unconfigured");
-        assert_eq!(NAMES.len(), Reason::DropUnconfigured as usize + 1);
+        assert_eq!(NAMES[Reason::DirectArrived as usize], "direct_arrived");
+        assert_eq!(NAMES.len(), Reason::DirectArrived as usize + 1);
         for (i, name) in NAMES.iter().enumerate() {
             assert!(!NAMES[..i].contains(name), "{name}");
         }

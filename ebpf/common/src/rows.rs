@@ -279,8 +279,32 @@ pub struct Local {
     pub gateway_mac: [u8; 6],
     /// Name of the host-side veth, filled with zeros.
     pub name: [u8; 16],
-    /// Zero.
-    pub zero: u32,
+    /// VXLAN network identifier of its network.
+    pub network: u32,
+    /// Index of its network's VXLAN device.
+    pub vxlan_ifindex: u32,
+    /// Name of that device, filled with zeros.
+    pub vxlan: [u8; 16],
+}
+
+/// Value of `NETWORKS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Network {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Name of the VXLAN device, filled with zeros.
+    pub name: [u8; 16],
+}
+
+/// Value of `VIPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Vip {
+    /// Set of backends.
+    pub service: u32,
+    /// VXLAN network identifier of the network that it belongs to.
+    pub network: u32,
 }
 
 /// Key of `FRAGMENTS`: what all fragments of one packet share (RFC 791 section 3.2).
@@ -311,7 +335,7 @@ pub struct FragmentPorts {
 
 plain! {
     Addr = 16, MacKey = 8, FlowKey = 40, Flow = 32, Reply = 40, Config = 52, PortKey = 4, Published = 8,
-    Service = 8, MemberKey = 12, Backend = 24, Local = 72, FragmentKey = 36, FragmentPorts = 4,
+    Service = 8, MemberKey = 12, Backend = 24, Local = 92, Network = 20, Vip = 8, FragmentKey = 36, FragmentPorts = 4,
 }
 
 #[cfg(test)]

@@ -61,8 +61,8 @@ pub const CONFIG: MapSpec = spec::<u32, rows::Config>("CONFIG", MapKind::Array, 
 pub const NODE_ADDRS: MapSpec = hash::<rows::Addr, u32>("NODE_ADDRS", 1024);
 /// Published ports.
 pub const PUBLISHED: MapSpec = hash::<rows::PortKey, rows::Published>("PUBLISHED", 131_072);
-/// Virtual addresses; the value is a service.
-pub const VIPS: MapSpec = hash::<rows::Addr, u32>("VIPS", 65_536);
+/// Virtual addresses.
+pub const VIPS: MapSpec = hash::<rows::Addr, rows::Vip>("VIPS", 65_536);
 /// Services.
 pub const SERVICES: MapSpec = hash::<u32, rows::Service>("SERVICES", 65_536);
 /// Members of services; the value is a backend.
@@ -75,6 +75,8 @@ pub const BACKENDS: MapSpec = hash::<u32, rows::Backend>("BACKENDS", 262_144);
 pub const LOCALS: MapSpec = hash::<u32, rows::Local>("LOCALS", 8192);
 /// Endpoints here, by their Ethernet address.
 pub const LOCAL_BY_MAC: MapSpec = hash::<rows::MacKey, rows::Local>("LOCAL_BY_MAC", 8192);
+/// Networks here, by the index of their VXLAN device.
+pub const NETWORKS: MapSpec = hash::<u32, rows::Network>("NETWORKS", 8192);
 /// Other nodes.
 pub const PEERS: MapSpec = hash::<rows::MacKey, u32>("PEERS", 32_768);
 /// Flows.
@@ -87,7 +89,7 @@ pub const FRAGMENTS: MapSpec = spec::<rows::FragmentKey, rows::FragmentPorts>("F
 pub const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", MapKind::PerCpuArray, 64, 0);
 
 /// All maps that are pinned.
-pub const ALL: [MapSpec; 15] = [
+pub const ALL: [MapSpec; 16] = [
     CONFIG,
     NODE_ADDRS,
     PUBLISHED,
@@ -98,6 +100,7 @@ pub const ALL: [MapSpec; 15] = [
     BACKENDS,
     LOCALS,
     LOCAL_BY_MAC,
+    NETWORKS,
     PEERS,
     FLOWS,
     REPLIES,

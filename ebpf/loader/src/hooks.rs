@@ -40,6 +40,7 @@ pub fn name(program: Program) -> &'static str {
     match program {
         Program::FromUplink => "from_uplink",
         Program::FromOverlay => "from_overlay",
+        Program::FromNetwork => "from_network",
         Program::FromContainer => "from_container",
         Program::ToContainer => "to_container",
     }
@@ -48,7 +49,7 @@ pub fn name(program: Program) -> &'static str {
 fn direction(program: Program) -> TcAttachType {
     match program {
         Program::ToContainer => TcAttachType::Egress,
-        Program::FromUplink | Program::FromOverlay | Program::FromContainer => TcAttachType::Ingress,
+        Program::FromUplink | Program::FromOverlay | Program::FromNetwork | Program::FromContainer => TcAttachType::Ingress,
     }
 }
 

@@ -36,9 +36,10 @@ use store::Store;
 static BYTECODE: &[u8] = include_bytes_aligned!("../bytecode/meshd.bpf.o");
 
 /// All programs.
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 5] = [
     Program::FromUplink,
     Program::FromOverlay,
+    Program::FromNetwork,
     Program::FromContainer,
     Program::ToContainer,
 ];
@@ -80,7 +81,8 @@ impl std::fmt::Debug for Loader {
 
 impl Loader {
     /// Loads the programs, taking over what a former loader left: its maps with their rows, its
-    /// attachments, which run this loader's programs from then on.
+    /// attachments, which run this loader's programs from then on. What a meshd with maps of another
+    /// shape left is removed.
     ///
     /// # Errors
     ///
@@ -105,14 +107,16 @@ impl Loader {
                 source: Box::new(source),
             })?;
         }
+        // The programs of another version would see the packets first.
+        pins::retire(&opts.bpffs)?;
         let store = Store::open(&mut ebpf)?;
         let hooks = Hooks::adopt(&mut ebpf, pins::links(&opts.bpffs), opts.attach)?;
         Ok(Self { ebpf, store, hooks })
     }
 
     /// The tables as the kernel holds them, and the programs that are attached. A row that names a
-    /// device by an index that is no longer the device's is left out (of the configuration: the
-    /// device's name), so that a plan puts it again.
+    /// device by an index that is no longer the device's is left out (of the configuration, and of an
+    /// endpoint's VXLAN device: the device's name), so that a plan puts it again.
     ///
     /// # Errors
     ///

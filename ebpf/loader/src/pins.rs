@@ -1,6 +1,7 @@
-//! The pin directory: `<bpffs>/v1/maps/<MAP>` and `<bpffs>/v1/links/<program>-<ifindex>`.
+//! The pin directory: `<bpffs>/vN/maps/<MAP>` and `<bpffs>/vN/links/<program>-<ifindex>`.
 //!
-//! The version changes whenever the shape or meaning of a map does.
+//! The version N changes whenever the shape or meaning of a map does; what is pinned under another one
+//! is removed once the programs of this one are loaded.
 
 use std::{
     fs, io,
@@ -17,7 +18,8 @@ use nix::{
 
 use crate::{Error, hooks};
 
-const VERSION: &str = "v1";
+/// The version of the pins.
+const VERSION: &str = "v2";
 /// Where a bpffs is mounted by custom.
 const USUAL: &str = "/sys/fs/bpf";
 
@@ -111,26 +113,8 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, Error> {
     if !bpffs.exists() || !is_bpffs(bpffs)? {
         return Ok(removed);
     }
-    // Of every version of meshd; a bpffs also shows files of the kernel's own.
-    for version in entries(bpffs)?.into_iter().filter(|p| is_version(p)) {
-        for pin in entries(&version.join("links")).unwrap_or_default() {
-            if let Err(e) = hooks::remove(&pin) {
-                first.get_or_insert(e);
-            }
-            removed.push(pin.display().to_string());
-        }
-        for pin in entries(&version.join("maps")).unwrap_or_default() {
-            match fs::remove_file(&pin) {
-                Ok(()) => removed.push(pin.display().to_string()),
-                Err(e) => drop(first.get_or_insert(failed("remove", &pin)(e))),
-            }
-        }
-        for dir in [version.join("links"), version.join("maps"), version.clone()] {
-            match fs::remove_dir(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => drop(first.get_or_insert(failed("remove", &dir)(e))),
-                _ => {}
-            }
-        }
+    for version in versions(bpffs)? {
+        remove_version(&version, &mut removed, &mut first);
     }
     // Only what can have been mounted for us alone: a mount point is another device than its parent.
     let own = fs::metadata(bpffs).map_err(failed("look at", bpffs))?.dev();
@@ -144,6 +128,43 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, Error> {
         removed.push(bpffs.display().to_string());
     }
     first.map_or(Ok(removed), Err)
+}
+
+/// Detaches and removes what another version of meshd has left; its flows are lost.
+pub fn retire(bpffs: &Path) -> Result<(), Error> {
+    let (mut removed, mut first) = (Vec::new(), None);
+    for version in versions(bpffs)?.iter().filter(|v| !v.ends_with(VERSION)) {
+        tracing::info!(pins = %version.display(), "removing the data path of another version");
+        remove_version(version, &mut removed, &mut first);
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// Removes the pins of one version, going on after a failure.
+fn remove_version(version: &Path, removed: &mut Vec<String>, first: &mut Option<Error>) {
+    for pin in entries(&version.join("links")).unwrap_or_default() {
+        if let Err(e) = hooks::remove(&pin) {
+            first.get_or_insert(e);
+        }
+        removed.push(pin.display().to_string());
+    }
+    for pin in entries(&version.join("maps")).unwrap_or_default() {
+        match fs::remove_file(&pin) {
+            Ok(()) => removed.push(pin.display().to_string()),
+            Err(e) => drop(first.get_or_insert(failed("remove", &pin)(e))),
+        }
+    }
+    for dir in [version.join("links"), version.join("maps"), version.to_owned()] {
+        match fs::remove_dir(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => drop(first.get_or_insert(failed("remove", &dir)(e))),
+            _ => {}
+        }
+    }
+}
+
+/// Directories of every version of meshd; a bpffs also shows files of the kernel's own.
+fn versions(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
+    Ok(entries(bpffs)?.into_iter().filter(|p| is_version(p)).collect())
 }
 
 fn is_version(dir: &Path) -> bool {

@@ -92,19 +92,22 @@ pub struct Store {
     config: Array<MapData, Bytes<rows::Config>>,
     node_addrs: Table<Bytes<rows::Addr>, u32>,
     published: Table<Bytes<rows::PortKey>, Bytes<rows::Published>>,
-    vips: Table<Bytes<rows::Addr>, u32>,
+    vips: Table<Bytes<rows::Addr>, Bytes<rows::Vip>>,
     services: Table<u32, Bytes<rows::Service>>,
     members: Table<Bytes<rows::MemberKey>, u32>,
     turns: Table<u32, u64>,
     backends: Table<u32, Bytes<rows::Backend>>,
     locals: Table<u32, Bytes<rows::Local>>,
     local_by_mac: Table<Bytes<rows::MacKey>, Bytes<rows::Local>>,
+    networks: Table<u32, Bytes<rows::Network>>,
     peers: Table<Bytes<rows::MacKey>, u32>,
     shadow: Tables,
     /// The row as the kernel has it.
     own: rows::Config,
-    /// Index of each local's interface as the kernel has it.
-    indexes: BTreeMap<String, u32>,
+    /// Rows of locals as the kernel has them.
+    own_locals: BTreeMap<String, rows::Local>,
+    /// Index of each network's VXLAN device as the kernel has it.
+    own_networks: BTreeMap<String, u32>,
 }
 
 impl Store {
@@ -123,10 +126,12 @@ impl Store {
             backends: Table::take(ebpf, &spec::BACKENDS)?,
             locals: Table::take(ebpf, &spec::LOCALS)?,
             local_by_mac: Table::take(ebpf, &spec::LOCAL_BY_MAC)?,
+            networks: Table::take(ebpf, &spec::NETWORKS)?,
             peers: Table::take(ebpf, &spec::PEERS)?,
             shadow: Tables::default(),
             own: rows::Config::default(),
-            indexes: BTreeMap::new(),
+            own_locals: BTreeMap::new(),
+            own_networks: BTreeMap::new(),
         };
         store.read()?;
         Ok(store)
@@ -153,7 +158,13 @@ impl Store {
             .vips
             .rows()?
             .into_iter()
-            .map(|(Bytes(a), service)| (a.into(), service))
+            .map(|(Bytes(a), Bytes(v))| {
+                let vip = lb::Vip {
+                    service: v.service,
+                    network: v.network,
+                };
+                (a.into(), vip)
+            })
             .collect();
         t.peers = self.peers.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
         for (Bytes(k), Bytes(v)) in self.published.rows()? {
@@ -175,8 +186,12 @@ impl Store {
             };
             t.backends.insert(slot, backend);
         }
-        for (index, Bytes(l)) in self.locals.rows()? {
-            self.indexes.insert(text(&l.name), index);
+        for (index, Bytes(n)) in self.networks.rows()? {
+            self.own_networks.insert(text(&n.name), index);
+            t.networks.insert(text(&n.name), n.vni);
+        }
+        for (_, Bytes(l)) in self.locals.rows()? {
+            self.own_locals.insert(text(&l.name), l);
             t.locals.insert(
                 text(&l.name),
                 lb::Local {
@@ -184,6 +199,8 @@ impl Store {
                     ip: l.ip.into(),
                     mac: Mac(l.mac),
                     gateway: l.gateway.into(),
+                    network: l.network,
+                    vxlan: text(&l.vxlan),
                 },
             );
         }
@@ -203,14 +220,24 @@ impl Store {
 
     /// Forgets rows that name a device by an index that is another's, or nobody's, by now.
     pub fn refresh(&mut self) -> Result<(), Error> {
-        let stale: Vec<_> = self
-            .indexes
-            .iter()
-            .filter(|(name, index)| sys::ifindex(name) != Some(**index))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in stale {
+        let is = |name: &str, index: u32| sys::ifindex(name) == Some(index);
+        let stale = |(name, index): (&String, u32)| (!is(name, index)).then(|| name.clone());
+        let locals: Vec<_> = self.own_locals.iter().map(|(n, l)| (n, l.ifindex)).filter_map(stale).collect();
+        for name in locals {
             self.put_local(&name, None)?;
+        }
+        let networks: Vec<_> = self.own_networks.iter().map(|(n, i)| (n, *i)).filter_map(stale).collect();
+        for name in networks {
+            self.put_network(&name, None)?;
+        }
+        // Such a row stays, for the sake of the source check.
+        for (name, row) in &self.own_locals {
+            if let Some(local) = self.shadow.locals.get_mut(name) {
+                local.vxlan = text(&row.vxlan);
+                if !is(&local.vxlan, row.vxlan_ifindex) {
+                    local.vxlan.clear();
+                }
+            }
         }
         // Its names say what the row was made for; an empty one is what no plan wants.
         for (name, row, index) in [
@@ -218,7 +245,7 @@ impl Store {
             (&mut self.shadow.uplink, &self.own.uplink, self.own.uplink_ifindex),
         ] {
             *name = text(row);
-            if !name.is_empty() && sys::ifindex(name) != Some(index) {
+            if !name.is_empty() && !is(name, index) {
                 name.clear();
             }
         }
@@ -245,9 +272,13 @@ impl Store {
                 Ok(())
             }
             Row::Published((proto, port), value) => self.put_published(*proto, *port, *value),
-            Row::Vip(ip, Some(service)) => {
-                self.vips.put(Bytes((*ip).into()), service)?;
-                self.shadow.vips.insert(*ip, *service);
+            Row::Vip(ip, Some(v)) => {
+                let row = rows::Vip {
+                    service: v.service,
+                    network: v.network,
+                };
+                self.vips.put(Bytes((*ip).into()), Bytes(row))?;
+                self.shadow.vips.insert(*ip, *v);
                 Ok(())
             }
             Row::Vip(ip, None) => {
@@ -273,7 +304,8 @@ impl Store {
                 self.shadow.backends.remove(slot);
                 Ok(())
             }
-            Row::Local(name, value) => self.put_local(name, *value),
+            Row::Local(name, value) => self.put_local(name, value.as_ref()),
+            Row::Network(name, vni) => self.put_network(name, *vni),
             Row::Peer(mac, true) => {
                 self.peers.put(Bytes(rows::MacKey::new(mac.0)), 1)?;
                 self.shadow.peers.insert(*mac);
@@ -383,7 +415,35 @@ impl Store {
         self.turns.remove(&slot)
     }
 
-    fn put_local(&mut self, name: &str, value: Option<lb::Local>) -> Result<(), Error> {
+    fn put_network(&mut self, name: &str, vni: Option<u32>) -> Result<(), Error> {
+        let row = match vni {
+            None => None,
+            Some(vni) => Some((index(name)?, rows::Network { vni, name: filled(name)? })),
+        };
+        if let Some((index, row)) = row {
+            self.networks.put(index, Bytes(row))?;
+        }
+        if let Some(former) = self.own_networks.get(name).copied()
+            && row.is_none_or(|(index, _)| index != former)
+            // The index may be another device's by now.
+            && self.networks.get(&former)?.is_some_and(|Bytes(n)| text(&n.name) == name)
+        {
+            self.networks.remove(&former)?;
+        }
+        match row {
+            Some((index, row)) => {
+                self.own_networks.insert(name.to_owned(), index);
+                self.shadow.networks.insert(name.to_owned(), row.vni);
+            }
+            None => {
+                self.own_networks.remove(name);
+                self.shadow.networks.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_local(&mut self, name: &str, value: Option<&lb::Local>) -> Result<(), Error> {
         let row = match value {
             None => None,
             Some(l) => Some(rows::Local {
@@ -394,10 +454,12 @@ impl Store {
                 mac: l.mac.0,
                 gateway_mac: Mac::for_ip(l.gateway).0,
                 name: filled(name)?,
-                zero: 0,
+                network: l.network,
+                vxlan_ifindex: index(&l.vxlan)?,
+                vxlan: filled(&l.vxlan)?,
             }),
         };
-        let former = self.indexes.get(name).copied();
+        let former = self.own_locals.get(name).map(|l| l.ifindex);
         if let Some(row) = row {
             self.locals.put(row.ifindex, Bytes(row))?;
             self.local_by_mac.put(Bytes(rows::MacKey::new(row.mac)), Bytes(row))?;
@@ -424,11 +486,11 @@ impl Store {
         }
         match (row, value) {
             (Some(row), Some(l)) => {
-                self.indexes.insert(name.to_owned(), row.ifindex);
-                self.shadow.locals.insert(name.to_owned(), l);
+                self.own_locals.insert(name.to_owned(), row);
+                self.shadow.locals.insert(name.to_owned(), l.clone());
             }
             _ => {
-                self.indexes.remove(name);
+                self.own_locals.remove(name);
                 self.shadow.locals.remove(name);
             }
         }

@@ -21,6 +21,7 @@ fn hooks() -> BTreeSet<Hook> {
     [
         hook(Program::FromUplink, "up0"),
         hook(Program::FromOverlay, "mx-1"),
+        hook(Program::FromNetwork, "mx-n"),
         hook(Program::FromContainer, "mv-a"),
         hook(Program::ToContainer, "mv-a"),
     ]
@@ -55,6 +56,7 @@ fn rows_change_and_go() {
         t.services.keys().for_each(|k| world.put(Row::Service(*k, None)));
         t.backends.keys().for_each(|k| world.put(Row::Backend(*k, None)));
         t.locals.keys().for_each(|k| world.put(Row::Local(k.clone(), None)));
+        t.networks.keys().for_each(|k| world.put(Row::Network(k.clone(), None)));
         t.published.keys().for_each(|k| world.put(Row::Published(*k, None)));
         t.vips.keys().for_each(|k| world.put(Row::Vip(*k, None)));
         t.peers.iter().for_each(|k| world.put(Row::Peer(*k, false)));
@@ -87,7 +89,7 @@ fn a_device_made_anew_is_another_one() {
     want.locals.remove("mv-a");
     want.uplink.clear();
     assert_eq!(seen, want);
-    assert_eq!(hooked.into_iter().map(|h| h.dev).collect::<Vec<_>>(), ["mx-1"]);
+    assert_eq!(hooked.into_iter().map(|h| h.dev).collect::<Vec<_>>(), ["mx-1", "mx-n"]);
     for row in tables_rows(&tables()) {
         world.put(row);
     }
@@ -98,11 +100,75 @@ fn a_device_made_anew_is_another_one() {
 }
 
 #[test]
+fn a_vxlan_device_made_anew_is_another_one() {
+    let mut world = World::new();
+    sh("ip link del mx-n && ip link add mx-n type vxlan id 4097 dstport 4789 local 127.0.0.1 nolearning");
+    let mut want = tables();
+    want.networks.remove("mx-n");
+    for name in ["mv-a", "mv-b"] {
+        want.locals.get_mut(name).unwrap().vxlan.clear();
+    }
+    for _ in 0..2 {
+        let (seen, hooked) = world.loader.observe().unwrap();
+        assert_eq!(seen, want);
+        assert!(hooked.iter().all(|h| h.program != Program::FromNetwork));
+    }
+    for (name, local) in tables().locals {
+        world.put(Row::Local(name, Some(local)));
+    }
+    world.put(Row::Network("mx-n".into(), Some(4097)));
+    world
+        .loader
+        .apply(&BpfAction::Attach(
+            hooks().into_iter().find(|h| h.program == Program::FromNetwork).unwrap(),
+        ))
+        .unwrap();
+    assert_eq!(world.loader.observe().unwrap(), (tables(), hooks()));
+    assert_eq!(world.reopen().loader.observe().unwrap(), (tables(), hooks()));
+}
+
+#[test]
+fn what_another_version_pinned_is_removed() {
+    let ns = Ns::new();
+    ns.ip("link add up0 type veth peer name far0");
+    let dir = tempfile::tempdir().unwrap();
+    let pins = support::pins(dir.path());
+    ns.run(move || {
+        let opts = Options {
+            flow_table_size: 1024,
+            ..Options::new(&pins)
+        };
+        let hook = Hook {
+            program: Program::FromUplink,
+            dev: "up0".into(),
+        };
+        let mut loader = Loader::open(&opts).unwrap();
+        loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
+        drop(loader);
+        let current = std::fs::read_dir(&pins).unwrap().map(|e| e.unwrap().path());
+        let current = current.filter(|p| p.join("maps").exists()).collect::<Vec<_>>();
+        let [current] = &current[..] else { panic!("{current:?}") };
+        let former = pins.join("v1");
+        std::fs::rename(current, &former).unwrap();
+        let mut loader = Loader::open(&opts).unwrap();
+        assert_eq!(loader.observe().unwrap().1, BTreeSet::new());
+        assert!(current.join("maps/FLOWS").exists() && !former.exists());
+        let attached = || {
+            let way = aya::programs::TcAttachType::Ingress;
+            aya::programs::SchedClassifier::query_tcx("up0", way).unwrap().1.len()
+        };
+        assert_eq!(attached(), 0);
+        loader.apply(&BpfAction::Attach(hook)).unwrap();
+        assert_eq!(attached(), 1);
+    });
+}
+
+#[test]
 fn an_index_that_another_device_has_taken_over() {
     let mut world = World::new();
     sh("ip link set mv-a name mv-z");
-    let local = tables().locals["mv-a"];
-    world.put(Row::Local("mv-z".into(), Some(local)));
+    let local = tables().locals["mv-a"].clone();
+    world.put(Row::Local("mv-z".into(), Some(local.clone())));
     world.put(Row::Local("mv-a".into(), None));
     let mut want = tables();
     want.locals.remove("mv-a");
@@ -117,7 +183,7 @@ fn an_index_that_another_device_has_taken_over() {
 #[test]
 fn devices_that_do_not_exist_are_named() {
     let mut world = World::new();
-    let local = tables().locals["mv-a"];
+    let local = tables().locals["mv-a"].clone();
     let failed = world.loader.apply(&BpfAction::Row(Row::Local("mv-none".into(), Some(local))));
     assert!(matches!(failed, Err(Error::NoDevice { name }) if name == "mv-none"));
     let hook = Hook {

@@ -137,6 +137,56 @@ fn vips_from_containers() {
 }
 
 #[test]
+fn past_the_bridge_between_containers() {
+    const LEN: usize = 2_000_000;
+    for checksums_left in [true, false] {
+        println!("checksums left to devices: {checksums_left}");
+        let lab = Lab::new(checksums_left);
+        let counts = |names: &[&'static str]| -> u64 { lab.hosts.iter().flat_map(|h| names.iter().map(|n| h.count(n))).sum() };
+        // Container 3 is on the host of 1, not on that of 2. A VIP's turn begins with 1.
+        for (to, port, who, way) in [
+            (container(1), 8000, 1, &["direct_local"][..]),
+            (container(2), 8000, 2, &["direct_remote", "direct_arrived"]),
+            (VIP, 8000, 1, &["direct_local", "vip_forwarded", "vip_reply"]),
+            (VIP, 8000, 2, &["direct_remote", "direct_arrived", "vip_forwarded", "vip_reply"]),
+        ] {
+            let before: Vec<_> = way.iter().map(|n| counts(&[n])).collect();
+            let bridged = counts(&["pass_bridge"]);
+            let mut talk = Talk::to(&lab.containers[2], to, port).unwrap();
+            let (backend, seen) = talk.ask(&"x".repeat(LEN)).unwrap();
+            assert_eq!((backend, seen.ip()), (who, std::net::IpAddr::from(container(3))), "to {to}");
+            talk.ask(&format!("data {LEN}")).unwrap();
+            let mut data = vec![0; LEN];
+            talk.reader.read_exact(&mut data).unwrap();
+            assert!(data.iter().enumerate().all(|(k, b)| *b == (k * 31 % 251) as u8));
+            let socket = Datagrams::to(&lab.containers[2], container(who), 8000);
+            socket.ask(b"question").unwrap();
+            socket.ask(&[7; 4000]).unwrap();
+            // Segments of the MTU would be so many, for the data of both directions.
+            let segments = 2 * LEN as u64 / 1400;
+            for (name, before) in way.iter().zip(before) {
+                let packets = counts(&[name]) - before;
+                println!("{who} by {to}: {name} {packets} of {segments}");
+                assert!(packets > 10, "{name}: {packets}");
+                assert!(!checksums_left || packets < segments / 2, "{name}: {packets} packets, not joined");
+            }
+            assert_eq!(
+                counts(&["pass_bridge"]),
+                bridged,
+                "nothing but ARP takes the bridge, and neighbours are permanent"
+            );
+        }
+        assert_eq!(counts(&["drop_failed"]), 0);
+        for other in [1, 2] {
+            lab.containers[2].sh(&format!("ping -c1 -W2 {}", container(other)));
+        }
+        // The host itself is reached as before.
+        lab.containers[2].sh("ping -c1 -W2 10.1.0.1");
+        assert!(counts(&["pass_bridge"]) > 0);
+    }
+}
+
+#[test]
 fn connections_survive_restarts_and_updates() {
     let lab = Lab::new(true);
     let mut talks: Vec<_> = [(1, 80), (1, 80), (2, 80), (2, 80), (1, 81), (2, 82)]

@@ -99,7 +99,7 @@ fn a_vip_is_translated_there_and_back() {
         let cport = 100 + i as u16;
         let sent = seg(cport, VIP, SYN);
         let out = w.container(&sent);
-        out.is(PASS, &["new_flow", "vip_forwarded"]);
+        out.is(REDIRECT, &["direct_remote", "new_flow", "vip_forwarded"]);
         assert_eq!(
             out.frame(),
             sent.clone().between((A, cport), (backend, 80)).eth(mac(A), mac(backend))
@@ -108,7 +108,7 @@ fn a_vip_is_translated_there_and_back() {
         let out = w.to_container(&reply);
         out.is(PASS, &["vip_reply"]);
         assert_eq!(out.frame(), reply.between((VIP, 80), (A, cport)).eth(mac(C), mac(A)));
-        w.container(&seg(cport, VIP, ACK)).is(PASS, &["vip_forwarded"]);
+        w.container(&seg(cport, VIP, ACK)).is(REDIRECT, &["direct_remote", "vip_forwarded"]);
     }
     let sent = Frame::udp((A, 9), (VIP, 53), b"q");
     let out = w.container(&sent).frame();
@@ -188,9 +188,10 @@ fn two_vips_of_one_backend_are_told_apart() {
     let mut w = World::new();
     w.put(Row::Service(1, Some(vec![3])));
     w.put(Row::Service(5, Some(vec![3])));
-    w.container(&seg(5, VIP, SYN)).is(PASS, &["new_flow", "vip_forwarded"]);
+    w.container(&seg(5, VIP, SYN))
+        .is(REDIRECT, &["direct_remote", "new_flow", "vip_forwarded"]);
     let out = w.container(&seg(5, VIP2, SYN));
-    out.is(PASS, &["new_flow", "port_translated", "vip_forwarded"]);
+    out.is(REDIRECT, &["direct_remote", "new_flow", "port_translated", "vip_forwarded"]);
     let cport = out.frame().sport();
     assert_eq!((out.frame().src, out.frame().dst, out.frame().valid()), (A, C, true));
     for (port, vip) in [(5, VIP), (cport, VIP2)] {
@@ -218,7 +219,8 @@ fn a_backend_reaches_itself_through_its_vip() {
     // One of several: another is taken.
     w.put(Row::Service(5, Some(vec![1, 2])));
     for cport in 20..24 {
-        assert_eq!(w.container(&seg(cport, VIP2, SYN)).frame().dst, B);
+        let out = w.container(&seg(cport, VIP2, SYN));
+        assert_eq!(out.is(REDIRECT, &["direct_local", "new_flow", "vip_forwarded"]).frame().dst, B);
     }
 }
 
@@ -236,8 +238,11 @@ fn fragments_to_a_vip() {
         body: whole.body[32..].to_vec(),
         ..whole.clone()
     };
-    let mut got = w.container(&first).is(PASS, &["new_flow", "vip_forwarded"]).frame();
-    let rest = w.container(&second).is(PASS, &["vip_forwarded"]).frame();
+    let mut got = w
+        .container(&first)
+        .is(REDIRECT, &["direct_remote", "new_flow", "vip_forwarded"])
+        .frame();
+    let rest = w.container(&second).is(REDIRECT, &["direct_remote", "vip_forwarded"]).frame();
     assert_eq!((rest.dst, rest.eth_dst), (C, mac(C)));
     got.body.extend(rest.body);
     assert!(got.valid());

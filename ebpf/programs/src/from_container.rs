@@ -1,19 +1,21 @@
-//! TC ingress of an endpoint's host-side veth: replies of published ports, VIPs, source check.
+//! TC ingress of an endpoint's host-side veth: source check, replies of published ports, VIPs, and the
+//! way past the bridge.
 
 use mesh_ebpf_common::{
     Reason,
     header::{ARP_IPV4, ARP_REQUEST, ETH_ARP, ETH_IPV6, ETH_LEN, Eth},
-    rows::{Addr, Flow, FlowKey, ICMP, Local, Reply, kind},
+    rows::{Addr, Flow, FlowKey, ICMP, Local, Reply, Vip, kind},
 };
 
 use crate::{
     answer,
     bind::{bind, touch_reverse},
+    direct,
     maps::{LOCALS, REPLIES, VIPS, config, count, work},
     nat,
     parse::{self, Packet, dst, head, is_ipv4, remember_fragment, src},
     route::{New, Route, route},
-    skb::{PASS, Skb, drop, now, pass},
+    skb::{Skb, drop, now, pass},
     work::Work,
 };
 
@@ -51,6 +53,14 @@ fn same(a: &[u8; 6], b: &[u8; 6]) -> bool {
     a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5]
 }
 
+/// The VIP of the container's network that has this address.
+#[inline(always)]
+fn vip_of(ip: Addr, local: &Local) -> Option<&'static Vip> {
+    // SAFETY: as in `run`.
+    let vip = unsafe { VIPS.get(&ip) }?;
+    if vip.network == local.network { Some(vip) } else { None }
+}
+
 #[inline(always)]
 fn arp(skb: Skb, w: &mut Work, local: &Local) -> i32 {
     if !skb.load(ETH_LEN, &mut w.arp) {
@@ -67,7 +77,7 @@ fn arp(skb: Skb, w: &mut Work, local: &Local) -> i32 {
         return drop(Reason::DropSpoofedArp);
     }
     let asked = Addr::v4(u32::from_ne_bytes(w.arp.target_ip));
-    if w.arp.op[0] == ARP_REQUEST[0] && w.arp.op[1] == ARP_REQUEST[1] && VIPS.get_ptr(&asked).is_some() {
+    if w.arp.op[0] == ARP_REQUEST[0] && w.arp.op[1] == ARP_REQUEST[1] && vip_of(asked, local).is_some() {
         return answer::arp(skb, w, local);
     }
     pass(Reason::PassBridge)
@@ -93,18 +103,31 @@ fn ipv4(skb: Skb, w: &mut Work, local: &Local) -> i32 {
             kind::INGRESS => return ingress_reply(skb, w, r),
             kind::HAIRPIN => return hairpin_reply(skb, w, local, r),
             // Translated where it reaches its client.
-            _ => return pass(Reason::PassBridge),
+            _ => return forward(skb, w, local, w.head.eth.dst, Some(r)),
         }
     }
-    // SAFETY: as above.
-    let Some(service) = (unsafe { VIPS.get(&Addr::v4(dst(w))) }) else {
-        return pass(Reason::PassBridge);
+    let Some(found) = vip_of(Addr::v4(dst(w)), local) else {
+        return forward(skb, w, local, w.head.eth.dst, None);
     };
     match packet {
-        Packet::Flow => vip(skb, w, local, *service),
+        Packet::Flow => vip(skb, w, local, found.service),
         Packet::Other if w.head.ip.proto == ICMP => answer::echo(skb, w),
         Packet::Other => drop(Reason::DropVipProtocol),
         Packet::Orphan | Packet::Malformed => drop(Reason::DropFragment),
+    }
+}
+
+/// To the station `to` of the container's network. `reply`: the packet is one of a VIP.
+#[inline(always)]
+fn forward(skb: Skb, w: &mut Work, local: &Local, to: [u8; 6], reply: Option<*mut Reply>) -> i32 {
+    // The host itself, and groups.
+    if same(&to, &local.gateway_mac) || to[0] & 1 != 0 {
+        return pass(Reason::PassBridge);
+    }
+    match direct::endpoint(to, local.network) {
+        Some(other) if other.ifindex != local.ifindex => direct::deliver(skb, w, other, reply, Reason::DirectLocal),
+        // The device's forwarding entry names the node; what has none ends there.
+        _ => skb.send(local.vxlan_ifindex, Reason::DirectRemote),
     }
 }
 
@@ -167,7 +190,7 @@ fn vip(skb: Skb, w: &mut Work, local: &Local, service: u32) -> i32 {
         && nat::ethernet(skb, w, backend.mac, w.head.eth.src)
     {
         count(Reason::VipForwarded);
-        return PASS;
+        return forward(skb, w, local, backend.mac, None);
     }
     drop(Reason::DropFailed)
 }

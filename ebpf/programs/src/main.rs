@@ -1,4 +1,4 @@
-//! meshd's data path in the kernel: four TC programs. Loaded by ebpf/loader, built by
+//! meshd's data path in the kernel: five TC programs. Loaded by ebpf/loader, built by
 //! scripts/build-ebpf into the object that the loader carries.
 //!
 //! Every packet is parsed into the per-CPU [`work::Work`], so that the 512 bytes of BPF stack hold
@@ -14,7 +14,9 @@
 
 mod answer;
 mod bind;
+mod direct;
 mod from_container;
+mod from_network;
 mod from_overlay;
 mod from_uplink;
 mod maps;
@@ -39,6 +41,12 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_overlay(ctx: TcContext) -> i32 {
     from_overlay::run(Skb::new(ctx.skb.skb))
+}
+
+/// TC ingress of a network's VXLAN device.
+#[classifier]
+pub fn from_network(ctx: TcContext) -> i32 {
+    from_network::run(Skb::new(ctx.skb.skb))
 }
 
 /// TC ingress of an endpoint's host-side veth: what the container sends.

@@ -24,13 +24,14 @@ macro_rules! lru {
 hash! {
     NODE_ADDRS: rows::Addr => u32,
     PUBLISHED: rows::PortKey => rows::Published,
-    VIPS: rows::Addr => u32,
+    VIPS: rows::Addr => rows::Vip,
     SERVICES: u32 => rows::Service,
     MEMBERS: rows::MemberKey => u32,
     TURNS: u32 => u64,
     BACKENDS: u32 => rows::Backend,
     LOCALS: u32 => rows::Local,
     LOCAL_BY_MAC: rows::MacKey => rows::Local,
+    NETWORKS: u32 => rows::Network,
     PEERS: rows::MacKey => u32,
 }
 lru! {

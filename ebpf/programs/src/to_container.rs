@@ -1,34 +1,24 @@
-//! TC egress of an endpoint's host-side veth: a VIP's backend answers, the client sees the VIP.
+//! TC egress of an endpoint's host-side veth, for what comes over the bridge: a VIP's backend answers,
+//! the client sees the VIP.
 
-use mesh_ebpf_common::{Reason, rows::kind};
+use mesh_ebpf_common::Reason;
 
 use crate::{
-    bind::touch_reverse,
-    maps::{REPLIES, count, work},
-    nat,
-    parse::{self, Packet, head, is_ipv4, remember_fragment},
-    skb::{PASS, Skb, drop, now},
+    direct,
+    maps::work,
+    parse::{self, head, is_ipv4},
+    skb::{PASS, Skb, drop},
 };
 
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
     let Some(w) = work() else { return drop(Reason::DropFailed) };
-    if skb.tagged() || !head(skb, w) || !is_ipv4(w) || parse::packet(skb, w) != Packet::Flow {
+    if skb.tagged() || !head(skb, w) || !is_ipv4(w) {
         return PASS;
     }
-    let Some(r) = REPLIES.get_ptr_mut(&w.key) else { return PASS };
-    // SAFETY: a row looked up in this run.
-    let row = unsafe { *r };
-    if row.kind != kind::VIP {
-        return PASS;
+    let packet = parse::packet(skb, w);
+    match direct::vip_reply(w, packet) {
+        Some(r) if !direct::show_vip(skb, w, r) => drop(Reason::DropFailed),
+        _ => PASS,
     }
-    remember_fragment(w);
-    let client = w.key.dst;
-    touch_reverse(w, r, client, row.dst, now());
-    let sport = w.key.sport;
-    if nat::source(skb, w, row.dst.raw_v4()) && nat::ports(skb, w, sport, row.cport) {
-        count(Reason::VipReply);
-        return PASS;
-    }
-    drop(Reason::DropFailed)
 }

@@ -22,6 +22,8 @@ use super::{Ns, world::tables_rows};
 
 pub const CLIENT: &str = "192.168.77.200";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+/// VXLAN network identifier of the containers' network.
+const NETWORK: u32 = 4097;
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 100);
 pub const VIP_EMPTY: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 101);
 
@@ -71,7 +73,7 @@ impl Host {
             drop(loader.lock().unwrap().take());
             let mut new = Loader::open(&opts).unwrap();
             let (seen, hooks) = new.observe().unwrap();
-            assert_eq!((seen, hooks.len()), (want, 6));
+            assert_eq!((seen, hooks.len()), (want, 7));
             *loader.lock().unwrap() = Some(new);
         });
     }
@@ -104,7 +106,10 @@ fn tables(host: usize) -> lb::Tables {
         ip: container(i).into(),
         mac: mac(container(i)),
         gateway: GATEWAY.into(),
+        network: NETWORK,
+        vxlan: "mx-1".into(),
     };
+    let vip = |service| lb::Vip { service, network: NETWORK };
     lb::Tables {
         ingress_mac: mac(ingress(host)),
         ingress_dev: "mx-ing".into(),
@@ -120,13 +125,14 @@ fn tables(host: usize) -> lb::Tables {
             ((Protocol::Udp, 9090), port(3, 1)),
         ]
         .into(),
-        vips: [(VIP.into(), 1), (VIP_EMPTY.into(), 3)].into(),
+        vips: [(VIP.into(), vip(1)), (VIP_EMPTY.into(), vip(3))].into(),
         services: [(1, vec![1, 2]), (2, vec![2]), (3, vec![]), (4, vec![1])].into(),
         backends: [(1, backend(1)), (2, backend(2))].into(),
         locals: (1..=4)
             .filter(|i| host_of(*i) == host)
             .map(|i| (format!("mv-{i}"), local(i)))
             .collect(),
+        networks: [("mx-1".to_owned(), NETWORK)].into(),
         peers: [mac(ingress(3 - host))].into(),
     }
 }
@@ -192,7 +198,7 @@ impl Lab {
                 mac(GATEWAY)
             ));
             ns.ip(&format!(
-                "link add mx-1 type vxlan id 4097 dstport 4789 local {} nolearning",
+                "link add mx-1 type vxlan id {NETWORK} dstport 4789 local {} nolearning",
                 node(h)
             ));
             ns.ip("link set mb-1 up && ip link set mx-1 master mb-1 up");
@@ -232,7 +238,11 @@ impl Lab {
                 for row in tables_rows(&tables) {
                     l.apply(&BpfAction::Row(row)).unwrap();
                 }
-                let mut hooks = vec![(Program::FromUplink, "up0".to_owned()), (Program::FromOverlay, "mx-ing".to_owned())];
+                let mut hooks = vec![
+                    (Program::FromUplink, "up0".to_owned()),
+                    (Program::FromOverlay, "mx-ing".to_owned()),
+                    (Program::FromNetwork, "mx-1".to_owned()),
+                ];
                 for dev in tables.locals.keys() {
                     hooks.extend([(Program::FromContainer, dev.clone()), (Program::ToContainer, dev.clone())]);
                 }

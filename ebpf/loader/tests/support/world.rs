@@ -44,6 +44,9 @@ pub const C: [u8; 4] = [10, 1, 0, 13];
 pub const D: [u8; 4] = [10, 1, 0, 14];
 pub const VIP: [u8; 4] = [10, 1, 0, 100];
 pub const VIP2: [u8; 4] = [10, 1, 0, 101];
+/// An endpoint here, and a VIP, of another network.
+pub const E: [u8; 4] = [10, 2, 0, 11];
+pub const VIP_OTHER: [u8; 4] = [10, 2, 0, 100];
 /// A VIP without backends.
 pub const VIP_EMPTY: [u8; 4] = [10, 1, 0, 102];
 
@@ -78,9 +81,10 @@ impl Out {
 }
 
 /// Where the programs are attached.
-const PLACES: [(Program, &str, TcAttachType); 4] = [
+const PLACES: [(Program, &str, TcAttachType); 5] = [
     (Program::FromUplink, "up0", TcAttachType::Ingress),
     (Program::FromOverlay, "mx-1", TcAttachType::Ingress),
+    (Program::FromNetwork, "mx-n", TcAttachType::Ingress),
     (Program::FromContainer, "mv-a", TcAttachType::Ingress),
     (Program::ToContainer, "mv-a", TcAttachType::Egress),
 ];
@@ -115,7 +119,14 @@ impl World {
             "ip link add mx-1 address {} type vxlan id 4096 dstport 4789 local 127.0.0.1 nolearning && ip link set mx-1 up",
             text(INGRESS)
         ));
-        sh("ip link add mv-a type veth peer name ca && ip link add mv-b type veth peer name cb");
+        for (dev, vni) in [("mx-n", 4097), ("mx-m", 4098)] {
+            sh(&format!(
+                "ip link add {dev} type vxlan id {vni} dstport 4789 local 127.0.0.1 nolearning"
+            ));
+        }
+        for i in ["a", "b", "e"] {
+            sh(&format!("ip link add mv-{i} type veth peer name c{i}"));
+        }
         sh("ip link add stray type veth peer name stray1");
         let dir = tempfile::tempdir().unwrap();
         let opts = Options {
@@ -227,6 +238,16 @@ impl World {
         self.raw(Program::FromContainer, "mv-a", &frame.clone().eth(mac(A), GATEWAY_MAC).bytes())
     }
 
+    /// From endpoint [`A`], to an Ethernet address.
+    pub fn to_mac(&self, frame: &Frame, to: [u8; 6]) -> Out {
+        self.raw(Program::FromContainer, "mv-a", &frame.clone().eth(mac(A), to).bytes())
+    }
+
+    /// From an endpoint of another node, to one here, by the VXLAN device of their network.
+    pub fn arrived(&self, frame: &Frame, to: [u8; 4]) -> Out {
+        self.raw(Program::FromNetwork, "mx-n", &frame.clone().eth(mac(C), mac(to)).bytes())
+    }
+
     /// To endpoint [`A`], from the bridge.
     pub fn to_container(&self, frame: &Frame) -> Out {
         self.raw(Program::ToContainer, "mv-a", &frame.clone().eth(mac(C), mac(A)).bytes())
@@ -236,7 +257,8 @@ impl World {
 /// What the host is given at first.
 ///
 /// Service 1 (80/tcp and 53/udp and 81/tcp): the endpoints elsewhere, 3 and 4. Service 2 (8080/tcp):
-/// endpoint 1, here. Service 3 (9090/tcp and udp): none. Service 5 (VIP2): endpoint 1 only.
+/// endpoint 1, here. Service 3 (9090/tcp and udp): none. Service 5 (VIP2): endpoint 1 only. Service 6
+/// (VIP_OTHER): endpoint 5, in another network.
 pub fn tables() -> lb::Tables {
     let backend = |ip: [u8; 4], local| lb::Backend {
         ip: ip.into(),
@@ -249,7 +271,16 @@ pub fn tables() -> lb::Tables {
         ip: ip.into(),
         mac: Mac(mac(ip)),
         gateway: GATEWAY.into(),
+        network: 4097,
+        vxlan: "mx-n".into(),
     };
+    let other = lb::Local {
+        gateway: [10, 2, 0, 1].into(),
+        network: 4098,
+        vxlan: "mx-m".into(),
+        ..local(5, E)
+    };
+    let vip = |service| lb::Vip { service, network: 4097 };
     let port = |service, target| lb::Published { service, target };
     lb::Tables {
         ingress_mac: Mac(INGRESS),
@@ -268,16 +299,29 @@ pub fn tables() -> lb::Tables {
             ((Protocol::Udp, 9090), port(3, 1)),
         ]
         .into(),
-        vips: [(VIP.into(), 1), (VIP2.into(), 5), (VIP_EMPTY.into(), 3)].into(),
-        services: [(1, vec![3, 4]), (2, vec![1]), (3, vec![]), (5, vec![1])].into(),
+        vips: [
+            (VIP.into(), vip(1)),
+            (VIP2.into(), vip(5)),
+            (VIP_EMPTY.into(), vip(3)),
+            (VIP_OTHER.into(), lb::Vip { service: 6, network: 4098 }),
+        ]
+        .into(),
+        services: [(1, vec![3, 4]), (2, vec![1]), (3, vec![]), (5, vec![1]), (6, vec![5])].into(),
         backends: [
             (1, backend(A, true)),
             (2, backend(B, true)),
             (3, backend(C, false)),
             (4, backend(D, false)),
+            (5, backend(E, true)),
         ]
         .into(),
-        locals: [("mv-a".to_owned(), local(1, A)), ("mv-b".to_owned(), local(2, B))].into(),
+        locals: [
+            ("mv-a".to_owned(), local(1, A)),
+            ("mv-b".to_owned(), local(2, B)),
+            ("mv-e".to_owned(), other),
+        ]
+        .into(),
+        networks: [("mx-n".to_owned(), 4097), ("mx-m".to_owned(), 4098)].into(),
         peers: [Mac(PEER)].into(),
     }
 }
@@ -292,7 +336,8 @@ pub fn tables_rows(t: &lb::Tables) -> Vec<Row> {
     }];
     rows.extend(t.backends.iter().map(|(k, v)| Row::Backend(*k, Some(*v))));
     rows.extend(t.services.iter().map(|(k, v)| Row::Service(*k, Some(v.clone()))));
-    rows.extend(t.locals.iter().map(|(k, v)| Row::Local(k.clone(), Some(*v))));
+    rows.extend(t.locals.iter().map(|(k, v)| Row::Local(k.clone(), Some(v.clone()))));
+    rows.extend(t.networks.iter().map(|(k, v)| Row::Network(k.clone(), Some(*v))));
     rows.extend(t.published.iter().map(|(k, v)| Row::Published(*k, Some(*v))));
     rows.extend(t.vips.iter().map(|(k, v)| Row::Vip(*k, Some(*v))));
     rows.extend(t.peers.iter().map(|k| Row::Peer(*k, true)));
