@@ -207,7 +207,6 @@ pub fn default_pools() -> Vec<IpNet> {
 pub const DEFAULT_SUBNET_PREFIX: u8 = 20;
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "test")]
 mod tests {
     use super::*;
 

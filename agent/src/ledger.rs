@@ -256,7 +256,6 @@ fn difference(old: &Objects, new: &Objects) -> Vec<Change> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "test")]
 mod tests {
     use jiff::Timestamp;
     use mesh_core::objects::{Labels, Network};

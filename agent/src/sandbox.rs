@@ -150,7 +150,6 @@ async fn inspect(stream: UnixStream, container: &str) -> Result<Option<(u32, Str
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "test")]
 mod tests {
     use mesh_core::RefusalKind;
 

@@ -111,7 +111,6 @@ pub fn next_subnet(pools: &[IpNet], prefix: u8, taken: &[IpNet]) -> Result<IpNet
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "test")]
 mod tests {
     use super::*;
 

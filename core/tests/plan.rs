@@ -353,7 +353,7 @@ proptest! {
             });
             // Hosts fall behind and catch up at different times.
             for (at, seen) in hosts.iter_mut().enumerate().skip(1) {
-                if (n + at as u64) % 3 != 0 {
+                if !(n + at as u64).is_multiple_of(3) {
                     continue;
                 }
                 let d = desired(&lab, at as u64);
