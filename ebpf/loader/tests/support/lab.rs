@@ -6,7 +6,10 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -347,7 +350,10 @@ impl Datagrams {
     pub fn to(ns: &Ns, addr: impl Into<IpAddr>, port: u16) -> Self {
         let addr = SocketAddr::new(addr.into(), port);
         let socket = ns.run(move || {
-            let s = UdpSocket::bind("0.0.0.0:0").unwrap();
+            // A port of its own, below those that the kernel picks from: one that was used towards the
+            // other node a moment ago would rightly reach the backend as another.
+            static PORT: AtomicU16 = AtomicU16::new(10_000);
+            let s = UdpSocket::bind(("0.0.0.0", PORT.fetch_add(1, Ordering::Relaxed))).unwrap();
             s.connect(addr).unwrap();
             s
         });
