@@ -85,6 +85,14 @@ fn answer<T: Serialize>(result: Result<T, Refusal>) -> Answer<T> {
     result.map(Json).map_err(Refused)
 }
 
+/// Carries a change of several steps through to its end, or to its undoing, also when the caller
+/// hangs up half way: the handler's own future is dropped then.
+async fn whole<T: Send + 'static>(work: impl Future<Output = Result<T, Refusal>> + Send + 'static) -> Result<T, Refusal> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|e| Err(Refusal::other(format!("meshd failed: {e}"))))
+}
+
 /// The socket can not be listened at.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen at {path}: {why}")]
@@ -152,15 +160,15 @@ async fn doctor(State(app): Ctx, Args(q): Args<DoctorQuery>) -> Json<rest::Docto
 }
 
 async fn init(State(app): Ctx, Body(request): Body<InitRequest>) -> Answer<rest::InitReply> {
-    answer(app.membership.init(request).await)
+    answer(whole(async move { app.membership.init(request).await }).await)
 }
 
 async fn join(State(app): Ctx, Body(request): Body<JoinRequest>) -> Answer<rest::JoinReply> {
-    answer(app.membership.join(request).await)
+    answer(whole(async move { app.membership.join(request).await }).await)
 }
 
 async fn leave(State(app): Ctx, Body(request): Body<LeaveRequest>) -> Answer<()> {
-    answer(app.membership.leave(request.force).await)
+    answer(whole(async move { app.membership.leave(request.force).await }).await)
 }
 
 /// Lines of JSON until the caller hangs up. A caller that reads too slowly is cut off, and goes on

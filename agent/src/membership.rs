@@ -376,6 +376,11 @@ impl Membership {
                 "this host is node {} of cluster {} already: leave it first (meshctl leave)",
                 file.node, file.cluster
             ))),
+            None if RaftHost::exists(&self.raft_dir()) => Err(Refusal::conflict(format!(
+                "{} holds a manager's copy of a cluster's state without the identity that goes with it: restore {}, or move it away",
+                self.raft_dir().display(),
+                self.config.data_dir.join("identity").display()
+            ))),
             None => Ok(()),
         }
     }

@@ -148,10 +148,9 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
     let overlay = Overlay::new()?;
     said(overlay.sweep().await.map_err(|all| all.iter().map(|e| chain(e)).collect()));
     said(Loader::cleanup(&config.bpffs).map_err(|e| vec![chain(&e)]));
-    said(remove(&config.run_dir));
-    let member = mesh_control::identity::IdentityStore::load(&config.data_dir).ok().flatten();
-    match member {
-        Some(identity) if !force => {
+    said(remove(&config.run_dir, &["meshd.sock"]));
+    match mesh_control::identity::IdentityStore::load(&config.data_dir) {
+        Ok(Some(identity)) if !force => {
             let file = identity.file();
             eprintln!(
                 "meshd: kept {}: this host is still node {} of cluster {}; run meshctl leave first, or meshd cleanup --force",
@@ -160,7 +159,13 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
                 file.cluster
             );
         }
-        _ => said(remove(&config.data_dir)),
+        // What cannot be read may still be a manager's.
+        Err(e) if !force => said(Err(vec![format!(
+            "kept {}: {} (--force removes it)",
+            config.data_dir.display(),
+            chain(&e)
+        )])),
+        _ => said(remove(&config.data_dir, &["identity", "raft", "ledger.redb"])),
     }
     if errors.is_empty() {
         Ok(())
@@ -169,10 +174,34 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
     }
 }
 
-fn remove(dir: &Path) -> Result<Vec<String>, Vec<String>> {
-    match std::fs::remove_dir_all(dir) {
-        Ok(()) => Ok(vec![dir.display().to_string()]),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(vec![format!("cannot remove {}: {e}", dir.display())]),
+/// Removes from `dir` what meshd made there, by name or by what a name begins with (files that were
+/// being replaced), and `dir` itself if nothing else is in it: it is the operator's choice, and may
+/// hold more.
+fn remove(dir: &Path, ours: &[&str]) -> Result<Vec<String>, Vec<String>> {
+    let fail = |what: &Path, e: std::io::Error| format!("cannot remove {}: {e}", what.display());
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(vec![fail(dir, e)]),
+    };
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
+    for entry in entries.flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        if !ours.iter().any(|o| name.to_string_lossy().starts_with(o)) {
+            continue;
+        }
+        let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
+        match if is_dir {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        } {
+            Ok(()) => removed.push(path.display().to_string()),
+            Err(e) => errors.push(fail(&path, e)),
+        }
     }
+    if std::fs::remove_dir(dir).is_ok() {
+        removed.push(dir.display().to_string());
+    }
+    if errors.is_empty() { Ok(removed) } else { Err(errors) }
 }

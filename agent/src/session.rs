@@ -74,6 +74,7 @@ impl Session {
     }
 
     async fn follow(&self, backoff: &mut Backoff) -> Result<(), Ended> {
+        self.ledger.begin();
         let head = self.ledger.view().head;
         let mut batches = self.client.watch(head.revision).await.map_err(Ended::Watch)?;
         while let Some(batch) = batches.next().await {

@@ -22,7 +22,7 @@ use mesh_core::{
     spec::{NetworkSpec, ServiceSpec},
 };
 
-use super::{Answer, Args, Body, Ctx, Ref, answer};
+use super::{Answer, Args, Body, Ctx, Ref, answer, whole};
 use crate::app::{App, fresh_id};
 
 pub(super) fn routes() -> Router<Arc<App>> {
@@ -221,7 +221,8 @@ async fn network_prune(State(app): Ctx) -> Answer<PruneReply> {
 
 async fn connect(State(app): Ctx, Ref(r): Ref<String>, Body(request): Body<ConnectRequest>) -> Answer<EndpointView> {
     let connect = async {
-        let id = app.connect(&r, request).await?;
+        let (worker, network) = (app.clone(), r.clone());
+        let id = whole(async move { worker.connect(&network, request).await }).await?;
         read_endpoint(&app, &id.to_string())
             .await
             .map(|(e, all)| EndpointView::of(&e, &all))
@@ -230,7 +231,7 @@ async fn connect(State(app): Ctx, Ref(r): Ref<String>, Body(request): Body<Conne
 }
 
 async fn disconnect(State(app): Ctx, Ref(r): Ref<String>, Body(request): Body<DisconnectRequest>) -> Answer<()> {
-    answer(app.disconnect(&r, request).await)
+    answer(whole(async move { app.disconnect(&r, request).await }).await)
 }
 
 async fn services(State(app): Ctx) -> Answer<Vec<ServiceView>> {
