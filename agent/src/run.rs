@@ -1,6 +1,6 @@
 //! The wiring: what is opened in which order, which tasks run, and how they end.
 //!
-//! Tasks: the reconcile loop (the kernel), the session's four loops (the managers), the local API,
+//! Tasks: the reconcile loop (the kernel), the session's five loops (the managers), the local API,
 //! and on managers those of [`mesh_control`]. Order of the beginning: everything that can be wrong
 //! with the disk first, then the kernel, then the socket; only then is anything changed.
 
