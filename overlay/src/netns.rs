@@ -9,7 +9,6 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::fs::MetadataExt,
-    path::Path,
     thread,
 };
 
@@ -130,19 +129,6 @@ pub fn inode(path: &str) -> io::Result<u64> {
     Netns::open(path).map(|n| n.inode)
 }
 
-/// The path that `netns:NAME`, `netns:PATH` or `pid:N` stands for; `None` for other texts.
-pub fn path_of(spec: &str) -> Option<String> {
-    if let Some(pid) = spec.strip_prefix("pid:") {
-        return pid.parse::<u32>().ok().map(|pid| format!("/proc/{pid}/ns/net"));
-    }
-    let name = spec.strip_prefix("netns:").filter(|n| !n.is_empty())?;
-    if name.starts_with('/') {
-        return Some(name.into());
-    }
-    // One file name: `..` or a slash would lead elsewhere.
-    (Path::new(name).file_name()? == name).then(|| format!("/run/netns/{name}"))
-}
-
 /// `NS_GET_NSTYPE` (include/uapi/linux/nsfs.h): only files of nsfs answer it.
 fn is_network_namespace(fd: BorrowedFd<'_>) -> bool {
     const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
@@ -155,16 +141,6 @@ fn is_network_namespace(fd: BorrowedFd<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn specs_become_paths() {
-        assert_eq!(path_of("pid:17").as_deref(), Some("/proc/17/ns/net"));
-        assert_eq!(path_of("netns:c1").as_deref(), Some("/run/netns/c1"));
-        assert_eq!(path_of("netns:/proc/1/ns/net").as_deref(), Some("/proc/1/ns/net"));
-        for bad in ["pid:", "pid:-1", "pid:x", "netns:", "netns:../x", "netns:..", "netns:a/b", "web"] {
-            assert_eq!(path_of(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn only_network_namespaces_are_opened() {
