@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
@@ -268,9 +268,10 @@ impl Host<'_> {
             name,
             lb::Local {
                 slot: e.slot,
-                ip: e.ip,
+                ip4: v4(e.ip),
+                ip6: v6(e.ip),
                 mac: e.mac,
-                gateway,
+                gateway_mac: Mac::for_ip(gateway),
                 network: vni,
                 vxlan,
             },
@@ -346,6 +347,7 @@ impl Host<'_> {
                 lb::Published {
                     service: service.slot,
                     target: port.target,
+                    direct: false,
                 },
             );
         }
@@ -379,15 +381,23 @@ impl Host<'_> {
 
     /// A set of backends: those that take new flows in its list, those that keep theirs as rows.
     fn pool(&self, slot: u32, members: &[&Endpoint], out: &mut Desired) {
-        let turn = members.iter().filter(|e| self.takes_new(e)).map(|e| e.slot).collect();
-        out.tables.services.insert(slot, turn);
+        let list = members.iter().filter(|e| self.takes_new(e)).map(|e| e.slot).collect();
+        out.tables.services.insert(
+            slot,
+            lb::Pool {
+                list,
+                ..lb::Pool::default()
+            },
+        );
         for e in members
             .iter()
             .filter(|e| self.is_reachable(e) && e.state != EndpointState::Starting)
         {
             let row = lb::Backend {
-                ip: e.ip,
+                ip4: v4(e.ip),
+                ip6: v6(e.ip),
                 mac: e.mac,
+                node: None,
                 local: e.node == self.node.id,
                 accepting: self.takes_new(e),
             };
@@ -462,6 +472,20 @@ impl Host<'_> {
             .flat_map(|s| s.vips.iter().filter(|v| v.network == network.id).map(|v| (v.ip, s.name.clone())));
         zone.reverse = endpoints.chain(vips).map(|(ip, name)| (ip, name.to_ascii_lowercase())).collect();
         zone
+    }
+}
+
+fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
+    match ip {
+        IpAddr::V6(ip) => Some(ip),
+        IpAddr::V4(_) => None,
     }
 }
 

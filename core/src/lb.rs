@@ -5,27 +5,70 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use ipnet::IpNet;
 
 use crate::{Mac, objects::Protocol};
 
-/// A published port, the same on every node.
+/// In the number of a set of backends: those that have an IPv6 address, by that address. Every set
+/// that clients of both families can ask exists twice, without and with this bit; the programs add it
+/// by the packet's family.
+pub const V6: u32 = 1 << 31;
+/// In the number of a set of backends: those on this host only.
+pub const LOCAL: u32 = 1 << 30;
+
+/// A published port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// Set of backends behind it.
+    /// Set of backends behind it, without [`V6`]; with [`LOCAL`] for a port that only its own node
+    /// answers. 0: the port is answered at the addresses of [`Tables::bound`] only.
     pub service: u32,
     /// Port at the endpoint.
     pub target: u16,
+    /// Replies go from the backend's node straight to the client, not by the node that it asked.
+    pub direct: bool,
+}
+
+/// How a backend is taken from the list of a [`Pool`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// One after the other.
+    #[default]
+    Turn,
+    /// At random.
+    Random,
+    /// By a hash of the client's address.
+    Source,
+    /// By a hash of the flow's addresses and ports.
+    Flow,
+}
+
+/// A set of backends that take new flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// How one is taken.
+    pub method: Method,
+    /// Seconds for which a client comes back to its backend; 0: it does not.
+    pub affinity_secs: u32,
+    /// Clients are admitted by [`Tables::sources`].
+    pub ranged: bool,
+    /// Numbers of backends; those of more weight appear more often.
+    pub list: Vec<u32>,
 }
 
 /// An endpoint that flows can be sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Its address.
-    pub ip: IpAddr,
+    /// Its IPv4 address.
+    pub ip4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ip6: Option<Ipv6Addr>,
     /// Its Ethernet address; names it in the ingress network.
     pub mac: Mac,
+    /// Its node's address in the ingress network, by which other hosts' own processes reach it.
+    pub node: Option<Ipv4Addr>,
     /// It is on this host.
     pub local: bool,
     /// Takes new flows; false: only those that it has.
@@ -35,7 +78,7 @@ pub struct Backend {
 /// A virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vip {
-    /// Set of backends behind it.
+    /// Set of backends behind it; with [`V6`] for an IPv6 address.
     pub service: u32,
     /// VXLAN network identifier of its network: to containers of others it is an ordinary address.
     pub network: u32,
@@ -46,16 +89,28 @@ pub struct Vip {
 pub struct Local {
     /// Its data-plane number.
     pub slot: u32,
-    /// Its address.
-    pub ip: IpAddr,
+    /// Its IPv4 address.
+    pub ip4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ip6: Option<Ipv6Addr>,
     /// Its Ethernet address.
     pub mac: Mac,
-    /// The gateway of its network, whose Ethernet address also stands for VIPs.
-    pub gateway: IpAddr,
+    /// Ethernet address of its network's gateway, which also stands for VIPs.
+    pub gateway_mac: Mac,
     /// VXLAN network identifier of its network: it is delivered to from no other, past the bridge.
     pub network: u32,
     /// Name of its network's VXLAN device, by which it reaches endpoints of other hosts.
     pub vxlan: String,
+}
+
+/// A network namespace whose sockets are balanced when they connect.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// It is the host's own: its processes reach published ports at the node's addresses and at
+    /// localhost.
+    pub host: bool,
+    /// VXLAN network identifiers of the networks whose VIPs it reaches; at most 8 are taken.
+    pub networks: BTreeSet<u32>,
 }
 
 /// All tables.
@@ -63,6 +118,8 @@ pub struct Local {
 pub struct Tables {
     /// This node's Ethernet address in the ingress network.
     pub ingress_mac: Mac,
+    /// This node's address in the ingress network.
+    pub ingress_ip: Option<Ipv4Addr>,
     /// Name of this node's ingress VXLAN device; empty before it belongs to a cluster.
     pub ingress_dev: String,
     /// Name of the device that clients arrive on.
@@ -73,10 +130,16 @@ pub struct Tables {
     pub node_addrs: BTreeSet<IpAddr>,
     /// Published ports.
     pub published: BTreeMap<(Protocol, u16), Published>,
+    /// Ports that are published at one address of one node only. Rows of all nodes' addresses are on
+    /// every node: the backend's node translates what another took in.
+    pub bound: BTreeMap<(IpAddr, Protocol, u16), Published>,
     /// Virtual addresses.
     pub vips: BTreeMap<IpAddr, Vip>,
-    /// Sets of backends by number, in the order in which they take turns.
-    pub services: BTreeMap<u32, Vec<u32>>,
+    /// Sets of backends by number.
+    pub services: BTreeMap<u32, Pool>,
+    /// Clients of published ports that are admitted (true) or not, by the set's number without flags
+    /// and the client's range; the longest prefix counts, and none means not admitted.
+    pub sources: BTreeMap<(u32, IpNet), bool>,
     /// Backends by number.
     pub backends: BTreeMap<u32, Backend>,
     /// This host's endpoints by the name of their host-side interface.
@@ -85,6 +148,8 @@ pub struct Tables {
     pub networks: BTreeMap<String, u32>,
     /// Ethernet addresses of other nodes in the ingress network, by which replies find the way back.
     pub peers: BTreeSet<Mac>,
+    /// Network namespaces of this host by their cookie (SO_NETNS_COOKIE).
+    pub namespaces: BTreeMap<u64, Namespace>,
 }
 
 /// One change to one row, in the order in which the plan gives them.
@@ -94,6 +159,8 @@ pub enum Row {
     Config {
         /// See [`Tables::ingress_mac`].
         ingress_mac: Mac,
+        /// See [`Tables::ingress_ip`].
+        ingress_ip: Option<Ipv4Addr>,
         /// See [`Tables::ingress_dev`].
         ingress_dev: String,
         /// See [`Tables::uplink`].
@@ -105,10 +172,14 @@ pub enum Row {
     NodeAddr(IpAddr, bool),
     /// See [`Tables::published`]; `None` removes.
     Published((Protocol, u16), Option<Published>),
+    /// See [`Tables::bound`]; `None` removes.
+    Bound((IpAddr, Protocol, u16), Option<Published>),
     /// See [`Tables::vips`]; `None` removes.
     Vip(IpAddr, Option<Vip>),
     /// See [`Tables::services`]; `None` removes.
-    Service(u32, Option<Vec<u32>>),
+    Service(u32, Option<Pool>),
+    /// See [`Tables::sources`]; `None` removes.
+    Source((u32, IpNet), Option<bool>),
     /// See [`Tables::backends`]; `None` removes.
     Backend(u32, Option<Backend>),
     /// See [`Tables::locals`]; `None` removes.
@@ -117,6 +188,8 @@ pub enum Row {
     Network(String, Option<u32>),
     /// See [`Tables::peers`]; false removes.
     Peer(Mac, bool),
+    /// See [`Tables::namespaces`]; `None` removes.
+    Namespace(u64, Option<Namespace>),
 }
 
 /// The kernel programs, by the place where they sit.

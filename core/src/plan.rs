@@ -199,11 +199,15 @@ struct Rows {
 
 fn rows(want: &Tables, seen: &Tables) -> Rows {
     let mut r = Rows::default();
-    let head = |t: &Tables| (t.ingress_mac, t.ingress_dev.clone(), t.uplink.clone(), t.ingress_mtu);
+    let head = |t: &Tables| {
+        let (dev, uplink) = (t.ingress_dev.clone(), t.uplink.clone());
+        (t.ingress_mac, t.ingress_ip, dev, uplink, t.ingress_mtu)
+    };
     if head(want) != head(seen) {
-        let (ingress_mac, ingress_dev, uplink, ingress_mtu) = head(want);
+        let (ingress_mac, ingress_ip, ingress_dev, uplink, ingress_mtu) = head(want);
         r.put.push(Row::Config {
             ingress_mac,
+            ingress_ip,
             ingress_dev,
             uplink,
             ingress_mtu,
@@ -218,6 +222,8 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
         &mut r.put,
     );
     changed(&want.backends, &seen.backends, |k, v| Row::Backend(*k, Some(*v)), &mut r.put);
+    // Who is admitted, before there is something to be admitted to.
+    changed(&want.sources, &seen.sources, |k, v| Row::Source(*k, Some(*v)), &mut r.put);
     changed(
         &want.services,
         &seen.services,
@@ -225,14 +231,24 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
         &mut r.late,
     );
     changed(&want.vips, &seen.vips, |k, v| Row::Vip(*k, Some(*v)), &mut r.late);
+    changed(&want.bound, &seen.bound, |k, v| Row::Bound(*k, Some(*v)), &mut r.late);
     changed(&want.published, &seen.published, |k, v| Row::Published(*k, Some(*v)), &mut r.late);
+    changed(
+        &want.namespaces,
+        &seen.namespaces,
+        |k, v| Row::Namespace(*k, Some(v.clone())),
+        &mut r.late,
+    );
     r.late
         .extend(want.node_addrs.difference(&seen.node_addrs).map(|a| Row::NodeAddr(*a, true)));
     r.del
         .extend(seen.node_addrs.difference(&want.node_addrs).map(|a| Row::NodeAddr(*a, false)));
+    removed(&want.namespaces, &seen.namespaces, |k| Row::Namespace(*k, None), &mut r.del);
     removed(&want.published, &seen.published, |k| Row::Published(*k, None), &mut r.del);
+    removed(&want.bound, &seen.bound, |k| Row::Bound(*k, None), &mut r.del);
     removed(&want.vips, &seen.vips, |k| Row::Vip(*k, None), &mut r.del);
     removed(&want.services, &seen.services, |k| Row::Service(*k, None), &mut r.del);
+    removed(&want.sources, &seen.sources, |k| Row::Source(*k, None), &mut r.del);
     removed(&want.backends, &seen.backends, |k| Row::Backend(*k, None), &mut r.del);
     removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), &mut r.del);
     removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), &mut r.del);

@@ -128,18 +128,23 @@ fn put(t: &mut Tables, row: Row) {
     match row {
         Row::Config {
             ingress_mac,
+            ingress_ip,
             ingress_dev,
             uplink,
             ingress_mtu,
         } => {
-            (t.ingress_mac, t.ingress_dev, t.uplink, t.ingress_mtu) = (ingress_mac, ingress_dev, uplink, ingress_mtu);
+            (t.ingress_mac, t.ingress_ip) = (ingress_mac, ingress_ip);
+            (t.ingress_dev, t.uplink, t.ingress_mtu) = (ingress_dev, uplink, ingress_mtu);
         }
         Row::NodeAddr(a, on) => drop(if on { t.node_addrs.insert(a) } else { t.node_addrs.remove(&a) }),
         Row::Peer(m, on) => drop(if on { t.peers.insert(m) } else { t.peers.remove(&m) }),
         Row::Published(k, v) => set(&mut t.published, k, v),
+        Row::Bound(k, v) => set(&mut t.bound, k, v),
+        Row::Source(k, v) => set(&mut t.sources, k, v),
+        Row::Namespace(k, v) => set(&mut t.namespaces, k, v),
         Row::Vip(k, v) => set(&mut t.vips, k, v),
         Row::Service(k, v) => {
-            for backend in v.iter().flatten() {
+            for backend in v.iter().flat_map(|pool| &pool.list) {
                 assert!(
                     t.backends.contains_key(backend),
                     "backends come before the service that sends to them"
@@ -149,7 +154,7 @@ fn put(t: &mut Tables, row: Row) {
         }
         Row::Backend(k, v) => {
             assert!(
-                v.is_some() || !t.services.values().any(|s| s.contains(&k)),
+                v.is_some() || !t.services.values().any(|s| s.list.contains(&k)),
                 "a backend leaves after its service let it go"
             );
             set(&mut t.backends, k, v);
@@ -183,8 +188,10 @@ fn a_host_carries_only_the_networks_of_its_endpoints() {
     );
     assert!(four.veths.is_empty() && four.names.zones.is_empty());
     let backends: Vec<_> = four.tables.services[&1]
+        .list
         .iter()
-        .map(|s| four.tables.backends[s].ip.to_string())
+        .filter_map(|s| four.tables.backends[s].ip4)
+        .map(|ip| ip.to_string())
         .collect();
     assert_eq!(backends, ["172.30.0.3", "172.30.0.4", "172.30.0.5"], "but it answers the port");
     let carried = four.fdb.iter().filter(|e| e.dev == vxlan_name(ingress)).count();
@@ -200,18 +207,22 @@ fn nobody_is_sent_to_a_host_that_does_not_answer() {
         dataplane,
     };
     lab.ok(liveness(NodeState::Down, Dataplane::Reachable));
-    assert_eq!(desired(&lab, 1).tables.services[&1].len(), 3, "meshd is silent, its kernel is not");
+    assert_eq!(
+        desired(&lab, 1).tables.services[&1].list.len(),
+        3,
+        "meshd is silent, its kernel is not"
+    );
     lab.ok(liveness(NodeState::Down, Dataplane::Unreachable));
     let cut = desired(&lab, 1);
-    assert_eq!(cut.tables.services[&1].len(), 2);
+    assert_eq!(cut.tables.services[&1].list.len(), 2);
     assert_eq!(cut.names.zones.values().next().unwrap().names["tasks.hostname"].len(), 2);
     assert_eq!(
-        desired(&lab, 2).tables.services[&1].len(),
+        desired(&lab, 2).tables.services[&1].list.len(),
         3,
         "the host itself does not give itself up"
     );
     lab.ok(liveness(NodeState::Ready, Dataplane::Reachable));
-    assert_eq!(desired(&lab, 1).tables.services[&1].len(), 3);
+    assert_eq!(desired(&lab, 1).tables.services[&1].list.len(), 3);
 }
 
 #[test]
@@ -244,7 +255,7 @@ fn draining_endpoints_keep_what_they_have() {
     });
     let t = desired(&lab, 1).tables;
     let slot = lab.state.objects().endpoints[&id(0x9002)].slot;
-    assert!(!t.services[&1].contains(&slot) && !t.backends[&slot].accepting);
+    assert!(!t.services[&1].list.contains(&slot) && !t.backends[&slot].accepting);
 }
 
 #[test]

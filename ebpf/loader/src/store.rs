@@ -174,13 +174,16 @@ impl Store {
                 lb::Published {
                     service: v.service,
                     target: v.target,
+                    direct: false,
                 },
             );
         }
         for (slot, Bytes(b)) in self.backends.rows()? {
             let backend = lb::Backend {
-                ip: b.ip.into(),
+                ip4: v4(b.ip),
+                ip6: None,
                 mac: Mac(b.mac),
+                node: None,
                 local: b.local == 1,
                 accepting: b.accepting == 1,
             };
@@ -196,9 +199,10 @@ impl Store {
                 text(&l.name),
                 lb::Local {
                     slot: l.slot,
-                    ip: l.ip.into(),
+                    ip4: v4(l.ip),
+                    ip6: None,
                     mac: Mac(l.mac),
-                    gateway: l.gateway.into(),
+                    gateway_mac: Mac(l.gateway_mac),
                     network: l.network,
                     vxlan: text(&l.vxlan),
                 },
@@ -214,7 +218,11 @@ impl Store {
                 _ => self.members.remove(&key)?,
             }
         }
-        t.services = lists.into_iter().map(|(slot, list)| (slot, list.into_values().collect())).collect();
+        let pool = |list: BTreeMap<u32, u32>| lb::Pool {
+            list: list.into_values().collect(),
+            ..lb::Pool::default()
+        };
+        t.services = lists.into_iter().map(|(slot, list)| (slot, pool(list))).collect();
         Ok(())
     }
 
@@ -257,6 +265,7 @@ impl Store {
         match row {
             Row::Config {
                 ingress_mac,
+                ingress_ip: _,
                 ingress_dev,
                 uplink,
                 ingress_mtu,
@@ -272,6 +281,9 @@ impl Store {
                 Ok(())
             }
             Row::Published((proto, port), value) => self.put_published(*proto, *port, *value),
+            Row::Bound(..) => Err(Error::NotInObject { name: "BOUND" }),
+            Row::Source(..) => Err(Error::NotInObject { name: "SOURCES" }),
+            Row::Namespace(..) => Err(Error::NotInObject { name: "NAMESPACES" }),
             Row::Vip(ip, Some(v)) => {
                 let row = rows::Vip {
                     service: v.service,
@@ -286,11 +298,11 @@ impl Store {
                 self.shadow.vips.remove(ip);
                 Ok(())
             }
-            Row::Service(slot, Some(list)) => self.put_service(*slot, list),
+            Row::Service(slot, Some(pool)) => self.put_service(*slot, &pool.list),
             Row::Service(slot, None) => self.remove_service(*slot),
             Row::Backend(slot, Some(b)) => {
                 let row = rows::Backend {
-                    ip: b.ip.into(),
+                    ip: b.ip4.map_or_else(rows::Addr::default, |ip| std::net::IpAddr::V4(ip).into()),
                     mac: b.mac.0,
                     local: b.local.into(),
                     accepting: b.accepting.into(),
@@ -372,7 +384,7 @@ impl Store {
 
     fn put_service(&mut self, slot: u32, list: &[u32]) -> Result<(), Error> {
         let old = self.services.get(&slot)?.map(|Bytes(s)| s);
-        if old.is_some() && self.shadow.services.get(&slot).is_some_and(|l| l == list) {
+        if old.is_some() && self.shadow.services.get(&slot).is_some_and(|p| p.list == list) {
             return Ok(());
         }
         self.turns.put_new(slot, 0)?;
@@ -390,7 +402,11 @@ impl Store {
             count += 1;
         }
         self.services.put(slot, Bytes(rows::Service { count, bank }))?;
-        self.shadow.services.insert(slot, list.to_vec());
+        let pool = lb::Pool {
+            list: list.to_vec(),
+            ..lb::Pool::default()
+        };
+        self.shadow.services.insert(slot, pool);
         if let Some(old) = old {
             for i in 0..old.count {
                 self.members.remove(&key(old.bank, i))?;
@@ -447,12 +463,12 @@ impl Store {
         let row = match value {
             None => None,
             Some(l) => Some(rows::Local {
-                ip: l.ip.into(),
-                gateway: l.gateway.into(),
+                ip: l.ip4.map_or_else(rows::Addr::default, |ip| std::net::IpAddr::V4(ip).into()),
+                gateway: rows::Addr::default(),
                 slot: l.slot,
                 ifindex: index(name)?,
                 mac: l.mac.0,
-                gateway_mac: Mac::for_ip(l.gateway).0,
+                gateway_mac: l.gateway_mac.0,
                 name: filled(name)?,
                 network: l.network,
                 vxlan_ifindex: index(&l.vxlan)?,
@@ -495,6 +511,13 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+fn v4(a: rows::Addr) -> Option<std::net::Ipv4Addr> {
+    match a.into() {
+        std::net::IpAddr::V4(ip) => Some(ip),
+        std::net::IpAddr::V6(_) => None,
     }
 }
 

@@ -5,7 +5,7 @@ mod support;
 use mesh_core::lb::{Program, Row};
 use support::{
     frame::{ACK, Frame, SYN},
-    world::{A, B, C, D, DROP, E, GATEWAY, GATEWAY_MAC, INGRESS, Out, PASS, PEER, REDIRECT, VIP, VIP_OTHER, VIP2, World, mac},
+    world::{A, B, C, D, DROP, E, GATEWAY, GATEWAY_MAC, INGRESS, Out, PASS, PEER, REDIRECT, VIP, VIP_OTHER, VIP2, World, mac, turn},
 };
 
 /// Nothing about the frame has changed.
@@ -145,7 +145,7 @@ fn replies_of_a_vip_from_another_node() {
 #[test]
 fn replies_of_a_vip_from_this_node() {
     let mut w = World::new();
-    w.put(Row::Service(5, Some(vec![2])));
+    w.put(Row::Service(5, Some(turn(&[2]))));
     let sent = Frame::tcp((A, 100), (VIP2, 80), SYN, b"");
     let out = w.container(&sent);
     out.is(REDIRECT, &["direct_local", "new_flow", "vip_forwarded"]);

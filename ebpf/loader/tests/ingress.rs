@@ -8,7 +8,9 @@ use mesh_core::{
 };
 use support::{
     frame::{ACK, FIN, Frame, RST, SYN, TCP, sum},
-    world::{A, B, C, CLIENT, D, DROP, GATEWAY_MAC, INGRESS, NODE, NODE2, PASS, PEER, REDIRECT, ROUTER, UPLINK, VIP, World, mac, tables},
+    world::{
+        A, B, C, CLIENT, D, DROP, GATEWAY_MAC, INGRESS, NODE, NODE2, PASS, PEER, REDIRECT, ROUTER, UPLINK, VIP, World, mac, tables, turn,
+    },
 };
 
 /// A client's segment to a published port.
@@ -114,12 +116,12 @@ fn turns_survive_updates_and_restarts() {
     let mut w = World::new();
     let to = |w: &World, cport| w.client(&seg(cport, 80, SYN)).frame().eth_dst;
     assert_eq!(to(&w, 1), mac(C));
-    w.put(Row::Service(1, Some(vec![4, 3])));
+    w.put(Row::Service(1, Some(turn(&[4, 3]))));
     assert_eq!(to(&w, 2), mac(C), "the second place of the new list");
     w = w.reopen();
     assert_eq!(to(&w, 3), mac(D));
     assert_eq!(to(&w, 1), mac(C), "an old flow");
-    w.put(Row::Service(1, Some(vec![3])));
+    w.put(Row::Service(1, Some(turn(&[3]))));
     assert_eq!([to(&w, 4), to(&w, 5), to(&w, 2)], [mac(C); 3]);
 }
 
@@ -147,7 +149,7 @@ fn drained_and_gone() {
     let udp = |w: &World, cport| w.client(&Frame::udp((CLIENT, cport), (NODE, 53), b"q")).frame().eth_dst;
     assert_eq!([to(&w, 1, SYN), udp(&w, 1), udp(&w, 2)], [mac(C), mac(D), mac(C)]);
     // Draining: off the list, still a backend.
-    w.put(Row::Service(1, Some(vec![4])));
+    w.put(Row::Service(1, Some(turn(&[4]))));
     let c = Backend {
         accepting: false,
         ..tables().backends[&3]
@@ -173,7 +175,7 @@ fn drained_and_gone() {
     assert_eq!(udp(&w, 2), mac(D), "udp moves on");
     assert_eq!(to(&w, 1, SYN), mac(D), "so does a new connection");
     // A list that still names one that is gone.
-    w.put(Row::Service(1, Some(vec![3, 4])));
+    w.put(Row::Service(1, Some(turn(&[3, 4]))));
     assert_eq!([to(&w, 10, SYN), to(&w, 11, SYN), to(&w, 12, SYN)], [mac(D); 3]);
 }
 
@@ -221,7 +223,7 @@ fn without_backends_the_answer_comes_at_once() {
     corrupt[22] ^= 1;
     w.raw(Program::FromUplink, "up0", &corrupt).is(DROP, &["drop_unanswered"]);
     // A service whose last backend goes.
-    w.put(Row::Service(1, Some(vec![])));
+    w.put(Row::Service(1, Some(turn(&[]))));
     w.client(&seg(1, 80, SYN)).is(REDIRECT, &["reset_no_backend"]);
     w.put(Row::Service(1, None));
     w.client(&seg(2, 80, SYN)).is(REDIRECT, &["reset_no_backend"]);
@@ -463,7 +465,14 @@ fn a_port_that_changes_hands_keeps_only_connections() {
     };
     assert_eq!(w.carried(&far(&udp), A).frame().body[2..4], 5300u16.to_be_bytes());
     for proto in [Protocol::Tcp, Protocol::Udp] {
-        w.put(Row::Published((proto, 8080), Some(Published { service: 5, target: 6000 })));
+        w.put(Row::Published(
+            (proto, 8080),
+            Some(Published {
+                service: 5,
+                target: 6000,
+                direct: false,
+            }),
+        ));
     }
     let to = |f: Frame| u16::from_be_bytes([f.body[2], f.body[3]]);
     assert_eq!(to(w.client(&ack).is(REDIRECT, &["delivered"]).frame()), 8000);
@@ -479,6 +488,7 @@ fn without_interface_or_devices() {
     w.client(&seg(1, 8080, SYN)).is(DROP, &["drop_no_interface", "new_flow"]);
     let t = tables();
     w.put(Row::Config {
+        ingress_ip: None,
         ingress_mac: t.ingress_mac,
         ingress_dev: String::new(),
         uplink: String::new(),

@@ -13,7 +13,7 @@ use mesh_loader::{AttachKind, Error, Loader, Options};
 use support::{
     Ns,
     frame::{Frame, SYN},
-    world::{CLIENT, NODE, REDIRECT, World, tables, tables_rows},
+    world::{CLIENT, NODE, REDIRECT, World, tables, tables_rows, turn},
 };
 
 fn hooks() -> BTreeSet<Hook> {
@@ -45,8 +45,8 @@ fn rows_change_and_go() {
     let mut world = World::new();
     let mut want = tables();
     for list in [vec![4], vec![], vec![3, 4, 3], vec![4, 3]] {
-        world.put(Row::Service(1, Some(list.clone())));
-        want.services.insert(1, list);
+        world.put(Row::Service(1, Some(turn(&list))));
+        want.services.insert(1, turn(&list));
         assert_eq!(world.loader.observe().unwrap().0, want);
     }
     world = world.reopen();
@@ -63,6 +63,7 @@ fn rows_change_and_go() {
         t.node_addrs.iter().for_each(|k| world.put(Row::NodeAddr(*k, false)));
     }
     world.put(Row::Config {
+        ingress_ip: None,
         ingress_mac: Default::default(),
         ingress_dev: String::new(),
         uplink: String::new(),

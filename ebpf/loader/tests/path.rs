@@ -9,7 +9,10 @@ use std::{
 };
 
 use mesh_core::lb::Row;
-use support::lab::{CLIENT, Datagrams, Lab, Talk, VIP, VIP_EMPTY, container, node};
+use support::{
+    lab::{CLIENT, Datagrams, Lab, Talk, VIP, VIP_EMPTY, container, node},
+    world::turn,
+};
 
 fn both(f: impl Fn(&Lab)) {
     for checksums_left in [true, false] {
@@ -129,7 +132,7 @@ fn vips_from_containers() {
         }
         // A backend that asks its own service gets another one, and itself when it is alone.
         assert_eq!(Talk::to(&lab.containers[0], VIP, 8000).unwrap().ask("hello").unwrap().0, 2);
-        lab.hosts[0].put(Row::Service(1, Some(vec![1])));
+        lab.hosts[0].put(Row::Service(1, Some(turn(&[1]))));
         let mut talk = Talk::to(&lab.containers[0], VIP, 8000).unwrap();
         assert_eq!(
             talk.ask("hello").unwrap(),
@@ -215,12 +218,12 @@ fn connections_survive_restarts_and_updates() {
     still("after a restart");
     for list in [vec![2, 1], vec![1], vec![2], vec![]] {
         for host in &lab.hosts {
-            host.put(Row::Service(1, Some(list.clone())));
+            host.put(Row::Service(1, Some(turn(&list))));
         }
         still("after an update");
     }
     for host in &lab.hosts {
-        host.put(Row::Service(1, Some(vec![1, 2])));
+        host.put(Row::Service(1, Some(turn(&[1, 2]))));
     }
     let who = Talk::to(&lab.client, node(1), 80).unwrap().ask("hello").unwrap().0;
     assert!([1, 2].contains(&who));
@@ -233,7 +236,7 @@ fn a_connection_whose_backend_is_gone_ends() {
     talk.ask("hello").unwrap();
     let sockets = [(); 2].map(|()| Datagrams::to(&lab.client, node(1), 53));
     assert_eq!(sockets.each_ref().map(|s| s.ask(b"hello").unwrap().0), [1, 2]);
-    lab.hosts[0].put(Row::Service(1, Some(vec![1])));
+    lab.hosts[0].put(Row::Service(1, Some(turn(&[1]))));
     assert_eq!(sockets.each_ref().map(|s| s.ask(b"more").unwrap().0), [1, 2], "drained, not cut");
     lab.hosts[0].put(Row::Backend(2, None));
     assert_eq!(talk.ask("more").unwrap_err().kind(), ErrorKind::ConnectionReset);

@@ -5,7 +5,7 @@ mod support;
 use mesh_core::lb::{Program, Row};
 use support::{
     frame::{ACK, FIN, Frame, RST, SYN, UDP, sum},
-    world::{A, B, C, D, DROP, GATEWAY, GATEWAY_MAC, Out, PASS, REDIRECT, VIP, VIP_EMPTY, VIP2, World, mac},
+    world::{A, B, C, D, DROP, GATEWAY, GATEWAY_MAC, Out, PASS, REDIRECT, VIP, VIP_EMPTY, VIP2, World, mac, turn},
 };
 
 fn seg(cport: u16, vip: [u8; 4], flags: u8) -> Frame {
@@ -130,7 +130,7 @@ fn flows_of_a_vip_end_and_move() {
     w.to_container(&Frame::tcp((C, 80), (A, 1), FIN | ACK, b""))
         .is(PASS, &["vip_reply"]);
     assert_eq!([to(&w, 1, ACK), to(&w, 1, SYN)], [C, D]);
-    w.put(Row::Service(1, Some(vec![3])));
+    w.put(Row::Service(1, Some(turn(&[3]))));
     assert_eq!(to(&w, 1, ACK), D);
     w.put(Row::Backend(4, None));
     let out = w.container(&seg(1, VIP, ACK));
@@ -186,8 +186,8 @@ fn ping_and_the_rest() {
 #[test]
 fn two_vips_of_one_backend_are_told_apart() {
     let mut w = World::new();
-    w.put(Row::Service(1, Some(vec![3])));
-    w.put(Row::Service(5, Some(vec![3])));
+    w.put(Row::Service(1, Some(turn(&[3]))));
+    w.put(Row::Service(5, Some(turn(&[3]))));
     w.container(&seg(5, VIP, SYN))
         .is(REDIRECT, &["direct_remote", "new_flow", "vip_forwarded"]);
     let out = w.container(&seg(5, VIP2, SYN));
@@ -217,7 +217,7 @@ fn a_backend_reaches_itself_through_its_vip() {
     assert_eq!(out.frame(), reply.clone().between((VIP2, 80), (A, 7)).eth(GATEWAY_MAC, mac(A)));
     w.container(&seg(7, VIP2, ACK)).is(REDIRECT, &["hairpin"]);
     // One of several: another is taken.
-    w.put(Row::Service(5, Some(vec![1, 2])));
+    w.put(Row::Service(5, Some(turn(&[1, 2]))));
     for cport in 20..24 {
         let out = w.container(&seg(cport, VIP2, SYN));
         assert_eq!(out.is(REDIRECT, &["direct_local", "new_flow", "vip_forwarded"]).frame().dst, B);

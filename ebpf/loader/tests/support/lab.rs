@@ -21,7 +21,10 @@ use mesh_core::{
 };
 use mesh_loader::{Loader, Options};
 
-use super::{Ns, world::tables_rows};
+use super::{
+    Ns,
+    world::{tables_rows, turn},
+};
 
 pub const CLIENT: &str = "192.168.77.200";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
@@ -97,23 +100,34 @@ pub struct Lab {
 /// Published: 80/tcp and 53/udp by containers 1 and 2 at port 8000, 81/tcp by 2, 82/tcp by 1, 9090 by
 /// none. VIP: containers 1 and 2.
 fn tables(host: usize) -> lb::Tables {
-    let port = |service, target| lb::Published { service, target };
+    let port = |service, target| lb::Published {
+        service,
+        target,
+        direct: false,
+    };
     let backend = |i| lb::Backend {
-        ip: container(i).into(),
+        ip4: Some(container(i)),
+        ip6: None,
         mac: mac(container(i)),
+        node: None,
         local: host_of(i) == host,
         accepting: true,
     };
     let local = |i| lb::Local {
         slot: i,
-        ip: container(i).into(),
+        ip4: Some(container(i)),
+        ip6: None,
         mac: mac(container(i)),
-        gateway: GATEWAY.into(),
+        gateway_mac: mac(GATEWAY),
         network: NETWORK,
         vxlan: "mx-1".into(),
     };
     let vip = |service| lb::Vip { service, network: NETWORK };
     lb::Tables {
+        ingress_ip: None,
+        bound: Default::default(),
+        sources: Default::default(),
+        namespaces: Default::default(),
         ingress_mac: mac(ingress(host)),
         ingress_dev: "mx-ing".into(),
         uplink: "up0".into(),
@@ -129,7 +143,7 @@ fn tables(host: usize) -> lb::Tables {
         ]
         .into(),
         vips: [(VIP.into(), vip(1)), (VIP_EMPTY.into(), vip(3))].into(),
-        services: [(1, vec![1, 2]), (2, vec![2]), (3, vec![]), (4, vec![1])].into(),
+        services: [(1, turn(&[1, 2])), (2, turn(&[2])), (3, turn(&[])), (4, turn(&[1]))].into(),
         backends: [(1, backend(1)), (2, backend(2))].into(),
         locals: (1..=4)
             .filter(|i| host_of(*i) == host)

@@ -254,6 +254,14 @@ impl World {
     }
 }
 
+/// A set whose members take turns.
+pub fn turn(list: &[u32]) -> lb::Pool {
+    lb::Pool {
+        list: list.to_vec(),
+        ..lb::Pool::default()
+    }
+}
+
 /// What the host is given at first.
 ///
 /// Service 1 (80/tcp and 53/udp and 81/tcp): the endpoints elsewhere, 3 and 4. Service 2 (8080/tcp):
@@ -261,28 +269,39 @@ impl World {
 /// (VIP_OTHER): endpoint 5, in another network.
 pub fn tables() -> lb::Tables {
     let backend = |ip: [u8; 4], local| lb::Backend {
-        ip: ip.into(),
+        ip4: Some(ip.into()),
+        ip6: None,
         mac: Mac(mac(ip)),
+        node: None,
         local,
         accepting: true,
     };
     let local = |slot, ip: [u8; 4]| lb::Local {
         slot,
-        ip: ip.into(),
+        ip4: Some(ip.into()),
+        ip6: None,
         mac: Mac(mac(ip)),
-        gateway: GATEWAY.into(),
+        gateway_mac: Mac(GATEWAY_MAC),
         network: 4097,
         vxlan: "mx-n".into(),
     };
     let other = lb::Local {
-        gateway: [10, 2, 0, 1].into(),
+        gateway_mac: mesh_core::Mac::for_ip([10, 2, 0, 1].into()),
         network: 4098,
         vxlan: "mx-m".into(),
         ..local(5, E)
     };
     let vip = |service| lb::Vip { service, network: 4097 };
-    let port = |service, target| lb::Published { service, target };
+    let port = |service, target| lb::Published {
+        service,
+        target,
+        direct: false,
+    };
     lb::Tables {
+        ingress_ip: None,
+        bound: Default::default(),
+        sources: Default::default(),
+        namespaces: Default::default(),
         ingress_mac: Mac(INGRESS),
         ingress_dev: "mx-1".into(),
         uplink: "up0".into(),
@@ -306,7 +325,14 @@ pub fn tables() -> lb::Tables {
             (VIP_OTHER.into(), lb::Vip { service: 6, network: 4098 }),
         ]
         .into(),
-        services: [(1, vec![3, 4]), (2, vec![1]), (3, vec![]), (5, vec![1]), (6, vec![5])].into(),
+        services: [
+            (1, turn(&[3, 4])),
+            (2, turn(&[1])),
+            (3, turn(&[])),
+            (5, turn(&[1])),
+            (6, turn(&[5])),
+        ]
+        .into(),
         backends: [
             (1, backend(A, true)),
             (2, backend(B, true)),
@@ -330,6 +356,7 @@ pub fn tables() -> lb::Tables {
 pub fn tables_rows(t: &lb::Tables) -> Vec<Row> {
     let mut rows = vec![Row::Config {
         ingress_mac: t.ingress_mac,
+        ingress_ip: t.ingress_ip,
         ingress_dev: t.ingress_dev.clone(),
         uplink: t.uplink.clone(),
         ingress_mtu: t.ingress_mtu,
