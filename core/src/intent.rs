@@ -2,20 +2,23 @@
 //!
 //! Pure; the agent calls it with its ledger whenever the ledger or the facts change.
 
+mod balancer;
+mod names;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
 };
 
 use ipnet::IpNet;
 
+use self::balancer::{v4, v6};
 use crate::{
     Id, Mac,
     desired::{Desired, Fdb, Link, Neigh, Peer, Route, Veth},
     lb,
-    names::{Listener, NameTable, Zone},
     nft::{BridgeRules, Nft},
-    objects::{Availability, Dataplane, Endpoint, EndpointMode, EndpointState, Network, Node, Objects, PublishMode, Service},
+    objects::{Availability, Dataplane, Endpoint, EndpointState, Network, Node, Objects},
 };
 
 /// What the host knows of itself that the objects do not say.
@@ -309,183 +312,6 @@ impl Host<'_> {
             .get(&e.node)
             .is_some_and(|n| n.availability != Availability::Drain);
         e.state == EndpointState::Ready && willing && self.is_reachable(e)
-    }
-
-    fn balancer(&self, ingress: &Network, facts: &Facts, out: &mut Desired) {
-        let t = &mut out.tables;
-        t.ingress_mac = self.node.ingress_mac();
-        t.ingress_dev = vxlan_name(ingress.id);
-        t.ingress_mtu = self.objects.mtu(ingress);
-        t.uplink = facts.uplink.clone();
-        t.node_addrs = facts.addrs.clone();
-        t.peers = self.others().map(Node::ingress_mac).collect();
-        let mut members: BTreeMap<Id, Vec<&Endpoint>> = BTreeMap::new();
-        for e in self.objects.endpoints.values() {
-            if let Some(s) = e.service {
-                members.entry(s).or_default().push(e);
-            }
-        }
-        for list in members.values_mut() {
-            list.sort_by_key(|e| e.slot);
-        }
-        for service in self.objects.services.values() {
-            let all = members.get(&service.id).map_or(&[][..], Vec::as_slice);
-            self.service(service, all, &vxlan_name(ingress.id), out);
-        }
-    }
-
-    fn service(&self, service: &Service, members: &[&Endpoint], ingress_dev: &str, out: &mut Desired) {
-        let mut seen = BTreeSet::new();
-        // A container that serves over two networks is one backend of a published port.
-        let once: Vec<_> = members.iter().copied().filter(|e| seen.insert((e.node, e.sandbox.inode))).collect();
-        let mut published = false;
-        for port in service.ports.iter().filter(|p| p.mode == PublishMode::Ingress) {
-            published = true;
-            let key = (port.protocol, port.published);
-            out.tables.published.insert(
-                key,
-                lb::Published {
-                    service: service.slot,
-                    target: port.target,
-                    direct: false,
-                },
-            );
-        }
-        if published {
-            self.pool(service.slot, &once, out);
-            for e in &once {
-                if let Some(vtep) = self.vtep(e) {
-                    out.fdb.insert(Fdb {
-                        dev: ingress_dev.to_owned(),
-                        mac: e.mac,
-                        vtep: Some(vtep),
-                    });
-                }
-            }
-        }
-        for vip in service.vips.iter().filter(|v| self.local.contains(&v.network)) {
-            let Some(network) = self.objects.networks.get(&vip.network) else {
-                continue;
-            };
-            let here: Vec<_> = members.iter().copied().filter(|e| e.network == vip.network).collect();
-            out.tables.vips.insert(
-                vip.ip,
-                lb::Vip {
-                    service: vip.slot,
-                    network: network.vni,
-                },
-            );
-            self.pool(vip.slot, &here, out);
-        }
-    }
-
-    /// A set of backends: those that take new flows in its list, those that keep theirs as rows.
-    fn pool(&self, slot: u32, members: &[&Endpoint], out: &mut Desired) {
-        let list = members.iter().filter(|e| self.takes_new(e)).map(|e| e.slot).collect();
-        out.tables.services.insert(
-            slot,
-            lb::Pool {
-                list,
-                ..lb::Pool::default()
-            },
-        );
-        for e in members
-            .iter()
-            .filter(|e| self.is_reachable(e) && e.state != EndpointState::Starting)
-        {
-            let row = lb::Backend {
-                ip4: v4(e.ip),
-                ip6: v6(e.ip),
-                mac: e.mac,
-                node: None,
-                local: e.node == self.node.id,
-                accepting: self.takes_new(e),
-            };
-            out.tables.backends.insert(e.slot, row);
-        }
-    }
-
-    fn names(&self, out: &mut NameTable) {
-        for network in self.local.iter().filter_map(|id| self.objects.networks.get(id)) {
-            for s in &network.subnets {
-                let listener = Listener {
-                    network: network.id,
-                    dev: bridge_name(network.id),
-                    forward: !network.internal,
-                };
-                out.listeners.insert(s.gateway, listener);
-            }
-            out.zones.insert(network.id, self.zone(network));
-        }
-        for e in self.objects.endpoints.values().filter(|e| e.node == self.node.id) {
-            let mut others: Vec<_> = self.siblings(e).filter(|o| o.id != e.id).collect();
-            others.sort_by_key(|o| o.slot);
-            let networks = std::iter::once(e.network).chain(others.iter().map(|o| o.network)).collect();
-            out.clients.insert(e.ip, networks);
-        }
-    }
-
-    fn zone(&self, network: &Network) -> Zone {
-        let mut zone = Zone {
-            network: network.name.to_ascii_lowercase(),
-            ..Zone::default()
-        };
-        let mut add = |name: String, ip: Option<IpAddr>| {
-            let list = zone.names.entry(name.to_ascii_lowercase()).or_default();
-            list.extend(ip.filter(|ip| !list.contains(ip)));
-        };
-        let services: Vec<_> = self
-            .objects
-            .services
-            .values()
-            .filter(|s| s.networks.contains(&network.id))
-            .collect();
-        let taken: BTreeSet<_> = services.iter().map(|s| s.name.to_ascii_lowercase()).collect();
-        for s in &services {
-            add(format!("tasks.{}", s.name), None);
-            add(s.name.clone(), s.vips.iter().find(|v| v.network == network.id).map(|v| v.ip));
-        }
-        for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
-            // A service's name is the service's, also when a container has it too.
-            for name in std::iter::once(&e.name)
-                .chain(&e.aliases)
-                .filter(|n| !taken.contains(&n.to_ascii_lowercase()))
-            {
-                add(name.clone(), Some(e.ip));
-            }
-            let Some(s) = services.iter().find(|s| Some(s.id) == e.service).filter(|_| self.takes_new(e)) else {
-                continue;
-            };
-            add(format!("tasks.{}", s.name), Some(e.ip));
-            if s.endpoint_mode == EndpointMode::Dnsrr {
-                add(s.name.clone(), Some(e.ip));
-            }
-        }
-        let endpoints = self
-            .objects
-            .endpoints
-            .values()
-            .filter(|e| e.network == network.id)
-            .map(|e| (e.ip, e.name.clone()));
-        let vips = services
-            .iter()
-            .flat_map(|s| s.vips.iter().filter(|v| v.network == network.id).map(|v| (v.ip, s.name.clone())));
-        zone.reverse = endpoints.chain(vips).map(|(ip, name)| (ip, name.to_ascii_lowercase())).collect();
-        zone
-    }
-}
-
-fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
-    match ip {
-        IpAddr::V4(ip) => Some(ip),
-        IpAddr::V6(_) => None,
-    }
-}
-
-fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
-    match ip {
-        IpAddr::V6(ip) => Some(ip),
-        IpAddr::V4(_) => None,
     }
 }
 

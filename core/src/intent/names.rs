@@ -1,0 +1,80 @@
+//! The names that this host's containers can ask for. Called by [`super::desired`].
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{Host, bridge_name};
+use crate::{
+    names::{Listener, NameTable, Zone},
+    objects::{EndpointMode, Network},
+};
+
+impl Host<'_> {
+    pub(super) fn names(&self, out: &mut NameTable) {
+        for network in self.local.iter().filter_map(|id| self.objects.networks.get(id)) {
+            for s in &network.subnets {
+                let listener = Listener {
+                    network: network.id,
+                    dev: bridge_name(network.id),
+                    forward: !network.internal,
+                };
+                out.listeners.insert(s.gateway, listener);
+            }
+            out.zones.insert(network.id, self.zone(network));
+        }
+        for e in self.objects.endpoints.values().filter(|e| e.node == self.node.id) {
+            let mut others: Vec<_> = self.siblings(e).filter(|o| o.id != e.id).collect();
+            others.sort_by_key(|o| o.slot);
+            let networks = std::iter::once(e.network).chain(others.iter().map(|o| o.network)).collect();
+            out.clients.insert(e.ip, networks);
+        }
+    }
+
+    fn zone(&self, network: &Network) -> Zone {
+        let mut zone = Zone {
+            network: network.name.to_ascii_lowercase(),
+            ..Zone::default()
+        };
+        let mut add = |name: String, ip: Option<IpAddr>| {
+            let list = zone.names.entry(name.to_ascii_lowercase()).or_default();
+            list.extend(ip.filter(|ip| !list.contains(ip)));
+        };
+        let services: Vec<_> = self
+            .objects
+            .services
+            .values()
+            .filter(|s| s.networks.contains(&network.id))
+            .collect();
+        let taken: BTreeSet<_> = services.iter().map(|s| s.name.to_ascii_lowercase()).collect();
+        for s in &services {
+            add(format!("tasks.{}", s.name), None);
+            add(s.name.clone(), s.vips.iter().find(|v| v.network == network.id).map(|v| v.ip));
+        }
+        for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
+            // A service's name is the service's, also when a container has it too.
+            for name in std::iter::once(&e.name)
+                .chain(&e.aliases)
+                .filter(|n| !taken.contains(&n.to_ascii_lowercase()))
+            {
+                add(name.clone(), Some(e.ip));
+            }
+            let Some(s) = services.iter().find(|s| Some(s.id) == e.service).filter(|_| self.takes_new(e)) else {
+                continue;
+            };
+            add(format!("tasks.{}", s.name), Some(e.ip));
+            if s.endpoint_mode == EndpointMode::Dnsrr {
+                add(s.name.clone(), Some(e.ip));
+            }
+        }
+        let endpoints = self
+            .objects
+            .endpoints
+            .values()
+            .filter(|e| e.network == network.id)
+            .map(|e| (e.ip, e.name.clone()));
+        let vips = services
+            .iter()
+            .flat_map(|s| s.vips.iter().filter(|v| v.network == network.id).map(|v| (v.ip, s.name.clone())));
+        zone.reverse = endpoints.chain(vips).map(|(ip, name)| (ip, name.to_ascii_lowercase())).collect();
+        zone
+    }
+}
