@@ -31,7 +31,7 @@ use mesh_api::{
 use mesh_core::{
     Refusal, RefusalKind,
     command::{Command, Outcome, Reply},
-    objects::Change,
+    objects::{Change, Role},
 };
 use rand::seq::SliceRandom as _;
 use tokio::time::{Instant, sleep, timeout};
@@ -46,6 +46,10 @@ use crate::{identity::IdentityStore, pki, server::refusal_of, tls::TlsError};
 pub const BUDGET: Duration = Duration::from_secs(5);
 /// Time for one manager to answer; one that is frozen must not use up the budget.
 const ATTEMPT: Duration = Duration::from_secs(2);
+/// Time for a manager's removal of a node, and for one manager's answer to it, which a manager that leaves
+/// gets only when its vote is gone: more than the server gives itself for that.
+const REMOVAL_BUDGET: Duration = Duration::from_secs(20);
+const REMOVAL_ATTEMPT: Duration = Duration::from_secs(16);
 /// Time for a heartbeat: the next one is due a second later.
 const BEAT: Duration = Duration::from_secs(1);
 /// Largest answer to a read, in bytes: a list of 200,000 endpoints.
@@ -112,7 +116,8 @@ impl ControlClient {
     /// Has a command carried out: the revision of its entry, and what it answered.
     ///
     /// # Errors
-    /// Unavailable when no manager answers in [`BUDGET`] (the command may still be carried out),
+    /// Unavailable when no manager answers in [`BUDGET`], for a manager's removal of a node in 20 s
+    /// (the command may still be carried out),
     /// forbidden or malformed when a manager refuses it unseen. What the state refuses is in the
     /// outcome.
     pub async fn propose(&self, command: Command) -> Result<(u64, Outcome), Refusal> {
@@ -125,7 +130,12 @@ impl ControlClient {
                 Ok(said(reply.leader, (reply.revision, reply.outcome)))
             }
         };
-        let (revision, outcome) = self.ask(BUDGET, ATTEMPT, &mut doubtful, call).await?;
+        let (budget, attempt) = match command {
+            // A worker can remove itself only.
+            Command::NodeRemove { .. } if self.identity.file().role == Role::Manager => (REMOVAL_BUDGET, REMOVAL_ATTEMPT),
+            _ => (BUDGET, ATTEMPT),
+        };
+        let (revision, outcome) = self.ask(budget, attempt, &mut doubtful, call).await?;
         let outcome: Outcome = decode("outcome", &outcome)?;
         Ok((revision, settle(&command, doubtful, outcome)))
     }

@@ -467,21 +467,31 @@ async fn a_second_manager_joins_answers_and_hands_on() {
     );
     drop(stream);
 
-    // The leader leaves: it hands over first, and the other goes on alone.
-    second
-        .client
-        .propose(Command::NodeRemove {
-            node: "h1".into(),
-            force: true,
-        })
-        .await
-        .unwrap()
-        .1
-        .unwrap();
-    let mut leadership = second.raft.leadership();
-    let alone = leadership.wait_for(|l| l.is_leader && l.voters.len() == 1 && l.learners.is_empty());
-    tokio::time::timeout(PATIENCE, alone).await.unwrap().unwrap();
     first.stop().await;
-    second.client.propose(network("n")).await.unwrap().1.unwrap();
     second.stop().await;
+}
+
+/// Once a manager is told that it is removed, it may stop that very moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_managers_either_may_leave() {
+    for leader_leaves in [false, true] {
+        let first = Host::found(1).await;
+        let second = Host::join(&first, 2).await;
+        let mut leadership = first.raft.leadership();
+        let voters = leadership.wait_for(|l| l.voters.len() == 2 && l.learners.is_empty());
+        tokio::time::timeout(PATIENCE, voters).await.unwrap().unwrap();
+        let (leaver, other) = if leader_leaves { (first, second) } else { (second, first) };
+        let node = leaver.identity.file().node.to_string();
+        leaver
+            .client
+            .propose(Command::NodeRemove { node, force: true })
+            .await
+            .unwrap()
+            .1
+            .unwrap();
+        leaver.stop().await;
+        other.client.propose(network("n")).await.unwrap().1.unwrap();
+        assert_eq!(other.raft.objects().1.nodes.len(), 1);
+        other.stop().await;
+    }
 }

@@ -325,6 +325,38 @@ fn nodes_come_and_go() {
     );
 }
 
+#[test]
+fn managers_keep_their_majority() {
+    let mut lab = Lab::new(1);
+    for n in 2..=4 {
+        lab.ok(C::NodeJoin {
+            node: new_node(n, Role::Manager),
+            at: Timestamp::UNIX_EPOCH,
+        });
+    }
+    let state = |n, state| C::NodeLiveness {
+        id: node_id(n),
+        state,
+        dataplane: Dataplane::Reachable,
+    };
+    let remove = |n: u64, force| C::NodeRemove {
+        node: format!("h{n}"),
+        force,
+    };
+    for n in 1..=3 {
+        lab.ok(state(n, NodeState::Ready));
+    }
+    // h4 was not heard yet, which is not down.
+    lab.ok(state(3, NodeState::Down));
+    lab.ok(remove(2, true));
+    // Of h1, h3 and h4 two are up: neither can be spared, the third can.
+    lab.refused(remove(1, true), K::Conflict, &["h1", "quorum", "1 of the other 2 is down", "h3"]);
+    lab.refused(remove(4, true), K::Conflict, &["h4", "quorum"]);
+    lab.ok(remove(3, false));
+    lab.ok(remove(1, true));
+    lab.refused(remove(4, true), K::Conflict, &["only manager"]);
+}
+
 /// A step of a random history.
 fn step() -> impl Strategy<Value = C> {
     let n = 0..6u64;

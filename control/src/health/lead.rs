@@ -15,7 +15,7 @@ use mesh_core::{
     objects::{Objects, Role},
 };
 use tokio::{
-    sync::Notify,
+    sync::{Notify, broadcast::error::RecvError},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -143,7 +143,14 @@ impl Duties {
             let step = next(&managers, &now, self.raft_id);
             let done = match &step {
                 Step::Nothing => continue,
-                Step::Members => self.consensus.set_members(managers).await,
+                Step::Members => {
+                    let differ = self.differ(&managers);
+                    tokio::select! {
+                        done = self.consensus.set_members(managers.clone()) => done,
+                        // One that has left must not wait until another one has caught up.
+                        () = differ => continue,
+                    }
+                }
                 Step::HandOver(to) => self.consensus.transfer_leader(*to).await,
             };
             match done {
@@ -163,6 +170,19 @@ impl Duties {
     }
 }
 
+impl Duties {
+    /// Returns once the managers are others than `before`.
+    async fn differ(&self, before: &BTreeMap<u64, String>) {
+        let mut batches = self.consensus.subscribe();
+        while managers(&self.consensus.objects().1) == *before {
+            if let Err(RecvError::Closed) = batches.recv().await {
+                // Consensus has ended, and its own answer says so.
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
 /// What brings the voters nearer to the managers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -173,7 +193,7 @@ enum Step {
 }
 
 /// Raft id and `host:port` of the nodes that are managers.
-fn managers(all: &Objects) -> BTreeMap<u64, String> {
+pub fn managers(all: &Objects) -> BTreeMap<u64, String> {
     all.nodes
         .values()
         .filter(|n| n.role == Role::Manager)

@@ -41,10 +41,6 @@ pub async fn set(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(), Co
             .map(|(id, node)| (*id, node.addr.clone()))
             .collect()
     };
-    for (id, addr) in managers.iter().filter(|(id, _)| !known.contains_key(id)) {
-        tracing::info!(raft_id = id, addr, "taking a manager in");
-        commit(raft.add_learner(*id, BasicNode::new(addr), false)).await?;
-    }
     let moved: BTreeMap<u64, BasicNode> = managers
         .iter()
         .filter(|(id, addr)| known.get(id).is_some_and(|old| old != *addr))
@@ -53,27 +49,71 @@ pub async fn set(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(), Co
     if !moved.is_empty() {
         commit(raft.change_membership(ChangeMembers::SetNodes(moved), true)).await?;
     }
-    let voters = metrics(raft, |m| m.membership_config.voter_ids().collect::<BTreeSet<_>>());
-    for id in managers.keys().filter(|id| !voters.contains(id)) {
-        catch_up(raft, *id, &managers[id]).await?;
+    // Those that leave go first: they wait for it, and a new one that is not there must not hold
+    // them up.
+    let wanted: BTreeSet<u64> = managers.keys().copied().collect();
+    let staying: BTreeSet<u64> = voters(raft).intersection(&wanted).copied().collect();
+    if !staying.is_empty() {
+        vote(raft, staying).await?;
     }
-    let target: BTreeSet<u64> = managers.keys().copied().collect();
-    let joint = metrics(raft, |m| m.membership_config.get_joint_config().len() > 1);
-    if voters != target || joint {
-        majority(raft, &target)?;
-        commit(raft.change_membership(ChangeMembers::ReplaceAllVoters(target.clone()), false)).await?;
-    }
+    let (target, missing) = take_in(raft, managers).await?;
+    vote(raft, target).await?;
     let left = metrics(raft, |m| {
         m.membership_config
             .nodes()
             .map(|(id, _)| *id)
-            .filter(|id| !target.contains(id))
+            .filter(|id| !wanted.contains(id))
             .collect::<BTreeSet<_>>()
     });
     if !left.is_empty() {
         commit(raft.change_membership(ChangeMembers::RemoveNodes(left), false)).await?;
     }
-    Ok(())
+    missing.map_or(Ok(()), Err)
+}
+
+fn voters(raft: &Raft) -> BTreeSet<u64> {
+    metrics(raft, |m| m.membership_config.voter_ids().collect())
+}
+
+/// Makes `target` the voters, unless they are.
+async fn vote(raft: &Raft, target: BTreeSet<u64>) -> Result<(), ConsensusError> {
+    let joint = metrics(raft, |m| m.membership_config.get_joint_config().len() > 1);
+    if voters(raft) == target && !joint {
+        return Ok(());
+    }
+    majority(raft, &target)?;
+    commit(raft.change_membership(ChangeMembers::ReplaceAllVoters(target), false)).await
+}
+
+/// Brings up to date those of `managers` that have no vote yet: all that can vote now, and the first
+/// reason why another one can not.
+async fn take_in(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(BTreeSet<u64>, Option<ConsensusError>), ConsensusError> {
+    let voting = voters(raft);
+    let mut target: BTreeSet<u64> = managers.keys().filter(|id| voting.contains(id)).copied().collect();
+    let new: Vec<_> = managers.iter().filter(|(id, _)| !voting.contains(id)).collect();
+    for (id, addr) in &new {
+        if metrics(raft, |m| m.membership_config.get_node(id).is_none()) {
+            tracing::info!(raft_id = id, addr, "taking a manager in");
+            commit(raft.add_learner(**id, BasicNode::new(*addr), false)).await?;
+        }
+    }
+    // All at once: one that does not answer keeps nobody waiting but itself.
+    let arrivals = new.iter().map(|(id, addr)| catch_up(raft, **id, addr));
+    let mut missing = None;
+    for ((id, addr), arrived) in new.iter().zip(futures::future::join_all(arrivals).await) {
+        match arrived {
+            Ok(()) => drop(target.insert(**id)),
+            Err(error) => {
+                tracing::warn!(raft_id = id, addr, %error, "a new manager has no vote yet");
+                missing.get_or_insert(error);
+            }
+        }
+    }
+    // Nobody who votes now stays, and nobody new can: nothing to change to.
+    match missing {
+        Some(error) if target.is_empty() => Err(error),
+        missing => Ok((target, missing)),
+    }
 }
 
 fn metrics<T>(raft: &Raft, read: impl FnOnce(&Metrics) -> T) -> T {

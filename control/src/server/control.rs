@@ -1,20 +1,28 @@
 //! Commands, reads and renewals.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mesh_api::{
     proto::{ProposeReply, ProposeRequest, QueryReply, QueryRequest, RenewReply, RenewRequest, control_server::Control},
     query::{self, Answer, Query},
 };
-use mesh_core::{Refusal, command::Command, objects::Role};
+use mesh_core::{
+    Refusal,
+    command::Command,
+    objects::{NodeState, Role},
+};
 use tonic::{Request, Response, Status};
 
 use super::{Shared, hint, json, managers, member, read_json, status_of};
 use crate::{
     authz::{self, Member},
+    health::lead,
     pki::Authority,
     token,
 };
+
+/// How long the removal of a manager may take from its application until the vote is gone.
+const VOTE_TIME: Duration = Duration::from_secs(10);
 
 pub(super) struct Service(pub Arc<Shared>);
 
@@ -41,9 +49,18 @@ impl Control for Service {
             }
         }
         let name = command.name();
+        let is_removal = matches!(command, Command::NodeRemove { .. });
+        if self.removes_me(&command)
+            && let Some(leader) = self.hand_over().await?
+        {
+            return led_by(leader);
+        }
         match self.0.consensus.propose(pinned(command, caller)).await {
             Ok(applied) => {
                 tracing::debug!(command = name, by = %caller.node, revision = applied.revision, ok = applied.outcome.is_ok(), "command carried out");
+                if is_removal {
+                    self.take_votes().await.map_err(|refusal| status_of(&refusal))?;
+                }
                 let outcome = json(&applied.outcome)?;
                 Ok(Response::new(ProposeReply {
                     revision: applied.revision,
@@ -105,6 +122,55 @@ impl Control for Service {
 }
 
 impl Service {
+    /// Whether a command removes this manager.
+    fn removes_me(&self, command: &Command) -> bool {
+        let Command::NodeRemove { node, .. } = command else { return false };
+        let (_, all) = self.0.consensus.objects();
+        all.node(node).is_some_and(|n| n.id == self.0.identity.file().node)
+    }
+
+    /// Hands leadership to a manager that is up, because this one is to be removed: whoever leads
+    /// takes the vote away, and can not take its own. Returns the new leader's `host:port`; `None`
+    /// when this is the only voter.
+    async fn hand_over(&self) -> Result<Option<String>, Status> {
+        let own = self.0.identity.file().raft_id;
+        let voters = self.0.consensus.leadership().borrow().voters.clone();
+        let (_, all) = self.0.consensus.objects();
+        let is_up = |id: u64| all.nodes.values().any(|n| n.raft_id == id && n.state == NodeState::Ready);
+        let others = voters.iter().filter(|(id, _)| **id != own);
+        let Some((to, addr)) = others.max_by_key(|(id, _)| is_up(**id)) else {
+            return Ok(None);
+        };
+        match self.0.consensus.transfer_leader(*to).await {
+            Ok(()) => Ok(Some(addr.clone())),
+            Err(e) => hint(e).map(Some),
+        }
+    }
+
+    /// Takes the votes of managers that were removed, before they are told so: they stop then, and if
+    /// their votes still counted the others might have no majority to take them. Also when a removal
+    /// was repeated and found nothing: the first one may not have come this far.
+    async fn take_votes(&self) -> Result<(), Refusal> {
+        let managers = lead::managers(&self.0.consensus.objects().1);
+        let mut leadership = self.0.consensus.leadership();
+        let gone = leadership.wait_for(|l| l.voters.keys().all(|id| managers.contains_key(id)));
+        let taken = async {
+            tokio::select! {
+                biased;
+                _ = gone => Ok(()),
+                done = self.0.consensus.set_members(managers.clone()) => done,
+            }
+        };
+        let why = match tokio::time::timeout(VOTE_TIME, taken).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => format!("no answer within {} s", VOTE_TIME.as_secs()),
+        };
+        Err(Refusal::other(format!(
+            "the manager is removed from the list of nodes, but its vote still counts towards the quorum ({why}): it is tried again, leave meshd running there until then"
+        )))
+    }
+
     fn answer(&self, caller: Member, query: &Query) -> Result<Answer, Refusal> {
         let (revision, all) = self.0.consensus.objects();
         authz::may_query(caller, query, &all)?;

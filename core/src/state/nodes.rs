@@ -181,6 +181,9 @@ pub(super) fn remove(state: &State, r: &str, force: bool) -> Effect {
             node.hostname
         )));
     }
+    if node.role == Role::Manager {
+        keep_majority(state, node)?;
+    }
     if node.state == NodeState::Ready && !force {
         return Err(Refusal::conflict(format!(
             "node {} is ready: run meshctl leave there, or use --force",
@@ -198,4 +201,23 @@ pub(super) fn remove(state: &State, r: &str, force: bool) -> Effect {
     let mut changes: Vec<_> = endpoints.iter().map(|e| gone(Kind::Endpoint, e.id)).collect();
     changes.push(gone(Kind::Node, node.id));
     Ok((Reply::Done, changes))
+}
+
+/// Refuses to let a manager go when no majority of the others is up: nothing could be changed any
+/// more. One that was not heard yet counts as up: it has just joined.
+fn keep_majority(state: &State, leaver: &Node) -> Result<(), Refusal> {
+    let all = state.objects.nodes.values();
+    let rest: Vec<_> = all.filter(|n| n.role == Role::Manager && n.id != leaver.id).collect();
+    let down: Vec<_> = rest.iter().filter(|n| n.state == NodeState::Down).collect();
+    if down.len() * 2 < rest.len() {
+        return Ok(());
+    }
+    Err(Refusal::conflict(format!(
+        "without node {} the managers would have no majority (quorum): {} of the other {} {} down ({}); bring it back or remove it first",
+        leaver.hostname,
+        down.len(),
+        rest.len(),
+        if down.len() == 1 { "is" } else { "are" },
+        some_of(down.iter().map(|n| n.hostname.clone()))
+    )))
 }
