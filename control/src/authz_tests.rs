@@ -59,6 +59,7 @@ fn endpoint(n: u64, on: u64) -> (Id, Arc<Endpoint>) {
         node: id(on),
         network: id(50),
         ip: [10, 1, 0, 2].into(),
+        ip6: None,
         mac: mesh_core::Mac::for_ip([10, 1, 0, 2].into()),
         aliases: Vec::new(),
         service: None,

@@ -12,7 +12,6 @@ use std::{
 
 use ipnet::IpNet;
 
-use self::balancer::{v4, v6};
 use crate::{
     Id, Mac,
     desired::{Desired, Fdb, Link, Neigh, Peer, Route, Veth},
@@ -271,8 +270,8 @@ impl Host<'_> {
             name,
             lb::Local {
                 slot: e.slot,
-                ip4: v4(e.ip),
-                ip6: v6(e.ip),
+                ip4: e.ip4(),
+                ip6: e.ip6(),
                 mac: e.mac,
                 gateway_mac: Mac::for_ip(gateway),
                 network: vni,

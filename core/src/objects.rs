@@ -5,7 +5,11 @@
 //! its last change, on which updates are compare-and-set. Fields are only ever added, with a
 //! default, so that two releases can read each other's stores.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -273,10 +277,30 @@ pub enum Algorithm {
 pub struct Vip {
     /// The network.
     pub network: Id,
-    /// The address.
+    /// The address: IPv4, or IPv6 in a network that has only that.
     pub ip: IpAddr,
+    /// The IPv6 address in a network that has both.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     /// Data-plane number of the set of backends behind it.
     pub slot: u32,
+}
+
+impl Vip {
+    /// Its addresses.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        both(self.ip, self.ip6)
+    }
+
+    /// Its IPv4 address.
+    pub fn ip4(&self) -> Option<Ipv4Addr> {
+        v4(self.ip)
+    }
+
+    /// Its IPv6 address.
+    pub fn ip6(&self) -> Option<Ipv6Addr> {
+        v6(self.ip).or(self.ip6)
+    }
 }
 
 /// A set of endpoints with one name.
@@ -351,8 +375,11 @@ pub struct Endpoint {
     pub node: Id,
     /// Its network.
     pub network: Id,
-    /// Its address.
+    /// Its address: IPv4, or IPv6 in a network that has only that.
     pub ip: IpAddr,
+    /// Its IPv6 address in a network that has both.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     /// Its Ethernet address.
     pub mac: Mac,
     /// Further names in this network.
@@ -367,6 +394,23 @@ pub struct Endpoint {
     pub state: EndpointState,
     /// Data-plane number, unique in the cluster and never reused.
     pub slot: u32,
+}
+
+impl Endpoint {
+    /// Its addresses, the one that it is known by first.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        both(self.ip, self.ip6)
+    }
+
+    /// Its IPv4 address.
+    pub fn ip4(&self) -> Option<Ipv4Addr> {
+        v4(self.ip)
+    }
+
+    /// Its IPv6 address.
+    pub fn ip6(&self) -> Option<Ipv6Addr> {
+        v6(self.ip).or(self.ip6)
+    }
 }
 
 /// The kinds of objects.
@@ -500,6 +544,24 @@ impl Objects {
             .values()
             .map(|n| n.underlay_mtu.saturating_sub(if n.data_path_addr.is_ipv4() { 50 } else { 70 }))
             .min()
+    }
+}
+
+fn both(ip: IpAddr, ip6: Option<Ipv6Addr>) -> impl Iterator<Item = IpAddr> + use<> {
+    std::iter::once(ip).chain(ip6.map(IpAddr::V6))
+}
+
+fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
+    match ip {
+        IpAddr::V6(ip) => Some(ip),
+        IpAddr::V4(_) => None,
     }
 }
 

@@ -80,6 +80,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         node: id(on),
         network: id(SHOP),
         ip: ip.parse().unwrap(),
+        ip6: None,
         mac: Mac::for_ip(ip.parse().unwrap()),
         aliases: vec!["www".into()],
         service: Some(id(WEB)),
@@ -123,6 +124,7 @@ fn cluster() -> Objects {
         vips: vec![Vip {
             network: id(SHOP),
             ip: "172.30.0.3".parse().unwrap(),
+            ip6: None,
             slot: 1,
         }],
         slot: 2,

@@ -190,6 +190,7 @@ mod tests {
             node: Id::from_bits(1),
             network: Id::from_bits(2),
             ip: "10.0.0.2".parse().unwrap(),
+            ip6: None,
             mac: mesh_core::Mac::for_ip("10.0.0.2".parse().unwrap()),
             aliases: vec![],
             service: None,

@@ -1,9 +1,6 @@
 //! The balancer's tables: who serves what, and who may be sent to. Called by [`super::desired`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Facts, Host, vxlan_name};
 use crate::{
@@ -97,8 +94,8 @@ impl Host<'_> {
             .filter(|e| self.is_reachable(e) && e.state != EndpointState::Starting)
         {
             let row = lb::Backend {
-                ip4: v4(e.ip),
-                ip6: v6(e.ip),
+                ip4: e.ip4(),
+                ip6: e.ip6(),
                 mac: e.mac,
                 node: None,
                 local: e.node == self.node.id,
@@ -106,19 +103,5 @@ impl Host<'_> {
             };
             out.tables.backends.insert(e.slot, row);
         }
-    }
-}
-
-pub(super) fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
-    match ip {
-        IpAddr::V4(ip) => Some(ip),
-        IpAddr::V6(_) => None,
-    }
-}
-
-pub(super) fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
-    match ip {
-        IpAddr::V6(ip) => Some(ip),
-        IpAddr::V4(_) => None,
     }
 }

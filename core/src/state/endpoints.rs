@@ -102,6 +102,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         node: node.id,
         network: network.id,
         ip,
+        ip6: None,
         mac,
         aliases: new.aliases.clone(),
         service: service.map(|s| s.id),

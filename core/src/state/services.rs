@@ -112,6 +112,7 @@ fn settle(state: &State, mut cluster: Cluster, mut service: Service, spec: &Serv
             service.vips.push(Vip {
                 network: *id,
                 ip,
+                ip6: None,
                 slot: take_slot(&mut cluster),
             });
             changes.push(put(Object::Network(Arc::new(network))));
