@@ -109,13 +109,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
                     .cloned()
                     .map(Object::Network),
             );
-            out.extend(
-                all.endpoints
-                    .values()
-                    .filter(|e| e.service == Some(svc.id))
-                    .cloned()
-                    .map(Object::Endpoint),
-            );
+            out.extend(all.endpoints.values().filter(|e| svc.has(e)).cloned().map(Object::Endpoint));
         }
         Query::Endpoint(r) => {
             let by_id = r.parse().ok().and_then(|id: Id| all.endpoints.get(&id));

@@ -19,7 +19,7 @@ pub use requests::{
     LeaveRequest, NodePatch, PruneReply, ServiceUpdate, TokenReply,
 };
 pub use status::{Check, DataplaneView, Doctor, ManagerView, NodeName, Peer, StatusView};
-pub use views::{EndpointView, MemberView, NetworkView, NodeView, PortView, ServiceView, StateView, SubnetView, VipView};
+pub use views::{EndpointView, MemberView, NetworkView, NodeView, PortView, ServiceView, SourceRangeView, StateView, SubnetView, VipView};
 
 /// Paths, as route templates: `{ref}` is an id or a name, `{role}` is `worker` or `manager`.
 pub mod paths {

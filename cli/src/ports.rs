@@ -1,10 +1,12 @@
-//! The port specifications of `--publish`: `[PUBLISHED:]TARGET[/tcp|udp]`, or
-//! `published=,target=,protocol=,mode=` as Docker's long form. And back, for tables.
+//! The port specifications of `--publish`: `[[ADDRESS:]PUBLISHED:]TARGET[/tcp|udp]`, or
+//! `published=[ADDRESS:]PORT,target=,protocol=,mode=` as Docker's long form. And back, for tables.
+
+use std::net::{IpAddr, Ipv6Addr};
 
 use mesh_api::rest::PortView;
 use mesh_core::objects::{Port, Protocol, PublishMode};
 
-const HINT: &str = "use [PUBLISHED:]TARGET[/tcp|udp], like 8888:80 or 53:5353/udp";
+const HINT: &str = "use [[ADDRESS:]PUBLISHED:]TARGET[/tcp|udp], like 8888:80, 53:5353/udp or 192.168.77.11:8888:80";
 
 /// Reads a specification. A port published without a number has 0, which asks for a free one.
 pub fn parse(spec: &str) -> Result<Port, String> {
@@ -17,21 +19,32 @@ pub fn parse(spec: &str) -> Result<Port, String> {
 fn short(spec: &str) -> Result<Port, String> {
     let (ports, protocol) = spec.split_once('/').map_or((spec, "tcp"), |(ports, protocol)| (ports, protocol));
     let protocol = parse_protocol(protocol)?;
-    let (published, target) = match ports.split_once(':') {
-        Some((_, rest)) if rest.contains(':') => {
-            return Err(format!(
-                "published ports answer at every address of every node: leave the address out, {HINT}"
-            ));
-        }
-        Some((published, target)) => (number("published", published)?, target),
-        None => (0, ports),
+    let ((address, published), target) = match ports.rsplit_once(':') {
+        Some((published, target)) => (place(published)?, target),
+        None => ((None, 0), ports),
     };
     Ok(Port {
         published,
         target: number("target", target)?,
         protocol,
         mode: PublishMode::Ingress,
+        address,
     })
+}
+
+/// `[ADDRESS:]PORT`; an IPv6 address stands in brackets.
+fn place(text: &str) -> Result<(Option<IpAddr>, u16), String> {
+    let Some((address, port)) = text.rsplit_once(':') else {
+        return Ok((None, number("published", text)?));
+    };
+    let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']'));
+    let address = match bare {
+        Some(v6) => v6.parse::<Ipv6Addr>().map(IpAddr::V6),
+        None if address.contains(':') => return Err(format!("address {address} is not in brackets: use [{address}]:{port}")),
+        None => address.parse(),
+    };
+    let address = address.map_err(|_| format!("{text:?} does not begin with an address of a node: {HINT}"))?;
+    Ok((Some(address), number("published", port)?))
 }
 
 fn long(spec: &str) -> Result<Port, String> {
@@ -41,7 +54,7 @@ fn long(spec: &str) -> Result<Port, String> {
             .split_once('=')
             .ok_or_else(|| format!("{field:?} is not KEY=VALUE: use published=,target=,protocol=,mode="))?;
         let twice = match key {
-            "published" => published.replace(number("published", value)?).is_some(),
+            "published" => published.replace(place(value)?).is_some(),
             "target" => target.replace(number("target", value)?).is_some(),
             "protocol" => protocol.replace(parse_protocol(value)?).is_some(),
             "mode" => mode.replace(parse_mode(value)?).is_some(),
@@ -51,11 +64,13 @@ fn long(spec: &str) -> Result<Port, String> {
             return Err(format!("{key} is given twice: give it once"));
         }
     }
+    let (address, published) = published.unwrap_or((None, 0));
     Ok(Port {
-        published: published.unwrap_or(0),
+        published,
         target: target.ok_or("it has no target port: add target=PORT")?,
         protocol: protocol.unwrap_or(Protocol::Tcp),
         mode: mode.unwrap_or(PublishMode::Ingress),
+        address,
     })
 }
 
@@ -84,20 +99,28 @@ fn parse_protocol(word: &str) -> Result<Protocol, String> {
 fn parse_mode(word: &str) -> Result<PublishMode, String> {
     match word {
         "ingress" => Ok(PublishMode::Ingress),
-        "host" => Err("mode host is not carried yet: use mode=ingress".to_owned()),
-        _ => Err(format!("mode {word:?} is not known: use ingress")),
+        "host" => Ok(PublishMode::Host),
+        _ => Err(format!("mode {word:?} is not known: use ingress or host")),
     }
 }
 
 /// What `--publish-rm` names: a target port as with Docker (`80`, `80/udp`), or a whole
-/// specification (`8888:80`).
+/// specification (`8888:80`, `192.168.77.11:8888:80`).
 pub fn matches(wanted: &Port, port: &Port) -> bool {
-    wanted.target == port.target && wanted.protocol == port.protocol && (wanted.published == 0 || wanted.published == port.published)
+    let published = wanted.published == 0 || wanted.published == port.published;
+    let address = wanted.address.is_none() || wanted.address == port.address;
+    (wanted.target, wanted.protocol) == (port.target, port.protocol) && published && address
 }
 
-/// For tables: `8888->80/tcp`.
+/// For tables: `8888->80/tcp`, `192.168.77.11:8888->80/tcp`, `514->514/udp@host`.
 pub fn display(port: &PortView) -> String {
-    format!("{}->{}/{}", port.published, port.target, port.protocol.as_str())
+    let at = match port.address {
+        None => String::new(),
+        Some(IpAddr::V4(v4)) => format!("{v4}:"),
+        Some(IpAddr::V6(v6)) => format!("[{v6}]:"),
+    };
+    let host = if port.mode == PublishMode::Host { "@host" } else { "" };
+    format!("{at}{}->{}/{}{host}", port.published, port.target, port.protocol.as_str())
 }
 
 #[cfg(test)]
@@ -112,6 +135,7 @@ mod tests {
             target,
             protocol,
             mode: PublishMode::Ingress,
+            address: None,
         }
     }
 
@@ -127,6 +151,39 @@ mod tests {
             ("published=8888,target=80,protocol=udp,mode=ingress", 8888, 80, Protocol::Udp),
         ] {
             assert_eq!(parse(spec), Ok(port(published, target, protocol)), "{spec}");
+        }
+    }
+
+    #[test]
+    fn places() {
+        let four: IpAddr = [192, 168, 77, 11].into();
+        let six = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x11));
+        let at = |address, published, target| Port {
+            address: Some(address),
+            ..port(published, target, Protocol::Tcp)
+        };
+        for (spec, want) in [
+            ("192.168.77.11:8080:80", at(four, 8080, 80)),
+            ("published=192.168.77.11:8080,target=80", at(four, 8080, 80)),
+            ("[fd77::11]:8080:80/tcp", at(six, 8080, 80)),
+            ("published=[fd77::11]:8080,target=80", at(six, 8080, 80)),
+            (
+                "published=8080,target=80,mode=host",
+                Port {
+                    mode: PublishMode::Host,
+                    ..port(8080, 80, Protocol::Tcp)
+                },
+            ),
+        ] {
+            assert_eq!(parse(spec), Ok(want.clone()), "{spec}");
+            let shown = display(&PortView::from(&want));
+            assert!(shown.contains("8080->80/tcp"), "{shown}");
+            assert!(matches(&parse("80").unwrap_or_else(|e| panic!("{e}")), &want));
+            assert_eq!(
+                matches(&want, &port(8080, 80, Protocol::Tcp)),
+                want.address.is_none(),
+                "the port at every address is another"
+            );
         }
     }
 
@@ -147,7 +204,12 @@ mod tests {
             ("target=80,protocol=sctp", "sctp is not carried"),
             ("80/icmp", "tcp or udp"),
             ("80/", "tcp or udp"),
-            ("127.0.0.1:80:80", "address"),
+            ("fd00::1:80:80", "brackets"),
+            ("h1:80:80", "address"),
+            ("192.168.77.300:80:80", "address"),
+            ("[192.168.77.11]:80:80", "address"),
+            ("published=192.168.77.11:,target=80", "not a number"),
+            ("published=192.168.77.11,target=80", "not a number"),
             (":80", "not a number"),
             ("80:", "not a number"),
             ("+80", "not a number"),
@@ -156,7 +218,7 @@ mod tests {
             ("http", "not a number"),
             ("published=80", "no target"),
             ("target=80,target=81", "twice"),
-            ("target=80,mode=host", "not carried yet"),
+            ("target=80,mode=global", "ingress or host"),
             ("target=80,colour=red", "not known"),
             ("target=80,", "KEY=VALUE"),
         ] {

@@ -8,7 +8,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ipnet::IpNet;
 use mesh_core::{
     Mac,
-    objects::{Algorithm, Availability, EndpointMode, EndpointState, Role},
+    objects::{Algorithm, Availability, EndpointMode, EndpointState, LbReturn, Role, SourceRange},
+    spec::{MOST_WEIGHT, check_weight},
 };
 
 /// A subnet, with its prefix length.
@@ -145,13 +146,40 @@ pub fn endpoint_state() -> impl TypedValueParser<Value = EndpointState> {
     words(&[("ready", EndpointState::Ready), ("draining", EndpointState::Draining)])
 }
 
-/// How a backend is chosen.
-pub fn algorithm(s: &str) -> Result<Algorithm, String> {
-    match s {
-        "rr" => Ok(Algorithm::Rr),
-        "random" | "maglev" | "source-hash" => Err(format!("--lb {s} is not carried yet: use rr")),
-        _ => Err("not known: use rr".to_owned()),
-    }
+/// rr, random, maglev or source-hash.
+pub fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
+    words(&[
+        ("rr", Algorithm::Rr),
+        ("random", Algorithm::Random),
+        ("maglev", Algorithm::Maglev),
+        ("source-hash", Algorithm::SourceHash),
+    ])
+}
+
+/// tunnel or direct.
+pub fn lb_return() -> impl TypedValueParser<Value = LbReturn> {
+    words(&[("tunnel", LbReturn::Tunnel), ("direct", LbReturn::Direct)])
+}
+
+/// A range of clients, or a single one; `!` before it denies.
+pub fn source_range(s: &str) -> Result<SourceRange, String> {
+    let (allow, text) = s.strip_prefix('!').map_or((true, s), |rest| (false, rest));
+    let single = text.parse::<IpAddr>().map(IpNet::from);
+    let net = text.parse().or(single);
+    net.map(|net| SourceRange { net, allow })
+        .map_err(|_| "not a range of clients: use ADDRESS/LENGTH or !ADDRESS/LENGTH, like 10.0.0.0/8 or !10.1.0.0/16".to_owned())
+}
+
+/// A range of clients as it was given, without its `!`.
+pub fn source_net(s: &str) -> Result<IpNet, String> {
+    source_range(s).map(|r| r.net)
+}
+
+/// An endpoint's weight.
+pub fn weight(s: &str) -> Result<u32, String> {
+    let weight = s.parse().map_err(|_| format!("not a weight: use 0 to {MOST_WEIGHT}"))?;
+    check_weight(weight).map_err(|e| e.message)?;
+    Ok(weight)
 }
 
 #[cfg(test)]
@@ -194,10 +222,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ranges_of_clients() {
+        for (text, net, allow) in [
+            ("10.0.0.0/8", "10.0.0.0/8", true),
+            ("!10.1.0.0/16", "10.1.0.0/16", false),
+            ("192.0.2.7", "192.0.2.7/32", true),
+            ("!fd00::7", "fd00::7/128", false),
+            ("::/0", "::/0", true),
+        ] {
+            let net = net.parse().unwrap_or_else(|e| panic!("{net}: {e}"));
+            assert_eq!(source_range(text), Ok(SourceRange { net, allow }), "{text}");
+        }
+        for bad in ["", "!", "!!10.0.0.0/8", "10.0.0.0/33", "all", " 10.0.0.0/8"] {
+            assert!(source_range(bad).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn never_panics(s in "\\PC*") {
-            let _ = (manager(&s), label(&s), option(&s), aux_address(&s), ifname(&s), mac(&s), subnet(&s));
+            let _ = (manager(&s), label(&s), option(&s), aux_address(&s), ifname(&s), mac(&s), subnet(&s), source_range(&s), weight(&s));
         }
     }
 }

@@ -121,7 +121,20 @@ fn ports() {
     publish("8000-8010:80", "ranges");
     publish("80/sctp", "sctp is not carried: use tcp or udp");
     publish("http", "not a number");
-    publish("target=80,mode=host", "not carried yet");
+    publish("target=80,mode=global", "ingress or host");
+    publish("h1:8080:80", "does not begin with an address");
+    publish("fd00::1:8080:80", "not in brackets: use [fd00::1]:8080");
+    publish("192.168.77.11:0:80", "published port 0 is not a port");
+    publish("published=192.168.77.11,target=80", "not a number");
+    for (address, words) in [
+        ("0.0.0.0", "leave it out"),
+        ("127.0.0.1", "not one that clients can reach"),
+        ("[ff02::1]", "not one that clients can reach"),
+        ("255.255.255.255", "not one that clients can reach"),
+    ] {
+        let spec = format!("{address}:8080:80");
+        refused(&["service", "create", "--name", "web", "--network", "n", "--publish", &spec], words);
+    }
     refused(
         &[
             "service",
@@ -142,13 +155,23 @@ fn ports() {
 #[test]
 fn services() {
     let create = |more: &[&str], words: &str| refused(&[&["service", "create", "--name", "web", "--network", "n"], more].concat(), words);
-    create(&["--lb", "maglev"], "--lb maglev is not carried yet: use rr");
-    create(&["--lb", "fastest"], "use rr");
+    create(&["--lb", "fastest"], "rr, random, maglev, source-hash");
+    create(&["--lb", "source_hash"], "source-hash");
+    create(&["--lb-return", "dsr"], "tunnel, direct");
     create(&["--endpoint-mode", "dns"], "vip");
     create(&["--drain", "10"], "no unit");
     create(&["--drain=-1s"], "not a duration");
     create(&["--drain", "99999999999s"], "too long");
-    create(&["--affinity", "10s"], "--affinity");
+    create(&["--affinity", "10"], "no unit");
+    create(&["--affinity", "25h"], "at most 24h");
+    create(&["--source-range", "all"], "not a range of clients");
+    create(&["--source-range", "!"], "not a range of clients");
+    create(&["--source-range", "10.0.0.1/8"], "host bits set: use 10.0.0.0/8");
+    create(&["--source-range", "10.0.0.0/8", "--source-range", "!10.0.0.0/8"], "given twice");
+    create(&["--selector", "=x"], "key is empty");
+    refused(&["endpoint", "update", "e", "--weight", "1001"], "0 to 1000");
+    refused(&["endpoint", "update", "e", "--weight=-1"], "0 to 1000");
+    refused(&["endpoint", "update", "e", "--weight", "half"], "0 to 1000");
     refused(&["service", "create", "--name", "web"], "no network");
     refused(&["service", "create", "--network", "n"], "--name");
     refused(&["service", "update", "web"], "nothing to change");

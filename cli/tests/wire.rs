@@ -79,11 +79,14 @@ fn requests() {
             json!({"container": "netns:web1", "force": true}),
         ),
         (
-            "service create --name web --network kafka --publish 8888:80 --publish 53/udp --endpoint-mode dnsrr --drain 2m --label a=b",
+            "service create --name web --network kafka --publish 8888:80 --publish 192.168.77.11:53:53/udp --endpoint-mode dnsrr --drain 2m --label a=b --lb source-hash --affinity 1m --source-range 10.0.0.0/8 --source-range !10.1.0.0/16 --lb-return direct --selector app=web",
             "POST /v1/services",
             json!({"name": "web", "networks": ["kafka"],
-                "ports": [{"published": 8888, "target": 80, "protocol": "tcp", "mode": "ingress"}, {"published": 0, "target": 53, "protocol": "udp", "mode": "ingress"}],
-                "endpoint_mode": "dnsrr", "algorithm": "rr", "drain_secs": 120, "labels": {"a": "b"}}),
+                "ports": [{"published": 8888, "target": 80, "protocol": "tcp", "mode": "ingress", "address": null},
+                    {"published": 53, "target": 53, "protocol": "udp", "mode": "ingress", "address": "192.168.77.11"}],
+                "endpoint_mode": "dnsrr", "algorithm": "source-hash", "drain_secs": 120, "affinity_secs": 60, "lb_return": "direct",
+                "source_ranges": [{"net": "10.0.0.0/8", "allow": true}, {"net": "10.1.0.0/16", "allow": false}],
+                "selector": {"app": "web"}, "labels": {"a": "b"}}),
         ),
         ("service ls", "GET /v1/services", Value::Null),
         ("service ps web", "GET /v1/services/web/endpoints", Value::Null),
@@ -93,7 +96,12 @@ fn requests() {
         (
             "endpoint update web1 --state draining",
             "PATCH /v1/endpoints/web1",
-            json!({"state": "draining"}),
+            json!({"state": "draining", "weight": null}),
+        ),
+        (
+            "endpoint update web1 --weight 3",
+            "PATCH /v1/endpoints/web1",
+            json!({"state": null, "weight": 3}),
         ),
     ] {
         assert_eq!(
@@ -115,13 +123,30 @@ fn an_update_changes_only_what_is_named() {
         "service update web --publish-rm 80 --publish-add 8443:443 --network-add shop --label-rm old --label-add new=1 --drain 1m",
     );
     assert_eq!(put.line, "PUT /v1/services/web");
-    let spec = json!({"name": "web", "networks": ["kafka", "shop"], "ports": [{"published": 8443, "target": 443, "protocol": "tcp", "mode": "ingress"}],
-        "endpoint_mode": "vip", "algorithm": "rr", "drain_secs": 60, "labels": {"new": "1"}});
+    let spec = json!({"name": "web", "networks": ["kafka", "shop"], "ports": [{"published": 8443, "target": 443, "protocol": "tcp", "mode": "ingress", "address": null}],
+        "endpoint_mode": "vip", "algorithm": "rr", "drain_secs": 60, "affinity_secs": 300, "lb_return": "tunnel",
+        "source_ranges": [{"net": "10.1.0.0/16", "allow": false}], "selector": {"app": "web"}, "labels": {"new": "1"}});
     assert_eq!(put.body, json!({"version": 7, "spec": spec}));
+
+    let (_, put) = done(
+        &s,
+        "service update web --lb random --affinity 0s --lb-return direct --source-range-rm 10.1.0.0/16 --source-range-add 10.0.0.0/8 --selector-rm app --selector-add tier=front",
+    );
+    let spec = &put.body["spec"];
+    assert_eq!(
+        (&spec["algorithm"], &spec["affinity_secs"], &spec["lb_return"]),
+        (&json!("random"), &json!(0), &json!("direct"))
+    );
+    assert_eq!(spec["source_ranges"], json!([{"net": "10.0.0.0/8", "allow": true}]));
+    assert_eq!(spec["selector"], json!({"tier": "front"}));
+    assert_eq!(spec["ports"][0]["published"], 8888, "what is not named stays");
 
     for (line, code) in [
         ("service update web --publish-rm 81", 3),
         ("service update web --network-rm shop", 3),
+        ("service update web --source-range-rm 10.2.0.0/16", 3),
+        ("service update web --selector-rm tier", 3),
+        ("service update web --affinity 2d", 2),
         ("service update web --network-rm kafka", 2),
         ("service update web --publish-add 8888:81", 2),
     ] {

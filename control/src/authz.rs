@@ -81,9 +81,12 @@ pub fn sender(command: &Command) -> Sender {
         | C::ServiceCreate { .. }
         | C::ServiceUpdate { .. }
         | C::ServiceRemove { .. } => Sender::Manager,
-        C::NodeReport { .. } | C::NodeRemove { .. } | C::EndpointCreate { .. } | C::EndpointSet { .. } | C::EndpointRemove { .. } => {
-            Sender::Own
-        }
+        C::NodeReport { .. }
+        | C::NodeRemove { .. }
+        | C::EndpointCreate { .. }
+        | C::EndpointSet { .. }
+        | C::EndpointWeigh { .. }
+        | C::EndpointRemove { .. } => Sender::Own,
     }
 }
 
@@ -161,7 +164,7 @@ fn owns(me: Id, command: &Command, all: &Objects) -> Result<(), Refusal> {
         // By id, or by a name that is its own now; `server` replaces the name by the id.
         Command::NodeRemove { node, .. } => all.node(node).map(|n| n.id),
         Command::EndpointCreate { endpoint, .. } => Some(endpoint.node),
-        Command::EndpointSet { id, .. } | Command::EndpointRemove { id } => {
+        Command::EndpointSet { id, .. } | Command::EndpointWeigh { id, .. } | Command::EndpointRemove { id } => {
             let endpoint = all
                 .endpoints
                 .get(id)

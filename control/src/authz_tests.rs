@@ -67,6 +67,7 @@ fn endpoint(n: u64, on: u64) -> (Id, Arc<Endpoint>) {
         ifname: "eth0".into(),
         state: EndpointState::Ready,
         slot: 1,
+        weight: 1,
     };
     (id(n), Arc::new(endpoint))
 }
@@ -249,6 +250,8 @@ fn commands() {
             None,
             Some(NotFound),
         ),
+        (Command::EndpointWeigh { id: id(20), weight: 3 }, None, None),
+        (Command::EndpointWeigh { id: id(30), weight: 3 }, None, Some(Forbidden)),
         (Command::EndpointRemove { id: id(20) }, None, None),
         (Command::EndpointRemove { id: id(30) }, None, Some(Forbidden)),
         (Command::EndpointRemove { id: id(77) }, None, Some(NotFound)),
@@ -262,7 +265,7 @@ fn commands() {
     }
     let mut named: Vec<_> = table.iter().map(|(c, ..)| c.name()).collect();
     named.dedup();
-    assert_eq!(named.len(), 16, "every command has its row");
+    assert_eq!(named.len(), 17, "every command has its row");
 }
 
 #[test]

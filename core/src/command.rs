@@ -197,6 +197,13 @@ pub enum Command {
         /// Its new state.
         state: EndpointState,
     },
+    /// Gives an endpoint more or fewer of its services' new flows.
+    EndpointWeigh {
+        /// The endpoint.
+        id: Id,
+        /// Its new weight.
+        weight: u32,
+    },
     /// Detaches a container.
     EndpointRemove {
         /// The endpoint.
@@ -223,6 +230,7 @@ impl Command {
             Self::ServiceRemove { .. } => "service_remove",
             Self::EndpointCreate { .. } => "endpoint_create",
             Self::EndpointSet { .. } => "endpoint_set",
+            Self::EndpointWeigh { .. } => "endpoint_weigh",
             Self::EndpointRemove { .. } => "endpoint_remove",
         }
     }

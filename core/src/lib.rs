@@ -5,6 +5,7 @@
 //! the same input gives the same output on every manager and every node.
 
 pub mod action;
+pub mod balance;
 pub mod command;
 pub mod desired;
 pub mod ids;

@@ -6,7 +6,7 @@
 //! default, so that two releases can read each other's stores.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -252,6 +252,29 @@ pub struct Port {
     pub protocol: Protocol,
     /// Where it answers.
     pub mode: PublishMode,
+    /// The only address that it answers at; all of the nodes' where absent.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+}
+
+/// Clients of published ports that are let in, or are not. The longest prefix decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRange {
+    /// Their addresses.
+    pub net: IpNet,
+    /// They are let in.
+    pub allow: bool,
+}
+
+/// The way that replies of a published port take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LbReturn {
+    /// Back by the node that the client asked.
+    #[default]
+    Tunnel,
+    /// From the endpoint's node straight to the client.
+    Direct,
 }
 
 /// How the service's name resolves.
@@ -268,8 +291,14 @@ pub enum EndpointMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// Strictly in turn.
+    /// Strictly in turn, by weight.
     Rr,
+    /// At random, by weight.
+    Random,
+    /// By a hash of the flow, the same on every node, which changes little when a backend leaves.
+    Maglev,
+    /// The same by a hash of the client's address only.
+    SourceHash,
 }
 
 /// The virtual address of a service in one of its networks.
@@ -330,6 +359,31 @@ pub struct Service {
     pub slot: u32,
     /// Seconds that a draining endpoint's flows may last.
     pub drain_secs: u32,
+    /// Seconds for which a client comes back to its endpoint; 0: it does not.
+    #[serde(default)]
+    pub affinity_secs: u32,
+    /// Clients of its published ports; none: everybody.
+    #[serde(default)]
+    pub source_ranges: Vec<SourceRange>,
+    /// The way that replies of its published ports take.
+    #[serde(default)]
+    pub lb_return: LbReturn,
+    /// Endpoints on its networks that have all these labels serve it too; none: only those attached
+    /// to it.
+    #[serde(default)]
+    pub selector: Labels,
+}
+
+impl Service {
+    /// Whether an endpoint serves it: attached to it, or selected by its labels.
+    pub fn has(&self, e: &Endpoint) -> bool {
+        e.service == Some(self.id) || self.selects(e)
+    }
+
+    fn selects(&self, e: &Endpoint) -> bool {
+        let labels = || self.selector.iter().all(|(k, v)| e.labels.get(k) == Some(v));
+        !self.selector.is_empty() && self.networks.contains(&e.network) && labels()
+    }
 }
 
 /// Where an endpoint is in its life.
@@ -394,6 +448,13 @@ pub struct Endpoint {
     pub state: EndpointState,
     /// Data-plane number, unique in the cluster and never reused.
     pub slot: u32,
+    /// How many new flows it takes, beside the others of its service; 0: none.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl Endpoint {
@@ -530,6 +591,37 @@ impl Objects {
     /// Service by id or name.
     pub fn service(&self, r: &str) -> Option<&Arc<Service>> {
         find(&self.services, r, |n| &n.name)
+    }
+
+    /// The endpoints of every service that has any, by their data-plane numbers; in time that grows
+    /// with the objects and not with their product.
+    pub fn members(&self) -> BTreeMap<Id, Vec<&Endpoint>> {
+        let mut out: BTreeMap<Id, Vec<&Endpoint>> = BTreeMap::new();
+        let selecting: Vec<_> = self.services.values().filter(|s| !s.selector.is_empty()).collect();
+        let keys: BTreeSet<_> = selecting.iter().filter_map(|s| s.selector.first_key_value()).collect();
+        let mut labelled: BTreeMap<_, Vec<&Endpoint>> = BTreeMap::new();
+        for e in self.endpoints.values() {
+            if let Some(s) = e.service {
+                out.entry(s).or_default().push(e);
+            }
+            if !keys.is_empty() {
+                for label in e.labels.iter().filter(|l| keys.contains(l)) {
+                    labelled.entry((e.network, label)).or_default().push(e);
+                }
+            }
+        }
+        for s in selecting {
+            let Some(label) = s.selector.first_key_value() else { continue };
+            let near = s.networks.iter().filter_map(|n| labelled.get(&(*n, label))).flatten();
+            let found: Vec<_> = near.copied().filter(|e| e.service != Some(s.id) && s.selects(e)).collect();
+            if !found.is_empty() {
+                out.entry(s.id).or_default().extend(found);
+            }
+        }
+        for list in out.values_mut() {
+            list.sort_by_key(|e| e.slot);
+        }
+        out
     }
 
     /// MTU in bytes of a network: what was asked for, or what the smallest underlay leaves under

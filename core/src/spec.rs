@@ -10,8 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Refusal,
-    objects::{Algorithm, EndpointMode, Labels, Port, PublishMode},
+    objects::{Algorithm, EndpointMode, Labels, LbReturn, Port, SourceRange},
 };
+
+/// Greatest weight of an endpoint.
+pub const MOST_WEIGHT: u32 = 1000;
+/// Longest affinity in seconds: a day.
+const MOST_AFFINITY: u32 = 86400;
 
 /// A network as asked for. `subnets`, `gateways` and `ip_ranges` belong together by family and by
 /// containment, not by position, as with `docker network create`.
@@ -61,6 +66,18 @@ pub struct ServiceSpec {
     /// Seconds that a draining endpoint's flows may last.
     #[serde(default = "ten")]
     pub drain_secs: u32,
+    /// Seconds for which a client comes back to its endpoint; 0: it does not.
+    #[serde(default)]
+    pub affinity_secs: u32,
+    /// Clients that its published ports let in, or do not; none: everybody is let in.
+    #[serde(default)]
+    pub source_ranges: Vec<SourceRange>,
+    /// The way that replies of its published ports take.
+    #[serde(default)]
+    pub lb_return: LbReturn,
+    /// Endpoints on its networks that have all these labels serve it too.
+    #[serde(default)]
+    pub selector: Labels,
     /// Labels.
     #[serde(default)]
     pub labels: Labels,
@@ -232,6 +249,30 @@ pub fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
+/// Checks an address that a port is bound to. Whether a node has it is not asked: the port answers
+/// there once one does.
+fn check_bound(address: IpAddr) -> Result<(), Refusal> {
+    if address.is_unspecified() {
+        return Err(Refusal::malformed(format!(
+            "published address {address} is no address of a node: leave it out to answer at all of them"
+        )));
+    }
+    if address.is_loopback() || address.is_multicast() || matches!(address, IpAddr::V4(v) if v.is_broadcast()) {
+        return Err(Refusal::malformed(format!(
+            "published address {address} is not one that clients can reach: use an address of a node"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks an endpoint's weight.
+pub fn check_weight(weight: u32) -> Result<(), Refusal> {
+    match weight {
+        0..=MOST_WEIGHT => Ok(()),
+        _ => Err(Refusal::malformed(format!("weight {weight} is too great: use 0 to {MOST_WEIGHT}"))),
+    }
+}
+
 impl ServiceSpec {
     /// Checks all that can be checked without the cluster's state.
     pub fn check(&self) -> Result<(), Refusal> {
@@ -251,16 +292,41 @@ impl ServiceSpec {
             if p.target == 0 {
                 return Err(Refusal::malformed("target port 0 is not a port: use 1 to 65535"));
             }
-            if p.mode == PublishMode::Host {
-                return Err(Refusal::malformed("publish mode host is not carried yet: use mode=ingress"));
+            if let Some(address) = p.address {
+                check_bound(address)?;
             }
-            let same = |q: &&Port| q.published != 0 && q.published == p.published && q.protocol == p.protocol;
+            let same = |q: &&Port| {
+                let alike = q.published != 0 && q.published == p.published && q.protocol == p.protocol;
+                alike && (q.address.is_none() || p.address.is_none() || q.address == p.address)
+            };
             if self.ports[..i].iter().any(|q| same(&q)) {
                 return Err(Refusal::malformed(format!(
                     "port {}/{} is published twice: publish it once",
                     p.published,
                     p.protocol.as_str()
                 )));
+            }
+        }
+        if self.affinity_secs > MOST_AFFINITY {
+            return Err(Refusal::malformed(format!(
+                "affinity of {} s is too long: use at most 24h, or 0s for none",
+                self.affinity_secs
+            )));
+        }
+        self.check_ranges()
+    }
+
+    fn check_ranges(&self) -> Result<(), Refusal> {
+        for (i, range) in self.source_ranges.iter().enumerate() {
+            let net = range.net;
+            if net.addr() != net.network() {
+                return Err(Refusal::malformed(format!(
+                    "source range {net} has host bits set: use {}",
+                    net.trunc()
+                )));
+            }
+            if self.source_ranges[..i].iter().any(|other| other.net == net) {
+                return Err(Refusal::malformed(format!("source range {net} is given twice: give it once")));
             }
         }
         Ok(())

@@ -17,7 +17,7 @@ use std::{
 use crate::{
     Id, Mac, Refusal,
     command::{Command, Outcome, Reply},
-    objects::{Change, Cluster, Endpoint, Kind, Network, Node, Object, Objects, Protocol, Role, Service},
+    objects::{Change, Cluster, Endpoint, Kind, Network, Node, Object, Objects, Port, Protocol, Role, Service},
 };
 
 /// The objects, and indexes over them that are derived, never stored.
@@ -26,8 +26,8 @@ pub struct State {
     objects: Objects,
     /// Ids by kind, scope (the network, for endpoints) and lower-case name.
     names: BTreeMap<(Kind, Option<Id>, String), Id>,
-    /// Services by published port.
-    ports: BTreeMap<(Protocol, u16), Id>,
+    /// Services by published port, and the address that it is bound to.
+    ports: BTreeMap<(Protocol, u16, Option<IpAddr>), Id>,
     /// Taken addresses by network: gateways, auxiliary ones, VIPs, endpoints, nodes.
     used: BTreeMap<Id, BTreeSet<IpAddr>>,
     /// Endpoints by Ethernet address.
@@ -153,6 +153,7 @@ impl State {
             C::ServiceRemove { service } => services::remove(self, service, index),
             C::EndpointCreate { endpoint, at } => endpoints::create(self, endpoint, *at, index),
             C::EndpointSet { id, state } => endpoints::set(self, *id, *state, index),
+            C::EndpointWeigh { id, weight } => endpoints::weigh(self, *id, *weight, index),
             C::EndpointRemove { id } => endpoints::remove(self, *id),
         }
     }
@@ -206,7 +207,7 @@ impl State {
             Object::Network(n) => drop(self.names.insert((kind, None, n.name.to_ascii_lowercase()), id)),
             Object::Service(s) => {
                 self.names.insert((kind, None, s.name.to_ascii_lowercase()), id);
-                self.ports.extend(s.ports.iter().map(|p| ((p.protocol, p.published), id)));
+                self.ports.extend(s.ports.iter().map(|p| (place(p), id)));
             }
             Object::Endpoint(e) => {
                 self.names.insert((kind, Some(e.network), e.name.to_ascii_lowercase()), id);
@@ -221,20 +222,31 @@ impl State {
                 used.remove(&ip);
             }
         }
-        let (kind, id) = object.key();
+        let (kind, _) = object.key();
         match object {
             Object::Cluster(_) => {}
             Object::Node(n) => drop(self.names.remove(&(kind, None, n.hostname.to_ascii_lowercase()))),
             Object::Network(n) => drop(self.names.remove(&(kind, None, n.name.to_ascii_lowercase()))),
             Object::Service(s) => {
                 self.names.remove(&(kind, None, s.name.to_ascii_lowercase()));
-                self.ports.retain(|_, owner| *owner != id);
+                for p in &s.ports {
+                    self.ports.remove(&place(p));
+                }
             }
             Object::Endpoint(e) => {
                 self.names.remove(&(kind, Some(e.network), e.name.to_ascii_lowercase()));
                 self.macs.remove(&e.mac);
             }
         }
+    }
+
+    /// The services that publish a port, with the address that each binds it to.
+    fn publishers(&self, protocol: Protocol, port: u16) -> impl Iterator<Item = (Option<IpAddr>, Id)> {
+        // `None` comes before every address, and IPv6 addresses after all others.
+        let last = IpAddr::V6(std::net::Ipv6Addr::from_bits(u128::MAX));
+        self.ports
+            .range((protocol, port, None)..=(protocol, port, Some(last)))
+            .map(|((.., address), id)| (*address, *id))
     }
 
     fn cluster(&self) -> Result<&Cluster, Refusal> {
@@ -312,6 +324,11 @@ impl State {
         }
         last
     }
+}
+
+/// Where a port is published: what no other can have.
+fn place(p: &Port) -> (Protocol, u16, Option<IpAddr>) {
+    (p.protocol, p.published, p.address)
 }
 
 fn put(object: Object) -> Change {

@@ -11,7 +11,7 @@ use mesh_core::{
     command::Command as C,
     desired::{Desired, Link},
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
-    lb::{Local, Program, Row, Tables},
+    lb::{LOCAL, Local, Method, Program, Row, Tables},
     objects::*,
     observed::{Observed, SeenLink, SeenVeth},
     plan::plan,
@@ -256,6 +256,139 @@ fn draining_endpoints_keep_what_they_have() {
     let t = desired(&lab, 1).tables;
     let slot = lab.state.objects().endpoints[&id(0x9002)].slot;
     assert!(!t.services[&1].list.contains(&slot) && !t.backends[&slot].accepting);
+}
+
+/// The lab with its service changed.
+fn changed(change: impl FnOnce(&mut mesh_core::spec::ServiceSpec)) -> Lab {
+    let mut lab = hostname();
+    let mut spec = service_spec("hostname", &["demo"], &[(8888, 80)]);
+    change(&mut spec);
+    lab.ok(C::ServiceUpdate {
+        service: "hostname".into(),
+        version: 0,
+        spec,
+    });
+    lab
+}
+
+fn slot(lab: &Lab, n: u64) -> u32 {
+    lab.state.objects().endpoints[&id(0x9000 + n)].slot
+}
+
+#[test]
+fn weights_and_methods_reach_the_pools() {
+    let mut lab = changed(|s| s.affinity_secs = 60);
+    lab.ok(C::EndpointWeigh { id: id(0x9001), weight: 3 });
+    lab.ok(C::EndpointWeigh { id: id(0x9003), weight: 0 });
+    let (one, two, three) = (slot(&lab, 1), slot(&lab, 2), slot(&lab, 3));
+    let t = desired(&lab, 4).tables;
+    assert_eq!(t.services[&1].list, [one, one, two, one]);
+    assert_eq!((t.services[&1].method, t.services[&1].affinity_secs), (Method::Turn, 60));
+    assert!(t.backends[&one].accepting && !t.backends[&three].accepting);
+    for (algorithm, method) in [
+        (Algorithm::Random, Method::Random),
+        (Algorithm::Maglev, Method::Flow),
+        (Algorithm::SourceHash, Method::Source),
+    ] {
+        let lab = changed(|s| s.algorithm = algorithm);
+        let vip = lab.state.objects().service("hostname").unwrap().vips[0].slot;
+        let t = desired(&lab, 1).tables;
+        for set in [1, vip] {
+            assert_eq!((t.services[&set].method, t.services[&set].affinity_secs), (method, 0));
+        }
+        assert_eq!(t.services[&1].list, desired(&lab, 4).tables.services[&1].list, "nodes choose alike");
+    }
+}
+
+#[test]
+fn host_ports_answer_where_an_endpoint_runs() {
+    let mut lab = changed(|s| s.ports[0].mode = PublishMode::Host);
+    let key = (Protocol::Tcp, 8888);
+    let one = desired(&lab, 1).tables;
+    assert_eq!((one.published[&key].service, one.published[&key].target), (1 | LOCAL, 80));
+    assert_eq!(one.services[&(1 | LOCAL)].list, [slot(&lab, 1)]);
+    assert!(!one.services.contains_key(&1));
+    assert!(desired(&lab, 4).tables.published.is_empty());
+    lab.ok(C::EndpointSet {
+        id: id(0x9001),
+        state: EndpointState::Draining,
+    });
+    let drained = desired(&lab, 1).tables;
+    assert!(drained.published.contains_key(&key), "its flows go on");
+    assert!(drained.services[&(1 | LOCAL)].list.is_empty());
+    lab.ok(C::EndpointRemove { id: id(0x9001) });
+    assert!(desired(&lab, 1).tables.published.is_empty());
+}
+
+#[test]
+fn bound_ports_are_known_to_every_node() {
+    let at = ip("192.168.77.11");
+    let lab = changed(|s| s.ports[0].address = Some(at));
+    for n in 1..=4 {
+        let t = desired(&lab, n).tables;
+        assert_eq!(t.published[&(Protocol::Tcp, 8888)].service, 0, "h{n}");
+        assert_eq!(t.bound[&(at, Protocol::Tcp, 8888)].service, 1, "h{n}");
+        assert_eq!(t.services[&1].list.len(), 3);
+    }
+    assert!(desired(&changed(|s| s.lb_return = LbReturn::Direct), 4).tables.published[&(Protocol::Tcp, 8888)].direct);
+}
+
+#[test]
+fn clients_are_admitted_by_range() {
+    let net = |s: &str| s.parse().unwrap();
+    let given = |ranges: &[(&str, bool)]| {
+        let ranges = ranges
+            .iter()
+            .map(|(n, allow)| SourceRange {
+                net: net(n),
+                allow: *allow,
+            })
+            .collect();
+        let lab = changed(|s| s.source_ranges = ranges);
+        let vip = lab.state.objects().service("hostname").unwrap().vips[0].slot;
+        let t = desired(&lab, 1).tables;
+        assert!(!t.services[&vip].ranged, "containers are no clients from outside");
+        (t.services[&1].ranged, t.sources)
+    };
+    assert_eq!(given(&[]), (false, Default::default()));
+    let some = given(&[("10.0.0.0/8", true), ("10.1.0.0/16", false)]);
+    assert_eq!(
+        some,
+        (true, [((1, net("10.0.0.0/8")), true), ((1, net("10.1.0.0/16")), false)].into())
+    );
+    let denied = given(&[("10.1.0.0/16", false)]);
+    assert_eq!(
+        denied.1,
+        [
+            ((1, net("10.1.0.0/16")), false),
+            ((1, net("0.0.0.0/0")), true),
+            ((1, net("::/0")), true)
+        ]
+        .into()
+    );
+    let four = given(&[("0.0.0.0/0", false)]);
+    assert_eq!(four.1, [((1, net("0.0.0.0/0")), false), ((1, net("::/0")), true)].into());
+}
+
+#[test]
+fn labels_select_members() {
+    let mut lab = changed(|s| s.selector = [("app".to_owned(), "web".to_owned()), ("tier".to_owned(), "front".to_owned())].into());
+    lab.network(2, "other", None);
+    let mut add = |n: u64, network: &str, labels: &[(&str, &str)]| {
+        let mut e = endpoint(n, 4, network, None);
+        e.labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        lab.attach(e);
+        lab.ready(n);
+    };
+    add(5, "demo", &[("app", "web"), ("tier", "front"), ("more", "1")]);
+    add(6, "demo", &[("app", "web")]);
+    add(7, "other", &[("app", "web"), ("tier", "front")]);
+    let t = desired(&lab, 4).tables;
+    assert_eq!(t.services[&1].list, [slot(&lab, 1), slot(&lab, 2), slot(&lab, 3), slot(&lab, 5)]);
+    let vip = lab.state.objects().service("hostname").unwrap().vips[0].slot;
+    assert_eq!(t.services[&vip].list.len(), 4);
+    let network = lab.state.objects().network("demo").unwrap().id;
+    assert_eq!(desired(&lab, 4).names.zones[&network].names["tasks.hostname"].len(), 4);
 }
 
 #[test]

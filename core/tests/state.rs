@@ -239,6 +239,143 @@ fn services_get_addresses_and_ports() {
 }
 
 #[test]
+fn a_port_may_be_bound_to_addresses() {
+    let mut lab = Lab::new(1);
+    lab.network(1, "n", None);
+    let bound = |name: &str, ports: &[(u16, Option<&str>)]| {
+        let mut spec = service_spec(name, &["n"], &ports.iter().map(|p| (p.0, 80)).collect::<Vec<_>>());
+        for (port, (_, address)) in spec.ports.iter_mut().zip(ports) {
+            port.address = address.map(ip);
+        }
+        spec
+    };
+    let (one, two) = (Some("192.168.77.11"), Some("fd77::11"));
+    lab.service(1, bound("a", &[(8080, one), (8080, two)]));
+    lab.service(2, bound("b", &[(8080, Some("192.168.77.12"))]));
+    lab.refused(
+        create_service(3, bound("c", &[(8080, two)])),
+        K::Conflict,
+        &["8080/tcp", "at fd77::11", "\"a\""],
+    );
+    lab.refused(create_service(3, bound("c", &[(8080, None)])), K::Conflict, &["8080/tcp"]);
+    lab.refused(
+        create_service(3, bound("c", &[(8081, None), (8081, one)])),
+        K::Malformed,
+        &["published twice"],
+    );
+    lab.refused(
+        create_service(3, bound("c", &[(8081, Some("0.0.0.0"))])),
+        K::Malformed,
+        &["leave it out"],
+    );
+    lab.ok(C::ServiceRemove { service: "a".into() });
+    lab.service(3, bound("c", &[(8080, two)]));
+    lab.ok(C::ServiceRemove { service: "b".into() });
+    lab.ok(C::ServiceRemove { service: "c".into() });
+    lab.service(4, bound("d", &[(8080, None)]));
+    lab.refused(create_service(5, bound("e", &[(8080, one)])), K::Conflict, &["\"d\""]);
+    let mut host = bound("e", &[(8080, None)]);
+    host.ports[0].mode = PublishMode::Host;
+    lab.refused(create_service(5, host), K::Conflict, &["\"d\""]);
+}
+
+#[test]
+fn nobody_gets_the_nodes_own_ports() {
+    let mut lab = Lab::new(1);
+    lab.network(1, "n", None);
+    let mut odd = new_node(2, Role::Worker);
+    odd.control_port = 30001;
+    lab.ok(C::NodeJoin {
+        node: odd,
+        at: Timestamp::UNIX_EPOCH,
+    });
+    let s = lab.service(1, service_spec("web", &["n"], &[(0, 80), (0, 81), (9999, 82)]));
+    assert_eq!(s.ports.iter().map(|p| p.published).collect::<Vec<_>>(), [30000, 30002, 9999]);
+    let mut late = new_node(3, Role::Worker);
+    late.control_port = 9999;
+    lab.refused(
+        C::NodeJoin {
+            node: late,
+            at: Timestamp::UNIX_EPOCH,
+        },
+        K::Conflict,
+        &["9999/tcp", "\"web\""],
+    );
+}
+
+#[test]
+fn options_of_the_balancer() {
+    let mut lab = Lab::new(1);
+    lab.network(1, "n", None);
+    let range = |net: &str, allow| SourceRange {
+        net: net.parse().unwrap(),
+        allow,
+    };
+    let mut spec = service_spec("web", &["n"], &[]);
+    spec.algorithm = Algorithm::Maglev;
+    spec.affinity_secs = 86400;
+    spec.source_ranges = vec![range("10.0.0.0/8", true), range("10.1.0.0/16", false)];
+    spec.lb_return = LbReturn::Direct;
+    spec.selector = [("app".to_owned(), "web".to_owned())].into();
+    let s = lab.service(1, spec.clone());
+    assert_eq!(
+        (s.algorithm, s.affinity_secs, s.lb_return, &s.source_ranges, &s.selector),
+        (Algorithm::Maglev, 86400, LbReturn::Direct, &spec.source_ranges, &spec.selector)
+    );
+    for (change, words) in [
+        (
+            &mut (|s: &mut mesh_core::spec::ServiceSpec| s.affinity_secs = 86401) as &mut dyn FnMut(&mut _),
+            "at most 24h",
+        ),
+        (
+            &mut |s: &mut mesh_core::spec::ServiceSpec| s.source_ranges.push(range("10.0.0.1/8", true)),
+            "host bits",
+        ),
+        (
+            &mut |s: &mut mesh_core::spec::ServiceSpec| s.source_ranges.push(range("10.0.0.0/8", false)),
+            "twice",
+        ),
+    ] {
+        let mut bad = spec.clone();
+        change(&mut bad);
+        let update = C::ServiceUpdate {
+            service: "web".into(),
+            version: 0,
+            spec: bad,
+        };
+        lab.refused(update, K::Malformed, &[words]);
+    }
+    lab.ok(C::ServiceUpdate {
+        service: "web".into(),
+        version: 0,
+        spec: service_spec("web", &["n"], &[]),
+    });
+    let now = lab.state.objects().service("web").unwrap();
+    assert!(now.source_ranges.is_empty() && now.selector.is_empty() && now.affinity_secs == 0);
+    // As a release wrote it that knew none of these.
+    let mut old = serde_json::to_value(&**now).unwrap();
+    for field in ["affinity_secs", "source_ranges", "lb_return", "selector"] {
+        old.as_object_mut().unwrap().remove(field);
+    }
+    assert_eq!(serde_json::from_value::<Service>(old).unwrap(), **now);
+}
+
+#[test]
+fn weights() {
+    let mut lab = Lab::new(1);
+    lab.network(1, "n", None);
+    assert_eq!(lab.attach(endpoint(1, 1, "n", None)).weight, 1);
+    let weigh = |weight| C::EndpointWeigh { id: id(0x9001), weight };
+    lab.ok(weigh(1000));
+    assert_eq!(lab.state.objects().endpoints[&id(0x9001)].weight, 1000);
+    let before = lab.state.objects().endpoints[&id(0x9001)].version;
+    lab.ok(weigh(1000));
+    assert_eq!(lab.state.objects().endpoints[&id(0x9001)].version, before, "nothing changed");
+    lab.refused(weigh(1001), K::Malformed, &["1001", "0 to 1000"]);
+    lab.refused(C::EndpointWeigh { id: id(7), weight: 1 }, K::NotFound, &["no endpoint"]);
+}
+
+#[test]
 fn a_used_network_stays() {
     let mut lab = Lab::new(2);
     lab.network(1, "n", None);

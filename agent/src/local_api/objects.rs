@@ -296,20 +296,19 @@ async fn endpoint(State(app): Ctx, Ref(r): Ref<String>) -> Answer<EndpointView> 
 async fn endpoint_update(State(app): Ctx, Ref(r): Ref<String>, Body(p): Body<EndpointPatch>) -> Answer<EndpointView> {
     let update = async {
         let (endpoint, _) = read_endpoint(&app, &r).await?;
-        if endpoint.state == EndpointState::Starting || p.state == EndpointState::Starting {
+        let id = endpoint.id;
+        if p.state == Some(EndpointState::Starting) || p.state.is_some() && endpoint.state == EndpointState::Starting {
             return Err(Refusal::other(format!(
                 "endpoint {} is still being attached, or was asked to begin again: only ready and draining can be set",
                 endpoint.name
             )));
         }
-        done(
-            &app,
-            Command::EndpointSet {
-                id: endpoint.id,
-                state: p.state,
-            },
-        )
-        .await?;
+        if let Some(weight) = p.weight {
+            done(&app, Command::EndpointWeigh { id, weight }).await?;
+        }
+        if let Some(state) = p.state {
+            done(&app, Command::EndpointSet { id, state }).await?;
+        }
         read_endpoint(&app, &endpoint.id.to_string())
             .await
             .map(|(e, all)| EndpointView::of(&e, &all))

@@ -178,7 +178,7 @@ fn operations() -> Vec<Operation> {
         (
             Patch,
             paths::ENDPOINT,
-            "Let an endpoint drain, or take it back",
+            "Let an endpoint drain, take it back, or give it another weight",
             Some("EndpointPatch"),
             One("EndpointView"),
             &[],

@@ -163,13 +163,15 @@ pub struct ServiceUpdate {
     pub spec: ServiceSpec,
 }
 
-/// Moves an endpoint on in its life.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+/// Changes an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct EndpointPatch {
     /// ready or draining.
-    #[schema(value_type = String)]
-    pub state: EndpointState,
+    #[schema(value_type = Option<String>)]
+    pub state: Option<EndpointState>,
+    /// 0 to 1000: how many new flows it takes, beside the others of its service.
+    pub weight: Option<u32>,
 }
 
 /// Query of [`super::paths::NODE`] with DELETE.

@@ -47,12 +47,22 @@ pub struct ServiceSpec {
     /// vip or dnsrr.
     #[schema(default = "vip")]
     pub endpoint_mode: String,
-    /// rr.
+    /// rr, random, maglev or source-hash.
     #[schema(default = "rr")]
     pub algorithm: String,
     /// Seconds that a draining endpoint's flows may last.
     #[schema(default = 10)]
     pub drain_secs: u32,
+    /// Seconds for which a client comes back to its endpoint; 0: it does not; at most a day.
+    #[schema(default = 0)]
+    pub affinity_secs: u32,
+    /// Clients that its published ports let in, or do not, by the longest prefix; empty: everybody.
+    pub source_ranges: Vec<super::SourceRangeView>,
+    /// The way of replies: tunnel, by the node that was asked, or direct, straight to the client.
+    #[schema(default = "tunnel")]
+    pub lb_return: String,
+    /// Endpoints on its networks that have all these labels serve it too.
+    pub selector: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
 }

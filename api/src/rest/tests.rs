@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use mesh_core::{
     Id, Mac,
     objects::{
-        Algorithm, Availability, Dataplane, Endpoint, EndpointMode, EndpointState, Network, Node, NodeState, Objects, Port, Protocol,
-        PublishMode, Role, Sandbox, Service, Subnet, Vip,
+        Algorithm, Availability, Dataplane, Endpoint, EndpointMode, EndpointState, Labels, LbReturn, Network, Node, NodeState, Objects,
+        Port, Protocol, PublishMode, Role, Sandbox, Service, SourceRange, Subnet, Vip,
     },
     spec::{NetworkSpec, ServiceSpec},
 };
@@ -92,6 +92,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         ifname: "eth0".into(),
         state,
         slot: n as u32,
+        weight: 1,
     }
 }
 
@@ -120,6 +121,7 @@ fn cluster() -> Objects {
             target: 80,
             protocol: Protocol::Tcp,
             mode: PublishMode::Ingress,
+            address: None,
         }],
         vips: vec![Vip {
             network: id(SHOP),
@@ -129,6 +131,10 @@ fn cluster() -> Objects {
         }],
         slot: 2,
         drain_secs: 10,
+        affinity_secs: 0,
+        source_ranges: Vec::new(),
+        lb_return: LbReturn::Tunnel,
+        selector: Labels::new(),
     };
     all.services.insert(web.id, Arc::new(web));
     let endpoints = [
@@ -231,7 +237,7 @@ fn views_have_the_fields_that_scripts_read() {
     assert_eq!(service["vips"], json!([{"network": "shop", "ip": "172.30.0.3"}]));
     assert_eq!(
         service["ports"],
-        json!([{"published": 8888, "target": 80, "protocol": "tcp", "mode": "ingress"}])
+        json!([{"published": 8888, "target": 80, "protocol": "tcp", "mode": "ingress", "address": null}])
     );
     assert_eq!(service["endpoints"][0]["node"], "h1");
     assert_eq!(service["endpoints"][0]["state"], "ready");
@@ -298,6 +304,69 @@ fn an_update_begins_with_what_is() {
         ("web", &["shop".to_owned()][..], 1)
     );
     assert_eq!(spec.labels["tier"], "front");
+}
+
+#[test]
+fn an_update_keeps_every_option() {
+    let mut all = cluster();
+    let web = Arc::make_mut(all.services.get_mut(&id(WEB)).unwrap());
+    web.algorithm = Algorithm::SourceHash;
+    web.affinity_secs = 60;
+    web.source_ranges = vec![SourceRange {
+        net: "10.0.0.0/8".parse().unwrap(),
+        allow: false,
+    }];
+    web.lb_return = LbReturn::Direct;
+    web.selector = [("app".to_owned(), "web".to_owned())].into();
+    web.ports[0].address = Some("192.168.77.11".parse().unwrap());
+    web.ports[0].mode = PublishMode::Host;
+    let web = all.services[&id(WEB)].clone();
+    let spec = ServiceView::of(&web, &all).spec();
+    assert_eq!(
+        (
+            spec.algorithm,
+            spec.affinity_secs,
+            spec.lb_return,
+            spec.source_ranges,
+            spec.selector
+        ),
+        (
+            web.algorithm,
+            web.affinity_secs,
+            web.lb_return,
+            web.source_ranges.clone(),
+            web.selector.clone()
+        )
+    );
+    assert_eq!(spec.ports, web.ports);
+    let value = serde_json::to_value(ServiceView::of(&web, &all)).unwrap();
+    assert_eq!(value["source_ranges"], json!([{"net": "10.0.0.0/8", "allow": false}]));
+    assert_eq!(
+        (&value["algorithm"], &value["lb_return"]),
+        (&json!("source-hash"), &json!("direct"))
+    );
+}
+
+/// A service has the endpoints that were attached to it and those that its selector names.
+#[test]
+fn selected_endpoints_are_members() {
+    let mut all = cluster();
+    let mut e = endpoint(40, 1, "172.30.0.9", EndpointState::Ready);
+    e.service = None;
+    e.labels = [("app".to_owned(), "web".to_owned())].into();
+    e.slot = 99;
+    all.endpoints.insert(e.id, Arc::new(e));
+    let count = |all: &Objects| {
+        (
+            ServiceView::list(all)[0].endpoints.len(),
+            ServiceView::of(&all.services[&id(WEB)], all).endpoints.len(),
+        )
+    };
+    assert_eq!(count(&all), (3, 3));
+    Arc::make_mut(all.services.get_mut(&id(WEB)).unwrap()).selector = [("app".to_owned(), "web".to_owned())].into();
+    assert_eq!(count(&all), (4, 4));
+    let found = crate::query::select(&all, &crate::query::Query::Service("web".into())).unwrap();
+    assert!(found.iter().any(|o| o.key().1 == id(40)));
 }
 
 #[test]

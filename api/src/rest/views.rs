@@ -10,4 +10,4 @@ mod service;
 pub use endpoint::{EndpointView, MemberView, StateView};
 pub use network::{NetworkView, SubnetView};
 pub use node::NodeView;
-pub use service::{PortView, ServiceView, VipView};
+pub use service::{PortView, ServiceView, SourceRangeView, VipView};

@@ -27,11 +27,13 @@ Examples:
         #[arg(value_name = "ENDPOINT", value_parser = values::reference)]
         endpoint: String,
     },
-    /// Take an endpoint out of rotation, or back in
+    /// Take an endpoint out of rotation or back in, or give it more or fewer of the new flows
     #[command(after_long_help = "\
-A draining endpoint takes no new flow; those that it has go on.
+A draining endpoint takes no new flow; those that it has go on. Of two endpoints of one service, one
+of weight 3 takes three times as many new flows as one of weight 1, which all begin with.
 
 Examples:
+  meshctl endpoint update web1 --weight 3
   meshctl endpoint update web1 --state draining
   meshctl endpoint update web1 --state ready")]
     Update {
@@ -39,7 +41,10 @@ Examples:
         #[arg(value_name = "ENDPOINT", value_parser = values::reference)]
         endpoint: String,
         /// The state that it shall have
-        #[arg(long, value_parser = values::endpoint_state())]
-        state: EndpointState,
+        #[arg(long, value_parser = values::endpoint_state(), required_unless_present = "weight")]
+        state: Option<EndpointState>,
+        /// How many new flows it takes beside the others, 0 to 1000; 0: none
+        #[arg(long, value_name = "N", value_parser = values::weight)]
+        weight: Option<u32>,
     },
 }

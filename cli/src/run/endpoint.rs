@@ -11,9 +11,9 @@ pub async fn run(session: &Session, command: Endpoint) -> Result<(), Failure> {
     match command {
         Endpoint::Ls => list(session, paths::ENDPOINTS).await,
         Endpoint::Inspect { endpoint } => inspect(session, &paths::at(paths::ENDPOINT, &endpoint)).await,
-        Endpoint::Update { endpoint, state } => {
+        Endpoint::Update { endpoint, state, weight } => {
             let value = session
-                .patch(&paths::at(paths::ENDPOINT, &endpoint), &EndpointPatch { state })
+                .patch(&paths::at(paths::ENDPOINT, &endpoint), &EndpointPatch { state, weight })
                 .await?;
             session.answer(&value, |_| Ok(format!("{endpoint}\n")))
         }
@@ -24,7 +24,7 @@ pub async fn run(session: &Session, command: Endpoint) -> Result<(), Failure> {
 pub async fn list(session: &Session, path: &str) -> Result<(), Failure> {
     let value = session.get(path).await?;
     session.answer(&value, |paint| {
-        let mut table = Table::new(&["ID", "NAME", "NODE", "NETWORK", "ADDRESS", "SERVICE", "STATE"]);
+        let mut table = Table::new(&["ID", "NAME", "NODE", "NETWORK", "ADDRESS", "SERVICE", "WEIGHT", "STATE"]);
         for e in Vec::<EndpointView>::deserialize(&value)? {
             let service = e.service.unwrap_or_default();
             table.row(vec![
@@ -34,6 +34,7 @@ pub async fn list(session: &Session, path: &str) -> Result<(), Failure> {
                 e.network,
                 e.ip.to_string(),
                 service,
+                e.weight.to_string(),
                 e.state.as_str().to_owned(),
             ]);
         }

@@ -33,6 +33,10 @@ async fn create(session: &Session, args: Create) -> Result<(), Failure> {
         endpoint_mode: args.endpoint_mode,
         algorithm: args.lb,
         drain_secs: args.drain,
+        affinity_secs: args.affinity,
+        source_ranges: args.source_ranges,
+        lb_return: args.lb_return,
+        selector: args.selector.into_iter().collect(),
         labels: args.labels.into_iter().collect(),
     };
     spec.check()?;
@@ -87,9 +91,19 @@ struct ServiceChanges(Update);
 
 impl ServiceChanges {
     fn from(a: Update) -> Result<Self, Refusal> {
-        let lists =
-            a.publish_add.len() + a.publish_rm.len() + a.network_add.len() + a.network_rm.len() + a.label_add.len() + a.label_rm.len();
-        if lists == 0 && a.endpoint_mode.is_none() && a.lb.is_none() && a.drain.is_none() {
+        let lists = a.publish_add.len()
+            + a.publish_rm.len()
+            + a.network_add.len()
+            + a.network_rm.len()
+            + a.source_range_add.len()
+            + a.source_range_rm.len()
+            + a.selector_add.len()
+            + a.selector_rm.len()
+            + a.label_add.len()
+            + a.label_rm.len();
+        let words = [a.endpoint_mode.is_some(), a.lb.is_some(), a.lb_return.is_some()];
+        let times = [a.drain.is_some(), a.affinity.is_some()];
+        if lists == 0 && !words.contains(&true) && !times.contains(&true) {
             return Err(Refusal::malformed(
                 "nothing to change: see meshctl service update --help for what can be",
             ));
@@ -129,6 +143,29 @@ impl ServiceChanges {
                 spec.networks.push(network);
             }
         }
+        for net in &a.source_range_rm {
+            let before = spec.source_ranges.len();
+            spec.source_ranges.retain(|r| r.net != *net);
+            if spec.source_ranges.len() == before {
+                return Err(Refusal::not_found(format!(
+                    "service {:?} has no source range {net}: see meshctl service inspect",
+                    spec.name
+                )));
+            }
+        }
+        for range in a.source_range_add {
+            spec.source_ranges.retain(|r| r.net != range.net);
+            spec.source_ranges.push(range);
+        }
+        for key in &a.selector_rm {
+            if spec.selector.remove(key).is_none() {
+                return Err(Refusal::not_found(format!(
+                    "service {:?} does not select by label {key:?}: see meshctl service inspect",
+                    spec.name
+                )));
+            }
+        }
+        spec.selector.extend(a.selector_add);
         for key in &a.label_rm {
             spec.labels.remove(key);
         }
@@ -137,6 +174,8 @@ impl ServiceChanges {
         spec.endpoint_mode = a.endpoint_mode.unwrap_or(spec.endpoint_mode);
         spec.algorithm = a.lb.unwrap_or(spec.algorithm);
         spec.drain_secs = a.drain.unwrap_or(spec.drain_secs);
+        spec.affinity_secs = a.affinity.unwrap_or(spec.affinity_secs);
+        spec.lb_return = a.lb_return.unwrap_or(spec.lb_return);
         Ok(())
     }
 }

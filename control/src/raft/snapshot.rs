@@ -202,6 +202,7 @@ mod tests {
             ifname: "eth0".into(),
             state: EndpointState::Ready,
             slot: 1,
+            weight: 1,
         }))
     }
 

@@ -1,13 +1,18 @@
 //! The balancer's tables: who serves what, and who may be sent to. Called by [`super::desired`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
 
 use super::{Facts, Host, vxlan_name};
 use crate::{
-    Id,
+    balance,
     desired::{Desired, Fdb},
     lb,
-    objects::{Endpoint, EndpointState, Network, Node, PublishMode, Service},
+    objects::{Algorithm, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service},
 };
 
 impl Host<'_> {
@@ -19,15 +24,7 @@ impl Host<'_> {
         t.uplink = facts.uplink.clone();
         t.node_addrs = facts.addrs.clone();
         t.peers = self.others().map(Node::ingress_mac).collect();
-        let mut members: BTreeMap<Id, Vec<&Endpoint>> = BTreeMap::new();
-        for e in self.objects.endpoints.values() {
-            if let Some(s) = e.service {
-                members.entry(s).or_default().push(e);
-            }
-        }
-        for list in members.values_mut() {
-            list.sort_by_key(|e| e.slot);
-        }
+        let members = self.objects.members();
         for service in self.objects.services.values() {
             let all = members.get(&service.id).map_or(&[][..], Vec::as_slice);
             self.service(service, all, &vxlan_name(ingress.id), out);
@@ -38,21 +35,30 @@ impl Host<'_> {
         let mut seen = BTreeSet::new();
         // A container that serves over two networks is one backend of a published port.
         let once: Vec<_> = members.iter().copied().filter(|e| seen.insert((e.node, e.sandbox.inode))).collect();
-        let mut published = false;
-        for port in service.ports.iter().filter(|p| p.mode == PublishMode::Ingress) {
-            published = true;
-            let key = (port.protocol, port.published);
-            out.tables.published.insert(
-                key,
-                lb::Published {
-                    service: service.slot,
-                    target: port.target,
-                    direct: false,
-                },
-            );
+        let here: Vec<_> = once.iter().copied().filter(|e| e.node == self.node.id).collect();
+        let runs = here.iter().any(|e| e.state != EndpointState::Starting);
+        let (mut everywhere, mut only_here) = (false, false);
+        for port in &service.ports {
+            let set = match port.mode {
+                PublishMode::Ingress => {
+                    everywhere = true;
+                    service.slot
+                }
+                PublishMode::Host if runs => {
+                    only_here = true;
+                    service.slot | lb::LOCAL
+                }
+                PublishMode::Host => continue,
+            };
+            publish(port, set, service.lb_return, &mut out.tables);
         }
-        if published {
-            self.pool(service.slot, &once, out);
+        let options = PoolOptions {
+            algorithm: service.algorithm,
+            affinity_secs: service.affinity_secs,
+            ranged: !service.source_ranges.is_empty(),
+        };
+        if everywhere {
+            self.pool(service.slot, &once, options, out);
             for e in &once {
                 if let Some(vtep) = self.vtep(e) {
                     out.fdb.insert(Fdb {
@@ -63,11 +69,17 @@ impl Host<'_> {
                 }
             }
         }
+        if only_here {
+            self.pool(service.slot | lb::LOCAL, &here, options, out);
+        }
+        if everywhere || only_here {
+            sources(service, &mut out.tables);
+        }
         for vip in service.vips.iter().filter(|v| self.local.contains(&v.network)) {
             let Some(network) = self.objects.networks.get(&vip.network) else {
                 continue;
             };
-            let here: Vec<_> = members.iter().copied().filter(|e| e.network == vip.network).collect();
+            let there: Vec<_> = members.iter().copied().filter(|e| e.network == vip.network).collect();
             out.tables.vips.insert(
                 vip.ip,
                 lb::Vip {
@@ -75,20 +87,22 @@ impl Host<'_> {
                     network: network.vni,
                 },
             );
-            self.pool(vip.slot, &here, out);
+            // Source ranges are about clients from outside.
+            self.pool(vip.slot, &there, PoolOptions { ranged: false, ..options }, out);
         }
     }
 
     /// A set of backends: those that take new flows in its list, those that keep theirs as rows.
-    fn pool(&self, slot: u32, members: &[&Endpoint], out: &mut Desired) {
-        let list = members.iter().filter(|e| self.takes_new(e)).map(|e| e.slot).collect();
-        out.tables.services.insert(
-            slot,
-            lb::Pool {
-                list,
-                ..lb::Pool::default()
-            },
-        );
+    fn pool(&self, slot: u32, members: &[&Endpoint], options: PoolOptions, out: &mut Desired) {
+        let weights: Vec<_> = members.iter().map(|e| (e.slot, self.weight(e))).collect();
+        let (method, list) = balance::list(options.algorithm, &weights);
+        let pool = lb::Pool {
+            method,
+            affinity_secs: options.affinity_secs,
+            ranged: options.ranged,
+            list,
+        };
+        out.tables.services.insert(slot, pool);
         for e in members
             .iter()
             .filter(|e| self.is_reachable(e) && e.state != EndpointState::Starting)
@@ -99,9 +113,55 @@ impl Host<'_> {
                 mac: e.mac,
                 node: None,
                 local: e.node == self.node.id,
-                accepting: self.takes_new(e),
+                accepting: self.weight(e) > 0,
             };
             out.tables.backends.insert(e.slot, row);
+        }
+    }
+
+    /// How many new flows an endpoint takes now.
+    fn weight(&self, e: &Endpoint) -> u32 {
+        if self.takes_new(e) { e.weight } else { 0 }
+    }
+}
+
+/// What the sets of a service have in common.
+#[derive(Clone, Copy)]
+struct PoolOptions {
+    algorithm: Algorithm,
+    affinity_secs: u32,
+    ranged: bool,
+}
+
+fn publish(port: &Port, set: u32, way: LbReturn, t: &mut lb::Tables) {
+    let (protocol, number) = (port.protocol, port.published);
+    let row = lb::Published {
+        service: set,
+        target: port.target,
+        direct: way == LbReturn::Direct,
+    };
+    let Some(address) = port.address else {
+        t.published.insert((protocol, number), row);
+        return;
+    };
+    t.bound.insert((address, protocol, number), row);
+    let elsewhere = lb::Published {
+        service: 0,
+        target: 0,
+        direct: false,
+    };
+    t.published.insert((protocol, number), elsewhere);
+}
+
+/// Who may be a client. Where some are only denied, all others are let in.
+fn sources(service: &Service, t: &mut lb::Tables) {
+    let ranges = &service.source_ranges;
+    let rows = ranges.iter().map(|r| ((service.slot, r.net), r.allow));
+    t.sources.extend(rows);
+    if !ranges.is_empty() && ranges.iter().all(|r| !r.allow) {
+        for all in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+            let net = IpNet::new_assert(all, 0);
+            t.sources.entry((service.slot, net)).or_insert(true);
         }
     }
 }

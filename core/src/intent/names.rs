@@ -57,12 +57,11 @@ impl Host<'_> {
             {
                 add(name.clone(), Some(e.ip));
             }
-            let Some(s) = services.iter().find(|s| Some(s.id) == e.service).filter(|_| self.takes_new(e)) else {
-                continue;
-            };
-            add(format!("tasks.{}", s.name), Some(e.ip));
-            if s.endpoint_mode == EndpointMode::Dnsrr {
-                add(s.name.clone(), Some(e.ip));
+            for s in services.iter().filter(|s| s.has(e) && self.takes_new(e)) {
+                add(format!("tasks.{}", s.name), Some(e.ip));
+                if s.endpoint_mode == EndpointMode::Dnsrr {
+                    add(s.name.clone(), Some(e.ip));
+                }
             }
         }
         let endpoints = self

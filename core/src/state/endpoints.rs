@@ -9,7 +9,7 @@ use crate::{
     Id, Mac, Refusal,
     command::{NewEndpoint, Reply},
     objects::{Endpoint, EndpointState, Kind, Network, Object},
-    spec::check_name,
+    spec::{check_name, check_weight},
 };
 
 pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64) -> Effect {
@@ -110,6 +110,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         ifname,
         state: EndpointState::Starting,
         slot: services::take_slot(&mut cluster),
+        weight: 1,
     };
     let reply = Reply::Endpoint(Box::new(endpoint.clone()));
     Ok((
@@ -161,6 +162,17 @@ pub(super) fn set(state: &State, id: Id, to: EndpointState, index: u64) -> Effec
         return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
     }
     endpoint.state = to;
+    endpoint.version = index;
+    Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
+}
+
+pub(super) fn weigh(state: &State, id: Id, weight: u32, index: u64) -> Effect {
+    check_weight(weight)?;
+    let mut endpoint = Endpoint::clone(get(state, id)?);
+    if endpoint.weight == weight {
+        return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
+    }
+    endpoint.weight = weight;
     endpoint.version = index;
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
 }

@@ -10,7 +10,7 @@ use crate::{
     Id, Refusal,
     command::{NewNode, Reply},
     ipam,
-    objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Role, Subnet},
+    objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Protocol, Role, Subnet},
     spec::{check_name, overlap},
 };
 
@@ -130,6 +130,13 @@ pub(super) fn join(state: &State, new: &NewNode, at: Timestamp, index: u64) -> E
         return Err(Refusal::conflict(format!(
             "data-path address {} is taken by node {}: give --data-path-addr",
             new.data_path_addr, other.hostname
+        )));
+    }
+    if let Some((_, owner)) = state.publishers(Protocol::Tcp, new.control_port).next() {
+        let owner = state.objects.services.get(&owner).map_or("?", |s| s.name.as_str());
+        return Err(Refusal::conflict(format!(
+            "port {}/tcp, this host's for the control plane, is published by service {owner:?}: give meshd another, or publish it no more",
+            new.control_port
         )));
     }
     for network in state.objects.networks.values() {

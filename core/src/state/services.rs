@@ -40,6 +40,10 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &ServiceSpec, i
         vips: Vec::new(),
         slot,
         drain_secs: spec.drain_secs,
+        affinity_secs: spec.affinity_secs,
+        source_ranges: spec.source_ranges.clone(),
+        lb_return: spec.lb_return,
+        selector: spec.selector.clone(),
     };
     settle(state, cluster, service, spec)
 }
@@ -66,6 +70,10 @@ pub(super) fn update(state: &State, r: &str, version: u64, spec: &ServiceSpec, i
     service.endpoint_mode = spec.endpoint_mode;
     service.algorithm = spec.algorithm;
     service.drain_secs = spec.drain_secs;
+    service.affinity_secs = spec.affinity_secs;
+    service.source_ranges = spec.source_ranges.clone();
+    service.lb_return = spec.lb_return;
+    service.selector = spec.selector.clone();
     settle(state, cluster, service, spec)
 }
 
@@ -130,10 +138,12 @@ fn ports(state: &State, service: &Service, asked: &[Port]) -> Result<Vec<Port>, 
     let mut mine: BTreeSet<(Protocol, u16)> = BTreeSet::new();
     for p in asked.iter().filter(|p| p.published != 0) {
         let (proto, port) = (p.protocol.as_str(), p.published);
-        if let Some(owner) = state.ports.get(&(p.protocol, port)).filter(|o| **o != service.id) {
-            let owner = state.objects.services.get(owner).map_or("?", |s| s.name.as_str());
+        let others = state.publishers(p.protocol, port).filter(|(_, owner)| *owner != service.id);
+        if let Some((at, owner)) = { others }.find(|(at, _)| collide(*at, p.address)) {
+            let owner = state.objects.services.get(&owner).map_or("?", |s| s.name.as_str());
+            let at = at.map_or_else(String::new, |at| format!(" at {at}"));
             return Err(Refusal::conflict(format!(
-                "port {port}/{proto} is published by service {owner:?}: choose another"
+                "port {port}/{proto} is published{at} by service {owner:?}: choose another"
             )));
         }
         if let Some(why) = reserved(state, p.protocol, port) {
@@ -146,15 +156,17 @@ fn ports(state: &State, service: &Service, asked: &[Port]) -> Result<Vec<Port>, 
         let mut p = p.clone();
         if p.published == 0 {
             // An update that leaves the port open keeps the one that the service has.
-            let kept = service
-                .ports
-                .iter()
-                .find(|o| o.target == p.target && o.protocol == p.protocol && !mine.contains(&(o.protocol, o.published)));
+            let kept = service.ports.iter().find(|o| {
+                (o.target, o.protocol, o.address) == (p.target, p.protocol, p.address) && !mine.contains(&(o.protocol, o.published))
+            });
             p.published = match kept {
                 Some(kept) => kept.published,
                 None => DYNAMIC_PORTS
                     .clone()
-                    .find(|n| !state.ports.contains_key(&(p.protocol, *n)) && !mine.contains(&(p.protocol, *n)))
+                    .find(|n| {
+                        let taken = state.publishers(p.protocol, *n).next().is_some() || mine.contains(&(p.protocol, *n));
+                        !taken && reserved(state, p.protocol, *n).is_none()
+                    })
                     .ok_or_else(|| Refusal::other("every port from 30000 to 32767 is published: give one yourself"))?,
             };
             mine.insert((p.protocol, p.published));
@@ -162,6 +174,11 @@ fn ports(state: &State, service: &Service, asked: &[Port]) -> Result<Vec<Port>, 
         out.push(p);
     }
     Ok(out)
+}
+
+/// Whether two ports of the same number would answer at one address.
+pub(super) fn collide(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    a.is_none() || b.is_none() || a == b
 }
 
 fn reserved(state: &State, protocol: Protocol, port: u16) -> Option<&'static str> {

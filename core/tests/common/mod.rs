@@ -62,6 +62,7 @@ pub fn service_spec(name: &str, networks: &[&str], ports: &[(u16, u16)]) -> Serv
         target,
         protocol: Protocol::Tcp,
         mode: PublishMode::Ingress,
+        address: None,
     };
     ServiceSpec {
         name: name.into(),
@@ -70,6 +71,10 @@ pub fn service_spec(name: &str, networks: &[&str], ports: &[(u16, u16)]) -> Serv
         endpoint_mode: EndpointMode::Vip,
         algorithm: Algorithm::Rr,
         drain_secs: 10,
+        affinity_secs: 0,
+        source_ranges: vec![],
+        lb_return: LbReturn::Tunnel,
+        selector: Labels::new(),
         labels: Labels::new(),
     }
 }

@@ -69,6 +69,13 @@ pub struct MemberView {
     pub mac: Mac,
     /// Where it is in its life.
     pub state: StateView,
+    /// How many new flows it takes, beside the others; 0: none.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl MemberView {
@@ -81,6 +88,7 @@ impl MemberView {
             ip: endpoint.ip,
             mac: endpoint.mac,
             state: StateView::of(endpoint, all),
+            weight: endpoint.weight,
         }
     }
 }
@@ -131,6 +139,9 @@ pub struct EndpointView {
     pub labels: Labels,
     /// Where it is in its life.
     pub state: StateView,
+    /// How many new flows it takes, beside the others of its service; 0: none.
+    #[serde(default = "one")]
+    pub weight: u32,
     /// When it was made.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
@@ -160,6 +171,7 @@ impl EndpointView {
             service: endpoint.service.map(service),
             labels: endpoint.labels.clone(),
             state: StateView::of(endpoint, all),
+            weight: endpoint.weight,
             created_at: endpoint.created_at,
             version: endpoint.version,
         }

@@ -1,11 +1,12 @@
 //! The view of a service.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_core::{
     Id,
-    objects::{Algorithm, Endpoint, EndpointMode, Labels, Objects, Port, Protocol, PublishMode, Service},
+    objects::{Algorithm, Endpoint, EndpointMode, Labels, LbReturn, Objects, Port, Protocol, PublishMode, Service, SourceRange},
     spec::ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
@@ -23,9 +24,23 @@ pub struct PortView {
     /// tcp or udp.
     #[schema(value_type = String)]
     pub protocol: Protocol,
-    /// ingress: on every node.
+    /// ingress: on every node; host: only on those that run an endpoint, by that endpoint.
     #[schema(value_type = String)]
     pub mode: PublishMode,
+    /// The only address that it answers at; null: all of the nodes'.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
+}
+
+/// Clients of published ports that are let in, or are not. The longest prefix decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SourceRangeView {
+    /// Their addresses.
+    #[schema(value_type = String, example = "10.0.0.0/8")]
+    pub net: IpNet,
+    /// They are let in.
+    pub allow: bool,
 }
 
 impl From<&Port> for PortView {
@@ -35,6 +50,7 @@ impl From<&Port> for PortView {
             target: p.target,
             protocol: p.protocol,
             mode: p.mode,
+            address: p.address,
         }
     }
 }
@@ -66,11 +82,24 @@ pub struct ServiceView {
     pub vips: Vec<VipView>,
     /// Its published ports.
     pub ports: Vec<PortView>,
-    /// How a backend is chosen: rr.
+    /// How a backend is chosen: rr, random, maglev or source-hash.
     #[schema(value_type = String)]
     pub algorithm: Algorithm,
     /// Seconds that a draining endpoint's flows may last.
     pub drain_secs: u32,
+    /// Seconds for which a client comes back to its endpoint; 0: it does not.
+    #[serde(default)]
+    pub affinity_secs: u32,
+    /// Clients of its published ports; empty: everybody.
+    #[serde(default)]
+    pub source_ranges: Vec<SourceRangeView>,
+    /// The way of its published ports' replies: tunnel, by the node that was asked, or direct.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub lb_return: LbReturn,
+    /// Endpoints on its networks that have all these labels serve it too.
+    #[serde(default)]
+    pub selector: Labels,
     /// Labels.
     pub labels: Labels,
     /// Its endpoints.
@@ -85,18 +114,14 @@ pub struct ServiceView {
 impl ServiceView {
     /// The service as users see it. `all` holds the nodes, its networks and its endpoints.
     pub fn of(service: &Service, all: &Objects) -> Self {
-        let members = all.endpoints.values().filter(|e| e.service == Some(service.id)).map(AsRef::as_ref);
-        Self::with(service, all, members.collect())
+        let mut members: Vec<&Endpoint> = all.endpoints.values().map(AsRef::as_ref).filter(|e| service.has(e)).collect();
+        members.sort_by_key(|e| e.slot);
+        Self::with(service, all, members)
     }
 
     /// Every service, in time that grows with the objects and not with their product.
     pub fn list(all: &Objects) -> Vec<Self> {
-        let mut members: BTreeMap<Id, Vec<&Endpoint>> = BTreeMap::new();
-        for e in all.endpoints.values() {
-            if let Some(s) = e.service {
-                members.entry(s).or_default().push(e);
-            }
-        }
+        let mut members = all.members();
         all.services
             .values()
             .map(|s| Self::with(s, all, members.remove(&s.id).unwrap_or_default()))
@@ -120,6 +145,17 @@ impl ServiceView {
             ports: service.ports.iter().map(PortView::from).collect(),
             algorithm: service.algorithm,
             drain_secs: service.drain_secs,
+            affinity_secs: service.affinity_secs,
+            source_ranges: service
+                .source_ranges
+                .iter()
+                .map(|r| SourceRangeView {
+                    net: r.net,
+                    allow: r.allow,
+                })
+                .collect(),
+            lb_return: service.lb_return,
+            selector: service.selector.clone(),
             labels: service.labels.clone(),
             endpoints: members.iter().map(|e| MemberView::of(e, all)).collect(),
             created_at: service.created_at,
@@ -134,6 +170,11 @@ impl ServiceView {
             target: p.target,
             protocol: p.protocol,
             mode: p.mode,
+            address: p.address,
+        };
+        let range = |r: &SourceRangeView| SourceRange {
+            net: r.net,
+            allow: r.allow,
         };
         ServiceSpec {
             name: self.name.clone(),
@@ -142,6 +183,10 @@ impl ServiceView {
             endpoint_mode: self.endpoint_mode,
             algorithm: self.algorithm,
             drain_secs: self.drain_secs,
+            affinity_secs: self.affinity_secs,
+            source_ranges: self.source_ranges.iter().map(range).collect(),
+            lb_return: self.lb_return,
+            selector: self.selector.clone(),
             labels: self.labels.clone(),
         }
     }
