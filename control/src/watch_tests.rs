@@ -88,6 +88,15 @@ fn secret(version: u64) -> Change {
 struct Hand {
     state: Mutex<(u64, Arc<Objects>)>,
     batches: broadcast::Sender<Batch>,
+    leadership: signal::Sender<Leadership>,
+}
+
+/// As a manager sees it that hears this leader.
+fn led_by(leader: Option<u64>) -> Leadership {
+    Leadership {
+        leader,
+        ..Leadership::default()
+    }
 }
 
 impl Hand {
@@ -95,6 +104,7 @@ impl Hand {
         Arc::new(Self {
             state: Mutex::new((0, Arc::default())),
             batches: broadcast::Sender::new(16),
+            leadership: signal::Sender::new(led_by(Some(1))),
         })
     }
 
@@ -119,7 +129,7 @@ impl Consensus for Hand {
         self.batches.subscribe()
     }
     fn leadership(&self) -> signal::Receiver<Leadership> {
-        signal::channel(Leadership::default()).1
+        self.leadership.subscribe()
     }
     fn fatal(&self) -> signal::Receiver<Option<String>> {
         signal::channel(None).1
@@ -383,4 +393,30 @@ async fn a_stopping_manager_ends_its_streams() {
         mesh_core::RefusalKind::Unavailable
     );
     assert!(stream.next().await.is_none());
+}
+
+/// A follower that is cut off must not pass for one to which nothing happens.
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_hears_no_leader_ends_its_streams() {
+    let hand = Hand::new();
+    hand.apply(5, vec![node(AGENT, 5)]);
+    let ring = Arc::new(Ring::new(5));
+    let mut stream = watcher(&ring, &hand, 4);
+    assert!(stream.next().await.unwrap().unwrap().snapshot);
+    // An election in time is none of the agents' business.
+    let election = async {
+        for leader in [None, Some(2), None, Some(3)] {
+            hand.leadership.send_replace(led_by(leader));
+            tokio::time::sleep(Duration::from_millis(600)).await;
+        }
+    };
+    let (bookmark, ()) = tokio::join!(stream.next(), election);
+    assert_eq!(bookmark.unwrap().unwrap().revision, 5);
+    hand.leadership.send_replace(led_by(None));
+    let cut_off = Refusal::unavailable("this manager hears no leader: ask another");
+    let end = tokio::time::timeout(Duration::from_secs(2), stream.next()).await.unwrap();
+    assert_eq!(refusal_of(&end.unwrap().unwrap_err()).unwrap(), cut_off);
+    assert!(stream.next().await.is_none());
+    let refused = watcher(&ring, &hand, 5).next().await.unwrap().unwrap_err();
+    assert_eq!(refusal_of(&refused).unwrap(), cut_off);
 }

@@ -17,6 +17,9 @@ use crate::{authz, consensus::Consensus, server::status_of};
 const BOOKMARK: Duration = Duration::from_secs(5);
 /// How long a manager that is behind the agent may take to catch up with it.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// How long a manager that hears no leader goes on serving. Consensus itself calls a leader lost only
+/// after two seconds; a new one is elected within this, if there can be one.
+const LEADERLESS: Duration = Duration::from_secs(1);
 /// Batches taken from the ring at a time.
 const TAKE: usize = 64;
 
@@ -31,6 +34,8 @@ pub struct Watcher {
     listing: Option<(Arc<Snapshot>, usize)>,
     bookmark: Instant,
     stop: CancellationToken,
+    /// A leader was there when the stream began.
+    begun: bool,
     ended: bool,
 }
 
@@ -47,6 +52,7 @@ impl Watcher {
             listing: None,
             bookmark: next_bookmark(),
             stop,
+            begun: false,
             ended: false,
         }
     }
@@ -64,6 +70,9 @@ impl Watcher {
     }
 
     async fn next(&mut self) -> Result<WatchBatch, Refusal> {
+        if !self.begun {
+            self.begin().await?;
+        }
         loop {
             if self.stop.is_cancelled() {
                 return Err(stopping());
@@ -88,6 +97,7 @@ impl Watcher {
                     let arrived = head.wait_for(|head| *head > cursor);
                     tokio::select! {
                         () = self.stop.cancelled() => return Err(stopping()),
+                        () = self.leaderless() => return Err(cut_off()),
                         () = sleep_until(self.bookmark) => {
                             self.bookmark = next_bookmark();
                             return Ok(WatchBatch { revision: cursor, ..WatchBatch::default() });
@@ -95,6 +105,39 @@ impl Watcher {
                         arrived = arrived => { arrived.map_err(|_| stopping())?; }
                     }
                 }
+            }
+        }
+    }
+
+    /// Waits a moment for a leader: a manager that is cut off has nothing to say, and agents must not
+    /// take its old news for the present.
+    async fn begin(&mut self) -> Result<(), Refusal> {
+        let mut leadership = self.consensus.leadership();
+        let led = tokio::time::timeout(LEADERLESS, leadership.wait_for(|l| l.leader.is_some()));
+        tokio::select! {
+            () = self.stop.cancelled() => Err(stopping()),
+            led = led => match led {
+                Ok(Ok(_)) => {
+                    self.begun = true;
+                    Ok(())
+                }
+                Ok(Err(_)) => Err(stopping()),
+                Err(_) => Err(cut_off()),
+            },
+        }
+    }
+
+    /// Returns once no leader has been heard for too long.
+    async fn leaderless(&self) {
+        let mut leadership = self.consensus.leadership();
+        loop {
+            if leadership.wait_for(|l| l.leader.is_none()).await.is_err() {
+                // Consensus ends, and the ring says so.
+                return std::future::pending().await;
+            }
+            let led = leadership.wait_for(|l| l.leader.is_some());
+            if tokio::time::timeout(LEADERLESS, led).await.is_err() {
+                return;
             }
         }
     }
@@ -154,6 +197,10 @@ impl Watcher {
 
 fn stopping() -> Refusal {
     Refusal::unavailable("this manager is stopping: ask another")
+}
+
+fn cut_off() -> Refusal {
+    Refusal::unavailable("this manager hears no leader: ask another")
 }
 
 fn message(revision: u64, changes: &Bytes) -> WatchBatch {
