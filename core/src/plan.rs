@@ -98,7 +98,8 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
         seen.overlay
             .links
             .iter()
-            .filter(|(n, s)| !desired.links.contains_key(*n) && s.mark.0 == cluster)
+            // One without a cluster in its mark was left half made by a meshd that ended just then.
+            .filter(|(n, s)| !desired.links.contains_key(*n) && (s.mark.0 == cluster || s.mark.0 == Id::default()))
     };
     let is_bridge = |s: &crate::observed::SeenLink| matches!(s.link, Link::Bridge { .. });
     steps

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use common::*;
 use mesh_core::{
+    Id, Mac,
     action::{Action, BpfAction, NetAction},
     command::Command as C,
     desired::{Desired, Link},
@@ -50,7 +51,7 @@ fn carry_out(seen: &mut Observed, steps: &[Action]) {
                 let known = match h.program {
                     Program::FromNetwork => seen.tables.networks.contains_key(&h.dev),
                     Program::FromContainer | Program::ToContainer => seen.tables.locals.contains_key(&h.dev),
-                    Program::FromUplink | Program::FromOverlay | Program::Sockets => true,
+                    Program::FromUplink | Program::FromOverlay => true,
                 };
                 assert!(known, "a program comes after its rows");
                 seen.hooks.insert(h);
@@ -444,6 +445,29 @@ fn what_is_as_it_must_be_is_left_alone() {
         carry_out(&mut seen, &steps);
         assert_eq!(plan(&d, &seen), [], "h{n}");
     }
+}
+
+/// A link whose maker ended before it was marked in full would hold its VNI for ever.
+#[test]
+fn what_was_left_half_made_goes() {
+    let lab = hostname();
+    let d = desired(&lab, 1);
+    let mut seen = Observed::default();
+    carry_out(&mut seen, &plan(&d, &Observed::default()));
+    let link = Link::Bridge {
+        mac: Mac::default(),
+        mtu: 1500,
+    };
+    for (name, cluster) in [("mb-half", Id::default()), ("mb-foreign", id(99))] {
+        let mark = (cluster, id(77));
+        let half = SeenLink {
+            mark,
+            link: link.clone(),
+            settled: false,
+        };
+        seen.overlay.links.insert(name.into(), half);
+    }
+    assert_eq!(plan(&d, &seen), [Action::Net(NetAction::DelLink("mb-half".into()))]);
 }
 
 #[test]

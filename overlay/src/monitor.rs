@@ -20,9 +20,9 @@ const ROUTE_GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 const NFTABLES_GROUP: u32 = 7;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
-/// NUD_INCOMPLETE, _REACHABLE, _STALE, _DELAY and _PROBE: the life of a neighbour that was learned,
+/// NUD_INCOMPLETE, _REACHABLE, _STALE, _DELAY, _PROBE and _FAILED: the life of a neighbour that was learned,
 /// which goes on all the time and is nobody's business here.
-const NUD_LEARNED: u16 = 0x01 | 0x02 | 0x04 | 0x08 | 0x10;
+const NUD_LEARNED: u16 = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x20;
 const AF_BRIDGE: u8 = 7;
 
 /// Yields whenever links, addresses, routes, permanent neighbours, forwarding entries or nftables of
@@ -123,6 +123,7 @@ mod tests {
     fn the_life_of_learned_neighbours_does_not_wake() {
         let stale = neighbour(libc::AF_INET as u8, 0x04);
         assert!(!is_route_change(&stale));
+        assert!(!is_route_change(&neighbour(libc::AF_INET as u8, 0x20)), "one that does not answer");
         assert!(is_route_change(&neighbour(libc::AF_INET as u8, 0x80)));
         assert!(is_route_change(&neighbour(AF_BRIDGE, 0x02)));
         assert!(is_route_change(&[stale.clone(), neighbour(libc::AF_INET as u8, 0x80)].concat()));

@@ -51,7 +51,11 @@ impl Netns {
     /// Opens a container's namespace and makes sure that it is still the one that was attached.
     pub(crate) fn open_sandbox(path: &str, inode: u64) -> Result<Self, Error> {
         let gone = |why: String| Error::SandboxGone { path: path.into(), why };
-        let netns = Self::open(path).map_err(|e| gone(e.to_string()))?;
+        let netns = match Self::open(path) {
+            Ok(netns) => netns,
+            Err(e) if is_gone(&e) => return Err(gone(e.to_string())),
+            Err(e) => return Err(Error::io(format!("open network namespace {path}"))(e)),
+        };
         if netns.inode != inode {
             return Err(gone(format!("inode {} is there, not {inode}", netns.inode)));
         }
@@ -129,6 +133,14 @@ pub fn inode(path: &str) -> io::Result<u64> {
     Netns::open(path).map(|n| n.inode)
 }
 
+/// Nothing is there any more, or what is there is no network namespace. A meshd that is out of file
+/// descriptors, or not let in, knows nothing of it.
+fn is_gone(e: &io::Error) -> bool {
+    // `Netns::open` itself says InvalidInput without an errno; setns and open never do.
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR))
+        || (e.raw_os_error().is_none() && e.kind() == io::ErrorKind::InvalidInput)
+}
+
 /// `NS_GET_NSTYPE` (include/uapi/linux/nsfs.h): only files of nsfs answer it.
 fn is_network_namespace(fd: BorrowedFd<'_>) -> bool {
     const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
@@ -141,6 +153,25 @@ fn is_network_namespace(fd: BorrowedFd<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_not_there_is_gone() {
+        let why = |path: &str| Netns::open_sandbox(path, 1).map(drop).unwrap_err();
+        for gone in [
+            "/run/netns/no-such",
+            "/proc/4194304/ns/net",
+            "/dev/null/x",
+            "/dev/null",
+            "/proc/self/ns/net",
+        ] {
+            assert!(matches!(why(gone), Error::SandboxGone { .. }), "{gone}");
+        }
+        for errno in [libc::EMFILE, libc::ENFILE, libc::EACCES, libc::EPERM, libc::ENOMEM, libc::EIO] {
+            assert!(!is_gone(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        let long = format!("/{}", "x".repeat(300));
+        assert!(matches!(why(&long), Error::Io { .. }), "ENAMETOOLONG says nothing of it");
+    }
 
     #[test]
     fn only_network_namespaces_are_opened() {
