@@ -12,7 +12,7 @@ use mesh_api::{
 };
 use mesh_control::client::ControlClient;
 use mesh_core::{
-    Id, Refusal,
+    Id, Refusal, RefusalKind,
     command::{Command, NewEndpoint, Reply},
     lb::Program,
     objects::{Dataplane, Endpoint, EndpointState, NodeState},
@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    attachments::Attachments,
     config::Config,
     events::EventLog,
     ledger::Ledger,
@@ -54,6 +55,8 @@ pub struct App {
     pub requests: mpsc::Sender<Request>,
     /// The host's place in a cluster.
     pub membership: Membership,
+    /// Attachments that are waited for or given up.
+    pub attachments: Arc<Attachments>,
     /// What this kernel lacks.
     pub degraded: Vec<String>,
 }
@@ -97,11 +100,15 @@ impl App {
             ifname: request.ifname,
         };
         let id = endpoint.id;
-        self.propose(Command::EndpointCreate {
-            endpoint,
-            at: Timestamp::now(),
-        })
-        .await?;
+        let _awaited = self.attachments.await_one(id);
+        let at = Timestamp::now();
+        if let Err(refusal) = self.propose(Command::EndpointCreate { endpoint, at }).await {
+            // Nobody said no: it may still be carried out.
+            if refusal.kind == RefusalKind::Unavailable {
+                self.attachments.abandon(id);
+            }
+            return Err(refusal);
+        }
         let attached = match timeout(ATTACH_TIME, self.attached(id)).await {
             Ok(result) => result,
             Err(_) => Err(Refusal::other(format!(
@@ -109,13 +116,28 @@ impl App {
                 ATTACH_TIME.as_secs()
             ))),
         };
-        if let Err(refusal) = attached {
-            if let Err(e) = self.propose(Command::EndpointRemove { id }).await {
-                tracing::warn!(endpoint = %id, error = %e.message, "a failed attachment could not be taken back; its container's end will remove it");
-            }
-            return Err(refusal);
+        if attached.is_err() {
+            self.take_back(id).await;
         }
-        Ok(id)
+        attached.map(|()| id)
+    }
+
+    /// Removes a failed attachment, and waits until it is gone from this host: what was tried can be
+    /// tried again then.
+    async fn take_back(&self, id: Id) {
+        match self.propose(Command::EndpointRemove { id }).await {
+            Ok((revision, _)) => {
+                if timeout(ATTACH_TIME, self.reached(revision)).await.is_err() {
+                    tracing::warn!(endpoint = %id, "a failed attachment is removed, but this host has not caught up");
+                }
+            }
+            // Its container ended meanwhile, and it was removed for that.
+            Err(e) if e.kind == RefusalKind::NotFound => {}
+            Err(e) => {
+                tracing::warn!(endpoint = %id, error = %e.message, "a failed attachment is taken back once a manager answers");
+                self.attachments.abandon(id);
+            }
+        }
     }
 
     /// Waits until an endpoint of this host is ready and the kernel has been brought to that.
@@ -158,11 +180,8 @@ impl App {
             _ => None,
         });
         let here: Vec<&Endpoint> = here.collect();
-        let named = |e: &&&Endpoint| {
-            e.sandbox.container == request.container || e.name == request.container || e.id.to_string() == request.container
-        };
-        let id = match here.iter().find(named) {
-            Some(e) => e.id,
+        let id = match named(&here, &request.container) {
+            Some(id) => id,
             None => {
                 let none = || {
                     Refusal::not_found(format!(
@@ -232,11 +251,16 @@ impl App {
             dataplane: DataplaneView {
                 hooks,
                 kernel: kernel_release(),
-                degraded: self.degraded.clone(),
+                degraded: self.degraded(),
             },
             version: env!("CARGO_PKG_VERSION").to_owned(),
             errors: applied.errors,
         }
+    }
+
+    /// What does not work as it should: what this kernel lacks, and a ledger that is not on disk.
+    fn degraded(&self) -> Vec<String> {
+        self.degraded.iter().cloned().chain(self.ledger.trouble()).collect()
     }
 
     fn hostname(&self, node: Id) -> String {
@@ -331,6 +355,12 @@ impl App {
                 self.degraded.join("; ")
             },
         );
+        let trouble = self.ledger.trouble();
+        check(
+            "ledger",
+            trouble.is_none(),
+            trouble.unwrap_or_else(|| format!("on disk, at revision {}", view.head.revision)),
+        );
         let mut steps = Vec::new();
         if plan {
             match self.preview().await {
@@ -349,6 +379,15 @@ impl App {
     }
 }
 
+/// The endpoint that `container` means: its container, or else its id, or else its name, which may
+/// be that of another's container.
+fn named(here: &[&Endpoint], container: &str) -> Option<Id> {
+    let find = |is: &dyn Fn(&Endpoint) -> bool| here.iter().find(|e| is(e)).map(|e| e.id);
+    find(&|e| e.sandbox.container == container)
+        .or_else(|| find(&|e| e.id.to_string() == container))
+        .or_else(|| find(&|e| e.name == container))
+}
+
 fn program_name(program: Program) -> &'static str {
     match program {
         Program::FromUplink => "from_uplink",
@@ -356,7 +395,6 @@ fn program_name(program: Program) -> &'static str {
         Program::FromNetwork => "from_network",
         Program::FromContainer => "from_container",
         Program::ToContainer => "to_container",
-        Program::Sockets => "sockets",
     }
 }
 
@@ -364,4 +402,31 @@ fn kernel_release() -> String {
     nix::sys::utsname::uname()
         .map(|u| u.release().to_string_lossy().into_owned())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_goes_before_a_name() {
+        let endpoint = |n: u64, name: &str, container: &str| -> Endpoint {
+            serde_json::from_value(serde_json::json!({
+                "id": Id::from_bits(n), "version": 1, "created_at": "2026-01-01T00:00:00Z", "name": name, "labels": {},
+                "node": Id::from_bits(1), "network": Id::from_bits(2), "ip": "10.0.0.9", "mac": "02:00:00:00:00:09",
+                "aliases": [], "service": null, "ifname": "eth0", "state": "ready", "slot": 1,
+                "sandbox": {"container": container, "netns": "/run/netns/e", "inode": 5},
+            }))
+            .unwrap()
+        };
+        let second = Id::from_bits(2).to_string();
+        let all = [endpoint(1, "web", "db"), endpoint(2, "db", "web"), endpoint(3, &second, "netns:x")];
+        let here: Vec<_> = all.iter().collect();
+        let found = |container: &str| named(&here, container).map(Id::bits);
+        assert_eq!(found("db"), Some(1));
+        assert_eq!(found("web"), Some(2));
+        assert_eq!(found(&second), Some(2), "an id goes before a name");
+        assert_eq!(found("netns:x"), Some(3));
+        assert_eq!(found("none"), None);
+    }
 }

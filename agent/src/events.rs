@@ -24,7 +24,6 @@ const BEHIND: usize = 1024;
 /// The ring and its readers.
 pub struct EventLog {
     ring: Mutex<Ring>,
-    live: broadcast::Sender<Event>,
 }
 
 #[derive(Default)]
@@ -32,6 +31,8 @@ struct Ring {
     events: VecDeque<Event>,
     /// Names, to say what was removed.
     names: BTreeMap<(Kind, Id), String>,
+    /// `None` once meshd stops.
+    live: Option<broadcast::Sender<Event>>,
 }
 
 impl EventLog {
@@ -42,8 +43,8 @@ impl EventLog {
             ring: Mutex::new(Ring {
                 events: VecDeque::new(),
                 names,
+                live: Some(broadcast::Sender::new(BEHIND)),
             }),
-            live: broadcast::Sender::new(BEHIND),
         }
     }
 
@@ -75,15 +76,26 @@ impl EventLog {
                 ring.events.pop_front();
             }
             ring.events.push_back(event.clone());
-            // Nobody listening is fine.
-            drop(self.live.send(event));
+            if let Some(live) = &ring.live {
+                // Nobody listening is fine.
+                drop(live.send(event));
+            }
         }
     }
 
     /// What is remembered, and what comes after it without a gap.
     pub fn read(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        (ring.events.iter().cloned().collect(), self.live.subscribe())
+        let live = ring
+            .live
+            .as_ref()
+            .map_or_else(|| broadcast::channel(1).1, broadcast::Sender::subscribe);
+        (ring.events.iter().cloned().collect(), live)
+    }
+
+    /// Ends all readers' streams: meshd stops, and would wait for them.
+    pub fn end(&self) {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).live = None;
     }
 }
 
@@ -94,5 +106,23 @@ fn name(object: &Object) -> Option<String> {
         Object::Network(o) => Some(o.name.clone()),
         Object::Service(o) => Some(o.name.clone()),
         Object::Endpoint(o) => Some(o.name.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::broadcast::error::TryRecvError;
+
+    use super::*;
+
+    #[test]
+    fn streams_end_with_meshd() {
+        let log = EventLog::new(&Objects::default());
+        let (_, mut before) = log.read();
+        assert_eq!(before.try_recv().unwrap_err(), TryRecvError::Empty);
+        log.end();
+        assert_eq!(before.try_recv().unwrap_err(), TryRecvError::Closed);
+        let (_, mut after) = log.read();
+        assert_eq!(after.try_recv().unwrap_err(), TryRecvError::Closed);
     }
 }

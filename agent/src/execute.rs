@@ -47,6 +47,8 @@ pub struct Executor {
     pub dns: Arc<Dns>,
     bpffs: PathBuf,
     flow_table_size: u32,
+    /// The loader's pins were removed, and it has to be opened again.
+    stale: bool,
 }
 
 impl Executor {
@@ -60,11 +62,15 @@ impl Executor {
             dns,
             bpffs,
             flow_table_size,
+            stale: false,
         })
     }
 
     /// What the kernel and the DNS hold now. A dump that can not be trusted is an error.
     pub async fn observe(&mut self, cluster: Option<Id>) -> Result<Observed, StepError> {
+        if self.stale {
+            self.reopen()?;
+        }
         let overlay = self.overlay.dump(cluster).await?;
         let (tables, hooks) = self.loader.observe()?;
         let names = NameTable::clone(&self.dns.current());
@@ -95,11 +101,29 @@ impl Executor {
         if let Err(all) = self.overlay.sweep().await {
             errors.extend(all.iter().map(|e| chain(e)));
         }
-        match Loader::cleanup(&self.bpffs).and_then(|_| open_loader(&self.bpffs, self.flow_table_size)) {
-            Ok(loader) => self.loader = loader,
-            Err(e) => errors.push(chain(&e)),
-        }
+        // Whatever could not be removed: the maps of this loader are not those that are pinned now.
+        errors.extend(Loader::cleanup(&self.bpffs).err().map(|e| chain(&e)));
+        self.stale = true;
+        errors.extend(self.reopen().err().map(|e| chain(&e)));
         errors
+    }
+
+    /// Removes what an earlier cluster left in the kernel, if there is anything.
+    pub async fn clear(&mut self) -> Vec<String> {
+        match self.observe(None).await {
+            Ok(seen) if seen == Observed::default() => Vec::new(),
+            Ok(_) => {
+                tracing::info!("removing what an earlier cluster left on this host");
+                self.teardown().await
+            }
+            Err(e) => vec![chain(&e)],
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), mesh_loader::Error> {
+        self.loader = open_loader(&self.bpffs, self.flow_table_size)?;
+        self.stale = false;
+        Ok(())
     }
 }
 
@@ -131,4 +155,16 @@ pub fn veth_of(action: &Action) -> Option<&str> {
         _ => return None,
     };
     Some(name.as_str()).filter(|name| name.starts_with("mv-"))
+}
+
+/// The device that a step makes, or puts something on.
+pub fn device_of(step: &NetAction) -> Option<&str> {
+    Some(match step {
+        NetAction::PutLink { name, .. } => name,
+        NetAction::AddAddr(dev, _) => dev,
+        NetAction::AddRoute(r) => &r.dev,
+        NetAction::AddFdb(e) => &e.dev,
+        NetAction::AddNeigh(n) => &n.dev,
+        _ => return None,
+    })
 }

@@ -1,40 +1,51 @@
-//! The ledger: this host's copy of the objects, on disk, and thereby what it must look like.
+//! The ledger: this host's copy of the objects, and thereby what it must look like.
 //!
 //! The session writes what the control plane streams; the reconcile loop and the local API read.
-//! A host whose managers are all gone goes on from here, also after a restart. It is one redb
-//! file; every batch is one durable transaction, so it is always at one revision.
+//! What counts is in memory. [`keeper`] writes it to disk behind, so that a host whose managers are
+//! all gone goes on from here after a restart too. The file ([`file`]) is always at one revision,
+//! though maybe an older one: what is missing in it comes from the managers again.
+
+mod file;
+mod keeper;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use mesh_control::disk::{self, DiskError};
+use mesh_control::disk::DiskError;
 use mesh_core::{
     Id,
-    objects::{Change, Kind, Object, Objects},
+    objects::{Change, Objects},
 };
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-const HEAD: &str = "head";
+use self::keeper::Unsaved;
 
-/// The ledger can not be used. Nothing was changed.
+/// Why there is no ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The file can not be opened.
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// What is in it is not what was written.
-    #[error("ledger {path} is damaged: {why}; move it away, and it is fetched again from a manager")]
+    #[error("ledger {path} is damaged: {why}")]
     Damaged {
         /// The file.
         path: String,
         /// What is wrong.
         why: String,
+    },
+    /// A damaged file can not be moved out of the way.
+    #[error("ledger {path} is damaged and can not be moved away")]
+    Stuck {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// A write failed.
     #[error("cannot write the ledger {path}")]
@@ -67,42 +78,79 @@ pub struct View {
 
 /// The ledger.
 pub struct Ledger {
-    path: String,
-    db: Database,
-    inner: Mutex<Inner>,
+    shared: Arc<Shared>,
     changed: watch::Sender<u64>,
+    keeper: Option<std::thread::JoinHandle<()>>,
 }
 
+/// What the ledger and its keeper share.
+#[derive(Default)]
+struct Shared {
+    /// Held for moments only, never while the disk works.
+    inner: Mutex<Inner>,
+    /// Something is to be written, or was.
+    news: Condvar,
+}
+
+#[derive(Default)]
 struct Inner {
     view: View,
     /// A full list that is still arriving.
     arriving: Option<Vec<Change>>,
+    unsaved: Unsaved,
+    /// A write is under way.
+    writing: bool,
+    /// Why the file is behind.
+    trouble: Option<String>,
+    stop: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change is a plain assignment: a panic elsewhere in a holder leaves no half of one.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Ledger {
-    /// Opens the ledger or makes an empty one.
+    /// Opens the ledger or makes an empty one. A damaged one is moved to `PATH.damaged` and begun
+    /// anew: the managers have all that was in it, and until they answer nothing is changed here.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the file can not be used.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        let db = disk::open(path, "ledger")?;
-        let path = path.display().to_string();
-        let view = read(&db).map_err(|why| LedgerError::Damaged { path: path.clone(), why })?;
-        let changed = watch::Sender::new(view.head.revision);
-        Ok(Self {
-            path,
-            db,
-            inner: Mutex::new(Inner { view, arriving: None }),
-            changed,
-        })
+        let (file, view) = file::open_anew(path)?;
+        let mut file = Some(file);
+        let path = path.to_owned();
+        Ok(Self::kept_by(view, move |head, changes, whole| {
+            // After an error redb wants to be opened again.
+            let open = match file.take() {
+                Some(open) => open,
+                None => file::open_anew(&path)?.0,
+            };
+            open.write(head, changes, whole)?;
+            file = Some(open);
+            Ok(())
+        }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change is a plain assignment after the disk has it: a panic elsewhere in a holder
-        // leaves no half of one.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A ledger that `write` brings to disk.
+    fn kept_by(view: View, write: impl FnMut(&Head, &[Change], bool) -> Result<(), LedgerError> + Send + 'static) -> Self {
+        let changed = watch::Sender::new(view.head.revision);
+        let inner = Inner { view, ..Inner::default() };
+        let shared = Arc::new(Shared {
+            inner: Mutex::new(inner),
+            news: Condvar::new(),
+        });
+        let keeper = keeper::start(shared.clone(), write)
+            .inspect_err(|error| tracing::error!(%error, "no thread for the ledger: it is not kept on disk"))
+            .ok();
+        Self { shared, changed, keeper }
     }
 
     /// What it holds.
     pub fn view(&self) -> View {
-        self.lock().view.clone()
+        self.shared.lock().view.clone()
     }
 
     /// Revisions as they come; also told when the cluster changes.
@@ -110,136 +158,96 @@ impl Ledger {
         self.changed.subscribe()
     }
 
+    /// Why the file does not keep up with what is held; `None` when it does.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.lock().trouble.clone()
+    }
+
+    /// Waits until everything is on disk, for `limit` at most.
+    pub fn flush(&self, limit: Duration) {
+        let busy = |inner: &mut Inner| inner.writing || (inner.unsaved != Unsaved::Nothing && inner.trouble.is_none());
+        drop(self.shared.news.wait_timeout_while(self.shared.lock(), limit, busy));
+    }
+
     /// Forgets everything and belongs to `cluster` from now on.
-    pub fn reset(&self, cluster: Option<Id>) -> Result<(), LedgerError> {
-        let mut inner = self.lock();
-        let head = Head { cluster, revision: 0 };
-        self.write(&head, &[], true)?;
-        *inner = Inner {
-            view: View {
-                head,
-                objects: Arc::default(),
-            },
-            arriving: None,
+    pub fn reset(&self, cluster: Option<Id>) {
+        let mut inner = self.shared.lock();
+        inner.view = View {
+            head: Head { cluster, revision: 0 },
+            objects: Arc::default(),
         };
-        self.changed.send_replace(0);
-        Ok(())
+        inner.arriving = None;
+        inner.unsaved = Unsaved::Whole;
+        self.told(inner, 0);
     }
 
     /// A watch begins: half a list of the one before is no part of its.
     pub fn begin(&self) {
-        self.lock().arriving = None;
+        self.shared.lock().arriving = None;
     }
 
     /// Takes in one batch of a watch: changes on top of what is there, or a part of a full list
     /// which replaces it once it is complete. Returns what really changed, for the event stream.
-    pub fn receive(&self, revision: u64, changes: Vec<Change>, snapshot: bool, complete: bool) -> Result<Vec<Change>, LedgerError> {
-        let mut inner = self.lock();
-        let head = Head {
-            cluster: inner.view.head.cluster,
-            revision,
-        };
+    pub fn receive(&self, revision: u64, changes: Vec<Change>, snapshot: bool, complete: bool) -> Vec<Change> {
+        let mut inner = self.shared.lock();
         if snapshot {
             let arriving = inner.arriving.get_or_insert_default();
             arriving.extend(changes);
             if !complete {
-                return Ok(Vec::new());
+                return Vec::new();
             }
-            let all = inner.arriving.take().unwrap_or_default();
             let mut objects = Objects::default();
-            all.iter().for_each(|c| objects.apply(c));
+            inner.arriving.take().unwrap_or_default().iter().for_each(|c| objects.apply(c));
             let news = difference(&inner.view.objects, &objects);
-            self.write(&head, &all, true)?;
-            inner.view = View {
-                head,
-                objects: Arc::new(objects),
-            };
-            self.changed.send_replace(revision);
-            return Ok(news);
+            inner.view.head.revision = revision;
+            inner.view.objects = Arc::new(objects);
+            inner.unsaved = Unsaved::Whole;
+            self.told(inner, revision);
+            return news;
         }
         inner.arriving = None;
         if revision <= inner.view.head.revision {
-            return Ok(Vec::new());
+            return Vec::new();
         }
-        self.write(&head, &changes, false)?;
         // Copies the maps only while somebody still holds the last view.
         let objects = Arc::make_mut(&mut inner.view.objects);
         changes.iter().for_each(|c| objects.apply(c));
-        inner.view.head = head;
+        inner.view.head.revision = revision;
+        inner.unsaved.add(&changes);
+        self.told(inner, revision);
+        changes
+    }
+
+    fn told(&self, inner: MutexGuard<'_, Inner>, revision: u64) {
+        drop(inner);
+        self.shared.news.notify_all();
         self.changed.send_replace(revision);
-        Ok(changes)
-    }
-
-    fn write(&self, head: &Head, changes: &[Change], replace: bool) -> Result<(), LedgerError> {
-        let attempt = || -> Result<(), redb::Error> {
-            let txn = disk::begin_write(&self.db)?;
-            if replace {
-                txn.delete_table(OBJECTS)?;
-            }
-            {
-                let mut table = txn.open_table(OBJECTS)?;
-                for change in changes {
-                    let key = key(change.kind, change.id);
-                    match &change.object {
-                        Some(object) => drop(table.insert(key.as_str(), sealed(&key, object)?.as_slice())?),
-                        None => drop(table.remove(key.as_str())?),
-                    }
-                }
-                txn.open_table(META)?.insert(HEAD, sealed(HEAD, head)?.as_slice())?;
-            }
-            txn.commit()?;
-            Ok(())
-        };
-        attempt().map_err(|source| LedgerError::Write {
-            path: self.path.clone(),
-            source: Box::new(source),
-        })
     }
 }
 
-fn sealed<T: Serialize>(key: &str, value: &T) -> Result<Vec<u8>, redb::Error> {
-    let json = serde_json::to_vec(value).map_err(|e| redb::Error::Io(e.into()))?;
-    Ok(disk::seal(key.as_bytes(), &json))
+impl Drop for Ledger {
+    /// Writes what is left and closes the file.
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.news.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            // It catches what a write does wrong; there is nothing to add here.
+            drop(keeper.join());
+        }
+    }
 }
 
-fn key(kind: Kind, id: Id) -> String {
-    let kind = match kind {
-        Kind::Cluster => "cluster",
-        Kind::Node => "node",
-        Kind::Network => "network",
-        Kind::Service => "service",
-        Kind::Endpoint => "endpoint",
-    };
-    format!("{kind}/{id}")
-}
-
-fn read(db: &Database) -> Result<View, String> {
-    let attempt = || -> Result<View, Box<dyn std::error::Error>> {
-        let txn = db.begin_read()?;
-        let mut view = View::default();
-        let table = match txn.open_table(META) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(view),
-            Err(e) => return Err(e.into()),
-        };
-        if let Some(head) = table.get(HEAD)? {
-            view.head = serde_json::from_slice(disk::unseal(HEAD.as_bytes(), head.value())?)?;
+/// All objects, as changes.
+fn puts(objects: &Objects) -> Vec<Change> {
+    let put = |object: mesh_core::objects::Object| {
+        let (kind, id) = object.key();
+        Change {
+            kind,
+            id,
+            object: Some(object),
         }
-        let mut objects = Objects::default();
-        for row in txn.open_table(OBJECTS)?.iter()? {
-            let (key, value) = row?;
-            let object: Object = serde_json::from_slice(disk::unseal(key.value().as_bytes(), value.value())?)?;
-            let (kind, id) = object.key();
-            objects.apply(&Change {
-                kind,
-                id,
-                object: Some(object),
-            });
-        }
-        view.objects = Arc::new(objects);
-        Ok(view)
     };
-    attempt().map_err(|e| e.to_string())
+    objects.iter().map(put).collect()
 }
 
 /// What leads from one set of objects to another.
@@ -262,8 +270,10 @@ fn difference(old: &Objects, new: &Objects) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
     use jiff::Timestamp;
-    use mesh_core::objects::{Labels, Network};
+    use mesh_core::objects::{Kind, Labels, Network, Object};
 
     use super::*;
 
@@ -307,14 +317,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.redb");
         let ledger = Ledger::open(&path).unwrap();
-        ledger.reset(Some(Id::from_bits(1))).unwrap();
-        ledger.receive(5, vec![put(1, "a"), put(9, "gone since")], true, false).unwrap();
+        ledger.reset(Some(Id::from_bits(1)));
+        ledger.receive(5, vec![put(1, "a"), put(9, "gone since")], true, false);
         assert_eq!(ledger.view().head.revision, 0, "half a list is no list");
         ledger.begin();
-        ledger.receive(5, vec![put(1, "a"), put(2, "b")], true, false).unwrap();
-        assert_eq!(ledger.receive(5, vec![put(3, "c")], true, true).unwrap().len(), 3);
-        ledger.receive(6, vec![gone(1)], false, false).unwrap();
-        assert_eq!(ledger.receive(6, vec![gone(2)], false, false).unwrap(), [], "told twice, done once");
+        ledger.receive(5, vec![put(1, "a"), put(2, "b")], true, false);
+        assert_eq!(ledger.receive(5, vec![put(3, "c")], true, true).len(), 3);
+        ledger.receive(6, vec![gone(1)], false, false);
+        assert_eq!(ledger.receive(6, vec![gone(2)], false, false), [], "told twice, done once");
         drop(ledger);
         let ledger = Ledger::open(&path).unwrap();
         assert_eq!(names(&ledger), ["b", "c"]);
@@ -325,25 +335,91 @@ mod tests {
                 revision: 6
             }
         );
-        let news = ledger.receive(9, vec![put(3, "c"), put(4, "d")], true, true).unwrap();
+        let news = ledger.receive(9, vec![put(3, "c"), put(4, "d")], true, true);
         assert_eq!(news, [gone(2), put(4, "d")], "a full list tells only what is new");
         assert_eq!(names(&ledger), ["c", "d"]);
     }
 
     #[test]
-    fn a_damaged_ledger_is_refused_in_one_line() {
+    fn a_damaged_ledger_is_moved_aside_and_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.redb");
-        Ledger::open(&path).unwrap().reset(Some(Id::from_bits(1))).unwrap();
+        Ledger::open(&path).unwrap().reset(Some(Id::from_bits(1)));
         let bytes = std::fs::read(&path).unwrap();
         for damage in [&b"not a ledger"[..], &bytes[..bytes.len() / 2], &[]] {
             std::fs::write(&path, damage).unwrap();
-            let error = Ledger::open(&path).err().unwrap().to_string();
-            assert!(
-                error.contains("ledger.redb") && error.contains("damaged") && !error.contains('\n'),
-                "{error}"
-            );
-            assert_eq!(std::fs::read(&path).unwrap(), damage, "and left as it was");
+            let ledger = Ledger::open(&path).unwrap();
+            assert_eq!(ledger.view().head, Head::default());
+            let aside = dir.path().join("ledger.redb.damaged");
+            assert_eq!(std::fs::read(&aside).unwrap(), damage, "and left as it was");
+            ledger.receive(3, vec![put(1, "a")], true, true);
+            drop(ledger);
+            assert_eq!(names(&Ledger::open(&path).unwrap()), ["a"]);
         }
+    }
+
+    /// A full disk costs nothing but the file's being behind.
+    #[test]
+    fn goes_on_while_the_disk_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.redb");
+        let (full, tries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (is_full, tried, at) = (full.clone(), tries.clone(), path.clone());
+        let ledger = Ledger::kept_by(View::default(), move |head, changes, whole| {
+            tried.fetch_add(1, Relaxed);
+            if is_full.load(Relaxed) {
+                return Err(LedgerError::Write {
+                    path: "ledger".into(),
+                    source: Box::new(redb::Error::Io(std::io::ErrorKind::StorageFull.into())),
+                });
+            }
+            file::File::open(&at)?.0.write(head, changes, whole)
+        });
+        let patience = Duration::from_secs(20);
+        ledger.receive(5, vec![put(1, "a"), put(2, "b")], true, true);
+        ledger.flush(patience);
+        full.store(true, Relaxed);
+        ledger.receive(6, vec![put(3, "c")], false, false);
+        ledger.flush(patience);
+        assert!(ledger.trouble().unwrap().contains("cannot write the ledger"), "said");
+        assert_eq!(names(&ledger), ["a", "b", "c"], "and held all the same");
+        // Killed now, it goes on from what is on disk, and is told the rest again.
+        let copy = dir.path().join("copy.redb");
+        std::fs::copy(&path, &copy).unwrap();
+        let stale = Ledger::open(&copy).unwrap();
+        assert_eq!((stale.view().head.revision, names(&stale)), (5, vec!["a".into(), "b".into()]));
+        assert_eq!(stale.receive(6, vec![put(3, "c")], false, false).len(), 1);
+        stale.receive(7, vec![gone(1)], false, false);
+        assert_eq!(names(&stale), ["b", "c"]);
+        // Room again: the file catches up with all that it missed, without anything new.
+        ledger.receive(7, vec![gone(1)], false, false);
+        full.store(false, Relaxed);
+        let waited = ledger
+            .shared
+            .news
+            .wait_timeout_while(ledger.shared.lock(), patience, |inner| inner.trouble.is_some());
+        assert!(!waited.unwrap().1.timed_out(), "never tried again");
+        assert!(tries.load(Relaxed) < 10, "tried in a hurry");
+        drop(ledger);
+        let ledger = Ledger::open(&path).unwrap();
+        assert_eq!((ledger.view().head.revision, names(&ledger)), (7, vec!["b".into(), "c".into()]));
+    }
+
+    /// Whoever reads never waits for the disk.
+    #[test]
+    fn a_slow_disk_holds_up_nobody() {
+        let (enter, entered) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let ledger = Ledger::kept_by(View::default(), move |_, _, _| {
+            enter.send(()).unwrap();
+            released.recv().unwrap();
+            Ok(())
+        });
+        ledger.receive(1, vec![put(1, "a")], true, true);
+        entered.recv().unwrap();
+        ledger.receive(2, vec![put(2, "b")], false, false);
+        assert_eq!(names(&ledger), ["a", "b"]);
+        release.send(()).unwrap();
+        release.send(()).unwrap();
     }
 }

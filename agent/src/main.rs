@@ -1,9 +1,11 @@
 //! meshd: the network agent of a host. Arguments, logging, exit code; the wiring is in [`run`].
 
 mod app;
+mod attachments;
 mod config;
 mod events;
 mod execute;
+mod founding;
 mod ledger;
 mod local_api;
 mod membership;

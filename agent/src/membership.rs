@@ -34,11 +34,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    attachments::Attachments,
     config::{self, Config},
     events::EventLog,
     execute::chain,
+    founding,
     ledger::Ledger,
-    reconcile::{Applied, Member, Request},
+    reconcile::{Applied, Member, Request, capped},
     session::Session,
 };
 
@@ -73,6 +75,7 @@ pub struct Membership {
     ledger: Arc<Ledger>,
     events: Arc<EventLog>,
     applied: watch::Receiver<Applied>,
+    attachments: Arc<Attachments>,
     requests: mpsc::Sender<Request>,
     member: watch::Sender<Option<Member>>,
     fatal: mpsc::Sender<String>,
@@ -81,23 +84,42 @@ pub struct Membership {
     changing: Mutex<()>,
 }
 
+/// What a host's place in a cluster works with.
+pub struct Parts {
+    /// This host's copy of the objects.
+    pub ledger: Arc<Ledger>,
+    /// News.
+    pub events: Arc<EventLog>,
+    /// Outcome of the reconcile loop.
+    pub applied: watch::Receiver<Applied>,
+    /// Attachments that are waited for or given up.
+    pub attachments: Arc<Attachments>,
+    /// To the reconcile loop.
+    pub requests: mpsc::Sender<Request>,
+    /// Tells the reconcile loop who this host is.
+    pub member: watch::Sender<Option<Member>>,
+    /// Told when something happened after which meshd can not go on.
+    pub fatal: mpsc::Sender<String>,
+}
+
 impl Membership {
     /// A host that is in no cluster, until [`Self::resume`] finds that it is.
-    pub fn new(
-        config: &Config,
-        ledger: Arc<Ledger>,
-        events: Arc<EventLog>,
-        applied: watch::Receiver<Applied>,
-        requests: mpsc::Sender<Request>,
-        member: watch::Sender<Option<Member>>,
-        fatal: mpsc::Sender<String>,
-    ) -> Self {
-        let config = config.clone();
-        Self {
-            config,
+    pub fn new(config: &Config, parts: Parts) -> Self {
+        let Parts {
             ledger,
             events,
             applied,
+            attachments,
+            requests,
+            member,
+            fatal,
+        } = parts;
+        Self {
+            config: config.clone(),
+            ledger,
+            events,
+            applied,
+            attachments,
             requests,
             member,
             fatal,
@@ -127,12 +149,22 @@ impl Membership {
 
     /// Goes on where meshd stopped.
     pub async fn resume(&self) -> Result<(), Refusal> {
+        if founding::is_unfinished(&self.config.data_dir) {
+            tracing::warn!("meshd ended while it made a cluster: what it had begun is undone");
+            return match self.remove_files().as_slice() {
+                [] => Ok(()),
+                errors => Err(Refusal::other(format!(
+                    "a cluster was half made when meshd ended, and can not be undone: {}",
+                    errors.join("; ")
+                ))),
+            };
+        }
         let Some(identity) = IdentityStore::load(&self.config.data_dir).map_err(other)? else {
             return Ok(());
         };
         let file = identity.file();
         if self.ledger.view().head.cluster != Some(file.cluster) {
-            self.ledger.reset(Some(file.cluster)).map_err(other)?;
+            self.ledger.reset(Some(file.cluster));
         }
         // The data plane needs no manager: it goes on from the ledger at once.
         self.member.send_replace(Some(Member {
@@ -197,7 +229,7 @@ impl Membership {
             ledger: self.ledger.clone(),
             events: self.events.clone(),
             applied: self.applied.clone(),
-            fatal: self.fatal.clone(),
+            attachments: self.attachments.clone(),
         };
         session.start(&tasks, &stop);
         tasks.close();
@@ -236,7 +268,10 @@ impl Membership {
         // Checked before anything is on disk: a refused init leaves the host as it was.
         mesh_core::state::State::default().apply(1, &command).0?;
         let file = identity.file.clone();
+        self.clear().await?;
         let found = async {
+            founding::begin(&self.config.data_dir)
+                .map_err(|e| Refusal::other(format!("cannot write {}: {e}", self.config.data_dir.join(founding::FILE).display())))?;
             let identity = IdentityStore::create(&self.config.data_dir, identity).map_err(other)?;
             let channels = Arc::new(Channels::new(&identity).map_err(other)?);
             let consensus = self.raft(&identity, &channels).await?;
@@ -245,14 +280,18 @@ impl Membership {
                 consensus.bootstrap(&address).await?;
                 consensus.propose(command).await?.outcome
             };
-            if let Err(refusal) = begin.await {
+            let begun = match begin.await {
+                Ok(_) => founding::end(&self.config.data_dir).map_err(other),
+                Err(refusal) => Err(refusal),
+            };
+            if let Err(refusal) = begun {
                 hosted.end().await;
                 return Err(refusal);
             }
             Ok((identity, channels, hosted))
         };
         let (identity, channels, hosted) = self.or_forget(found.await)?;
-        self.ledger.reset(Some(file.cluster)).map_err(other)?;
+        self.ledger.reset(Some(file.cluster));
         self.enter(identity, channels, Some(hosted)).await;
         self.settled().await?;
         let worker_token = self
@@ -277,16 +316,34 @@ impl Membership {
         self.check_free().await?;
         let target = join::manager_addr(&request.manager)?;
         let joining = self.describe(request.advertise_addr, request.data_path_addr, Some(&target)).await?;
+        self.clear().await?;
         let enrolled = join::enroll(&request.token, &target, joining).await?;
         let file = enrolled.identity.file.clone();
+        let identity = match IdentityStore::create(&self.config.data_dir, enrolled.identity) {
+            Ok(identity) => identity,
+            // Without the identity this host can not even take itself off the list again.
+            Err(e) => {
+                return self.or_forget(Err(Refusal::other(format!(
+                    "{}; {} is on the list of nodes now: remove it there (meshctl node rm {}) before it joins again",
+                    chain(&e),
+                    file.node,
+                    file.node
+                ))));
+            }
+        };
         let enter = async {
-            let identity = IdentityStore::create(&self.config.data_dir, enrolled.identity).map_err(other)?;
             let channels = Arc::new(Channels::new(&identity).map_err(other)?);
             let manager = self.manager_for(&identity, &channels).await?;
-            Ok((identity, channels, manager))
+            Ok((channels, manager))
         };
-        let (identity, channels, manager) = self.or_forget(enter.await)?;
-        self.ledger.reset(Some(file.cluster)).map_err(other)?;
+        let (channels, manager) = match enter.await {
+            Ok(entered) => entered,
+            Err(refusal) => {
+                let refusal = self.withdraw(&identity, refusal).await;
+                return self.or_forget(Err(refusal));
+            }
+        };
+        self.ledger.reset(Some(file.cluster));
         self.enter(identity, channels, manager).await;
         self.settled().await?;
         Ok(JoinReply {
@@ -294,6 +351,44 @@ impl Membership {
             node: file.node,
             role: file.role,
         })
+    }
+
+    /// Takes a node off the list again whose host could not enter the cluster: why, and what is left
+    /// of it.
+    async fn withdraw(&self, identity: &Arc<IdentityStore>, refusal: Refusal) -> Refusal {
+        let node = identity.file().node;
+        let remove = Command::NodeRemove {
+            node: node.to_string(),
+            force: true,
+        };
+        let told = match ControlClient::connect(identity.clone()) {
+            Ok(client) => client.propose(remove).await.and_then(|(_, outcome)| outcome.map(drop)),
+            Err(e) => Err(other(e)),
+        };
+        match told {
+            Ok(()) => refusal,
+            Err(e) => Refusal::new(
+                refusal.kind,
+                format!(
+                    "{}; node {node} is still on the list ({}): remove it there (meshctl node rm {node})",
+                    refusal.message, e.message
+                ),
+            ),
+        }
+    }
+
+    /// Makes room: what an earlier cluster left in this host's kernel would be in the way.
+    async fn clear(&self) -> Result<(), Refusal> {
+        let (to, answer) = oneshot::channel();
+        let gone = || Refusal::unavailable("meshd is stopping");
+        self.requests.send(Request::Clear(to)).await.map_err(|_| gone())?;
+        match answer.await.map_err(|_| gone())?.as_slice() {
+            [] => Ok(()),
+            errors => Err(Refusal::other(format!(
+                "an earlier cluster left something on this host that can not be removed: {}",
+                errors.join("; ")
+            ))),
+        }
     }
 
     /// Takes back what a failed init or join left on disk.
@@ -352,7 +447,7 @@ impl Membership {
         let gone = || Refusal::unavailable("meshd is stopping");
         self.requests.send(Request::Teardown(to)).await.map_err(|_| gone())?;
         let mut errors = answer.await.map_err(|_| gone())?;
-        errors.extend(self.ledger.reset(None).err().map(|e| chain(&e)));
+        self.ledger.reset(None);
         errors.extend(self.remove_files());
         match errors.as_slice() {
             [] => Ok(()),
@@ -401,7 +496,7 @@ impl Membership {
             }
         }
         overlay.host_facts(addr).await.map_err(other)?;
-        let facts = overlay.host_facts(data_path_addr).await.map_err(other)?;
+        let facts = capped(overlay.host_facts(data_path_addr).await.map_err(other)?);
         Ok(Joining {
             hostname: self.config.hostname.clone(),
             addr,
@@ -461,6 +556,15 @@ impl Membership {
         match std::fs::remove_dir_all(self.raft_dir()) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => errors.push(format!("cannot remove {}: {e}", self.raft_dir().display())),
             _ => {}
+        }
+        // Last: as long as something is left, it is known why.
+        if errors.is_empty()
+            && let Err(e) = founding::end(&self.config.data_dir)
+        {
+            errors.push(format!(
+                "cannot remove {}: {e}",
+                self.config.data_dir.join(founding::FILE).display()
+            ));
         }
         errors
     }

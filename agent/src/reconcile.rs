@@ -1,21 +1,26 @@
 //! The reconcile loop: desired from the ledger, observed from the kernel, plan, execute, status.
 //!
-//! One task, started by [`crate::app`]. Ledger changes, kernel events and timers only wake it; each
-//! pass looks at everything anew. It writes nothing but the kernel and its [`Applied`] status.
+//! One task, started by [`crate::run`]. Ledger changes, kernel events and timers only wake it
+//! ([`pace`]); each pass looks at everything anew. It writes nothing but the kernel and its
+//! [`Applied`] status.
+
+mod addr;
+mod pace;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
-    time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use mesh_core::{
     Id,
-    action::Action,
+    action::{Action, BpfAction},
     desired::Desired,
     intent::{self, Facts, veth_name},
-    lb::Hook,
+    lb::{Hook, Row},
+    objects::{Node, Objects},
     observed::Observed,
     plan::plan,
 };
@@ -26,15 +31,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::pace::Pace;
 use crate::{
-    execute::{Executor, StepError, chain, veth_of},
+    execute::{Executor, StepError, chain, device_of, veth_of},
     ledger::{Ledger, View},
 };
 
-/// A full look at the kernel at least this often, for what sends no event.
-const RESYNC: Duration = Duration::from_secs(10);
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LAST: Duration = Duration::from_secs(5);
+/// Routes of the host that are told; a report of so many is well below what a manager takes.
+const ROUTES: usize = 4096;
 
 /// Outcome of the last pass.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,9 +52,18 @@ pub struct Applied {
     /// Endpoints of this host whose container is gone.
     pub gone: BTreeSet<Id>,
     /// What the host is like.
-    pub facts: Option<HostFacts>,
+    pub host: Option<HostState>,
     /// Programs at devices.
     pub hooks: BTreeSet<Hook>,
+}
+
+/// What a host is like, apart from meshd.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostState {
+    /// The address that its data path has, or should be given because the one it had is gone.
+    pub data_path_addr: IpAddr,
+    /// Its uplink and routes.
+    pub facts: HostFacts,
 }
 
 /// What others ask of the loop.
@@ -59,6 +72,9 @@ pub enum Request {
     Preview(oneshot::Sender<Result<Vec<String>, String>>),
     /// Remove everything: the host has left its cluster. Answers with what could not be removed.
     Teardown(oneshot::Sender<Vec<String>>),
+    /// Remove what an earlier cluster left, if anything: the host is about to enter one. Answers as
+    /// `Teardown`.
+    Clear(oneshot::Sender<Vec<String>>),
 }
 
 /// Who this host is, once it belongs to a cluster.
@@ -84,6 +100,8 @@ pub struct Reconciler {
     pub applied: watch::Sender<Applied>,
     /// What others ask.
     pub requests: mpsc::Receiver<Request>,
+    /// What the host was like when that could last be read.
+    pub host: Option<HostState>,
 }
 
 impl Reconciler {
@@ -91,25 +109,35 @@ impl Reconciler {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StepError> {
         let mut events = self.executor.overlay.monitor()?;
         let mut revisions = self.ledger.subscribe();
-        let mut backoff = RETRY_FIRST;
+        let mut pace = Pace::new(Instant::now());
         loop {
-            let fine = self.pass().await;
-            backoff = if fine { RETRY_FIRST } else { (backoff * 2).min(RETRY_LAST) };
-            let wake = Instant::now() + if fine { RESYNC } else { backoff };
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                Some(request) = self.requests.recv() => self.answer(request).await,
-                _ = revisions.changed() => {}
-                _ = self.member.changed() => {}
-                event = events.next() => if event.is_none() {
-                    // Its sockets failed; the next pass looks at everything anyway.
-                    events = self.executor.overlay.monitor()?;
-                },
-                () = tokio::time::sleep_until(wake) => {}
-            }
+            // What came until here, this pass sees.
+            while events.next().now_or_never().flatten().is_some() {}
             revisions.mark_unchanged();
             self.member.mark_unchanged();
-            while futures::FutureExt::now_or_never(events.next()).flatten().is_some() {}
+            let fine = self.pass().await;
+            if !fine {
+                // Its own doing, mostly; what else there was waits for the next try.
+                while events.next().now_or_never().flatten().is_some() {}
+            }
+            pace.passed(fine, Instant::now());
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    Some(request) = self.requests.recv() => self.answer(request).await,
+                    _ = revisions.changed() => break,
+                    _ = self.member.changed() => break,
+                    event = events.next(), if !pace.is_blind() => match event {
+                        Some(()) => pace.event(Instant::now()),
+                        // Its sockets failed; the next pass looks at everything anyway.
+                        None => pace.blind(Instant::now()),
+                    },
+                    () = tokio::time::sleep_until(pace.due()) => break,
+                }
+            }
+            if pace.is_blind() {
+                events = self.executor.overlay.monitor()?;
+            }
         }
     }
 
@@ -117,7 +145,7 @@ impl Reconciler {
         match request {
             Request::Preview(to) => {
                 let steps = match self.look().await {
-                    Ok(Some((desired, seen, _))) => Ok(plan(&desired, &seen).iter().map(Action::to_string).collect()),
+                    Ok(Some(look)) => Ok(plan(&look.desired, &look.seen).iter().map(Action::to_string).collect()),
                     Ok(None) => Ok(Vec::new()),
                     Err(e) => Err(chain(&e)),
                 };
@@ -125,15 +153,17 @@ impl Reconciler {
             }
             Request::Teardown(to) => {
                 let errors = self.executor.teardown().await;
+                self.host = None;
                 self.applied.send_replace(Applied::default());
                 drop(to.send(errors));
             }
+            Request::Clear(to) => drop(to.send(self.executor.clear().await)),
         }
     }
 
     /// Desired and observed state; `None` while there is nothing that this host knows it must be:
     /// before it joins, before its first full list, and when the list does not have it.
-    async fn look(&mut self) -> Result<Option<(Desired, Observed, HostFacts)>, StepError> {
+    async fn look(&mut self) -> Result<Option<Look>, StepError> {
         let (Some(member), View { head, objects }) = (*self.member.borrow(), self.ledger.view()) else {
             return Ok(None);
         };
@@ -144,21 +174,62 @@ impl Reconciler {
         else {
             return Ok(None);
         };
-        let host = self.executor.overlay.host_facts(me.data_path_addr).await?;
-        let uplink = self.uplink.clone().unwrap_or_else(|| host.uplink.clone());
+        let (host, complaint) = self.host(me, &objects).await?;
+        let uplink = self.uplink.clone().unwrap_or_else(|| host.facts.uplink.clone());
         let facts = Facts {
             uplink,
-            addrs: host.addrs.iter().copied().collect(),
+            addrs: host.facts.addrs.iter().copied().collect(),
         };
         let desired = intent::desired(&objects, head.revision, member.cluster, member.node, &facts);
         let seen = self.executor.observe(Some(member.cluster)).await?;
-        Ok(Some((desired, seen, host)))
+        Ok(Some(Look {
+            desired,
+            seen,
+            host,
+            complaint,
+        }))
+    }
+
+    /// What the host is like. When it does not have its data-path address any more, the one that it
+    /// has in its place, and a complaint; and when there is none, what it was like before.
+    async fn host(&mut self, me: &Node, objects: &Objects) -> Result<(HostState, Option<String>), StepError> {
+        let gone = match self.executor.overlay.host_facts(me.data_path_addr).await {
+            Ok(facts) => {
+                let host = HostState {
+                    data_path_addr: me.data_path_addr,
+                    facts: capped(facts),
+                };
+                self.host = Some(host.clone());
+                return Ok((host, None));
+            }
+            Err(e @ mesh_overlay::Error::NoSuchAddress(_)) => e,
+            Err(e) => return Err(e.into()),
+        };
+        let uplink = self.uplink.clone().or_else(|| self.host.as_ref().map(|h| h.facts.uplink.clone()));
+        if let Some(data_path_addr) = addr::instead_of(me, objects, uplink.as_deref())
+            && let Ok(facts) = self.executor.overlay.host_facts(data_path_addr).await
+        {
+            let complaint = format!("the data-path address {} is gone; moving to {data_path_addr}", me.data_path_addr);
+            let facts = capped(facts);
+            let host = HostState { data_path_addr, facts };
+            self.host = Some(host.clone());
+            return Ok((host, Some(complaint)));
+        }
+        match &self.host {
+            Some(last) => Ok((last.clone(), Some(chain(&gone)))),
+            None => Err(gone.into()),
+        }
     }
 
     /// One pass; true when nothing is left to be done.
     async fn pass(&mut self) -> bool {
-        let (desired, seen, facts) = match self.look().await {
-            Ok(Some(all)) => all,
+        let Look {
+            desired,
+            seen,
+            host,
+            complaint,
+        } = match self.look().await {
+            Ok(Some(look)) => look,
             Ok(None) => return true,
             Err(e) => {
                 let error = chain(&e);
@@ -170,20 +241,27 @@ impl Reconciler {
         let steps = plan(&desired, &seen);
         let mut out = Applied {
             revision: desired.revision,
-            facts: Some(facts),
+            host: Some(host),
+            errors: complaint.into_iter().collect(),
             hooks: desired.hooks.clone(),
             ..Applied::default()
         };
+        let mut own = BTreeSet::new();
         let endpoints: BTreeMap<String, Id> = desired.veths.values().map(|v| (veth_name(v.endpoint), v.endpoint)).collect();
         for step in &steps {
             tracing::debug!(%step, "step");
             let endpoint = veth_of(step).and_then(|name| endpoints.get(name)).copied();
             // Its other steps can only fail for want of the interface, and hide the reason.
-            if endpoint.is_some_and(|id| out.failed.contains_key(&id)) {
+            if endpoint.is_some_and(|id| own.contains(&id)) {
                 continue;
             }
             let Err(e) = self.executor.execute(step).await else { continue };
             let text = chain(&e);
+            if endpoint.is_none() {
+                for id in dependants(&desired, step, &e) {
+                    out.failed.entry(id).or_insert_with(|| text.clone());
+                }
+            }
             match endpoint {
                 Some(id) if e.is_sandbox_gone() => drop(out.gone.insert(id)),
                 _ => {
@@ -192,6 +270,7 @@ impl Reconciler {
                 }
             }
             if let Some(id) = endpoint {
+                own.insert(id);
                 out.failed.insert(id, text);
             }
         }
@@ -206,4 +285,42 @@ impl Reconciler {
         });
         fine
     }
+}
+
+/// What a pass works on.
+struct Look {
+    desired: Desired,
+    seen: Observed,
+    host: HostState,
+    /// What is wrong with the host itself.
+    complaint: Option<String>,
+}
+
+/// The endpoints of this host that can not work without a step that failed, because it was for their
+/// network: its devices, their addresses and entries, its gateway's DNS.
+fn dependants(desired: &Desired, step: &Action, error: &StepError) -> Vec<Id> {
+    let on_device = |dev: &str| desired.links.get(dev).map(|(network, _)| *network);
+    let networks: BTreeSet<Id> = match (step, error) {
+        (Action::Net(step), _) => device_of(step).and_then(on_device).into_iter().collect(),
+        (Action::Bpf(BpfAction::Row(Row::Network(dev, Some(_)))), _) => on_device(dev).into_iter().collect(),
+        (Action::Bpf(BpfAction::Attach(hook)), _) => on_device(&hook.dev).into_iter().collect(),
+        (Action::Names(table), StepError::Names(e)) => {
+            let failed = e.failed.iter().map(|f| f.address.ip());
+            failed.filter_map(|ip| table.listeners.get(&ip).map(|l| l.network)).collect()
+        }
+        _ => BTreeSet::new(),
+    };
+    let of = |v: &&mesh_core::desired::Veth| on_device(&v.bridge).is_some_and(|n| networks.contains(&n));
+    desired.veths.values().filter(of).map(|v| v.endpoint).collect()
+}
+
+/// Keeps a host with very many routes from telling more than a report can carry: the widest stay,
+/// which are the likeliest to be in a subnet's way.
+pub fn capped(mut facts: HostFacts) -> HostFacts {
+    if facts.routes.len() > ROUTES {
+        facts.routes.sort_by_key(|r| r.dst.prefix_len());
+        facts.routes.truncate(ROUTES);
+        facts.routes.sort();
+    }
+    facts
 }

@@ -20,17 +20,22 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Exit,
     app::App,
+    attachments::Attachments,
     config::Config,
     events::EventLog,
     execute::{Executor, chain},
+    founding,
     ledger::Ledger,
     local_api,
-    membership::Membership,
+    membership::{Membership, Parts},
     reconcile::{Applied, Reconciler},
 };
 
 /// How long the tasks get to end after SIGTERM; the contract gives meshd 5 s in all.
 const STOP_TIME: Duration = Duration::from_secs(4);
+
+/// How long the last of the ledger may take to get to disk: what is missing comes from the managers.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
 
 /// Runs the agent until it is told to stop. The data plane stays as it is then.
 pub async fn agent(config: Config) -> Result<(), Exit> {
@@ -38,6 +43,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         return Err(Exit::new("meshd programs the kernel's network: run it as root"));
     }
     let ledger = Arc::new(Ledger::open(&config.data_dir.join("ledger.redb"))?);
+    let attachments = Arc::new(Attachments::default());
     let events = Arc::new(EventLog::new(&ledger.view().objects));
     let dns = Arc::new(Dns::new(mesh_dns::Config {
         resolv_conf: config.resolv_conf.clone(),
@@ -60,25 +66,28 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         uplink: config.uplink.clone(),
         applied,
         requests: incoming,
+        host: None,
     };
     let mut kernel = tokio::spawn(reconciler.run(stop.clone()));
-    let membership = Membership::new(
-        &config,
-        ledger.clone(),
-        events.clone(),
-        seen_applied.clone(),
-        requests.clone(),
+    let parts = Parts {
+        ledger: ledger.clone(),
+        events: events.clone(),
+        applied: seen_applied.clone(),
+        attachments: attachments.clone(),
+        requests: requests.clone(),
         member,
         fatal,
-    );
+    };
+    let membership = Membership::new(&config, parts);
     membership.resume().await.map_err(|r| Exit::new(r.message))?;
     let app = Arc::new(App {
         config,
-        ledger,
-        events_log: events,
+        ledger: ledger.clone(),
+        events_log: events.clone(),
         applied: seen_applied,
         requests,
         membership,
+        attachments,
         degraded,
     });
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
@@ -100,6 +109,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     };
     notify(&[NotifyState::Stopping]);
     stop.cancel();
+    events.end();
     let rest = async {
         app.membership.stop().await;
         drop(api.await);
@@ -108,6 +118,8 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         if !kernel.is_finished() {
             drop(kernel.await);
         }
+        let flush = tokio::task::spawn_blocking(move || ledger.flush(FLUSH_TIME));
+        drop(flush.await);
     };
     if timeout(STOP_TIME, rest).await.is_err() {
         tracing::warn!("some tasks did not end in time and are cut off");
@@ -165,7 +177,7 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
             config.data_dir.display(),
             chain(&e)
         )])),
-        _ => said(remove(&config.data_dir, &["identity", "raft", "ledger.redb"])),
+        _ => said(remove(&config.data_dir, &["identity", "raft", "ledger.redb", founding::FILE])),
     }
     if errors.is_empty() {
         Ok(())

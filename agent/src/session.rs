@@ -7,25 +7,29 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::StreamExt;
+use mesh_api::query::Query;
 use mesh_control::client::ControlClient;
 use mesh_core::{
     Id, Refusal, RefusalKind,
     command::Command,
-    objects::{EndpointState, Node},
+    objects::{EndpointState, Node, Object, Role},
 };
-use mesh_overlay::HostFacts;
 use rand::Rng;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    attachments::Attachments,
     events::EventLog,
-    execute::chain,
-    ledger::{Ledger, LedgerError},
-    reconcile::Applied,
+    ledger::Ledger,
+    reconcile::{Applied, HostState},
 };
 
 const BEAT: Duration = Duration::from_secs(1);
+/// How long a host's addresses and routes may go on changing before they are told.
+const SETTLING: Duration = Duration::from_millis(200);
+/// Pause after a report.
+const REPORT_GAP: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(3);
 
@@ -42,8 +46,8 @@ pub struct Session {
     pub events: Arc<EventLog>,
     /// Outcome of the reconcile loop.
     pub applied: watch::Receiver<Applied>,
-    /// Told when something happened after which meshd can not go on.
-    pub fatal: tokio::sync::mpsc::Sender<String>,
+    /// Attachments that are waited for or given up.
+    pub attachments: Arc<Attachments>,
 }
 
 impl Session {
@@ -60,31 +64,29 @@ impl Session {
 
     async fn watch(self) {
         let mut backoff = Backoff::default();
+        let mut said = String::new();
         loop {
-            match self.follow(&mut backoff).await {
-                Ok(()) => {}
-                Err(Ended::Ledger(e)) => {
-                    drop(self.fatal.send(chain(&e)).await);
-                    return;
+            let before = self.ledger.view().head.revision;
+            if let Err(e) = self.follow(&mut backoff).await {
+                // Said once, however long it lasts.
+                if e.message != said || self.ledger.view().head.revision != before {
+                    tracing::warn!(error = %e.message, "no news from the managers; going on from the ledger");
                 }
-                Err(Ended::Watch(e)) => tracing::warn!(error = %e.message, "no news from the managers; going on from the ledger"),
+                said = e.message;
             }
             backoff.wait().await;
         }
     }
 
-    async fn follow(&self, backoff: &mut Backoff) -> Result<(), Ended> {
+    async fn follow(&self, backoff: &mut Backoff) -> Result<(), Refusal> {
         self.ledger.begin();
         let head = self.ledger.view().head;
-        let mut batches = self.client.watch(head.revision).await.map_err(Ended::Watch)?;
+        let mut batches = self.client.watch(head.revision).await?;
         while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(Ended::Watch)?;
+            let batch = batch?;
             backoff.reset();
             let revision = batch.revision;
-            let news = self
-                .ledger
-                .receive(revision, batch.changes, batch.snapshot, batch.complete)
-                .map_err(Ended::Ledger)?;
+            let news = self.ledger.receive(revision, batch.changes, batch.snapshot, batch.complete);
             self.events.record(revision, &news);
         }
         Ok(())
@@ -102,29 +104,27 @@ impl Session {
         }
     }
 
-    /// Tells the managers when the underlay's MTU or the host's routes are not what they know.
+    /// Tells the managers when this host's address, its underlay's MTU or its routes are not what
+    /// they know. What changes in quick succession is told once.
     async fn report(mut self) {
         let mut ledger = self.ledger.subscribe();
         let mut backoff = Backoff::default();
         loop {
-            let facts = self.applied.borrow_and_update().facts.clone();
-            let known = self.ledger.view().objects.nodes.get(&self.node).cloned();
-            if let (Some(facts), Some(known)) = (facts, known)
-                && differs(&known, &facts)
-            {
-                let report = Command::NodeReport {
-                    id: self.node,
-                    addr: known.addr,
-                    data_path_addr: known.data_path_addr,
-                    underlay_mtu: facts.mtu,
-                    host_routes: facts.routes,
-                };
+            if self.news().is_some() {
+                sleep(SETTLING).await;
+            }
+            self.applied.mark_unchanged();
+            ledger.mark_unchanged();
+            if let Some(report) = self.news() {
                 if let Err(e) = self.client.propose(report).await.and_then(|(_, outcome)| outcome.map(drop)) {
                     tracing::debug!(error = %e.message, "report not taken");
                     backoff.wait().await;
                     continue;
                 }
                 backoff.reset();
+                // A host whose routes never rest must not keep the managers busy.
+                sleep(REPORT_GAP).await;
+                continue;
             }
             tokio::select! {
                 _ = self.applied.changed() => {}
@@ -133,8 +133,15 @@ impl Session {
         }
     }
 
-    /// An endpoint whose interface is in place becomes ready; one whose container is gone is
-    /// removed.
+    /// What the managers do not know yet.
+    fn news(&self) -> Option<Command> {
+        let state = self.applied.borrow().host.clone()?;
+        let known = self.ledger.view().objects.nodes.get(&self.node).cloned()?;
+        report_of(&known, &state)
+    }
+
+    /// An endpoint whose interface is in place becomes ready; one whose container is gone, or that
+    /// was given up, is removed.
     async fn settle(mut self) {
         let mut backoff = Backoff::default();
         let mut done = BTreeSet::new();
@@ -142,10 +149,22 @@ impl Session {
             let applied = self.applied.borrow_and_update().clone();
             let view = self.ledger.view();
             let mine = view.objects.endpoints.values().filter(|e| e.node == self.node);
-            let mut todo = Vec::new();
-            for e in mine.filter(|e| e.version <= applied.revision) {
-                if applied.gone.contains(&e.id) {
+            let (mut todo, mut failed) = (Vec::new(), false);
+            for e in mine {
+                let current = e.version <= applied.revision;
+                if current && applied.gone.contains(&e.id) {
                     todo.push(Command::EndpointRemove { id: e.id });
+                } else if self.attachments.is_stray(e) {
+                    match self.is_still_stray(e.id).await {
+                        Ok(true) => todo.push(Command::EndpointRemove { id: e.id }),
+                        Ok(false) => {}
+                        Err(error) => {
+                            failed = true;
+                            tracing::debug!(endpoint = %e.id, error = %error.message, "not known whether it was given up");
+                        }
+                    }
+                } else if !current {
+                    // The kernel has not been brought to it.
                 } else if e.state == EndpointState::Starting && !applied.failed.contains_key(&e.id) {
                     todo.push(Command::EndpointSet {
                         id: e.id,
@@ -156,14 +175,13 @@ impl Session {
             done.retain(|id| view.objects.endpoints.contains_key(id));
             todo.retain(|c| !matches!(c, Command::EndpointSet { id, .. } if done.contains(id)));
             let asked = futures::future::join_all(todo.iter().map(|c| self.client.propose(c.clone()))).await;
-            let mut failed = false;
             for (command, answer) in todo.iter().zip(asked) {
                 match answer.and_then(|(_, outcome)| outcome) {
-                    Ok(_) => {
-                        if let Command::EndpointSet { id, .. } = command {
-                            done.insert(*id);
-                        }
-                    }
+                    Ok(_) => match command {
+                        Command::EndpointSet { id, .. } => drop(done.insert(*id)),
+                        Command::EndpointRemove { id } => self.attachments.settled(*id),
+                        _ => {}
+                    },
                     Err(Refusal {
                         kind: RefusalKind::NotFound,
                         ..
@@ -179,20 +197,46 @@ impl Session {
                 continue;
             }
             backoff.reset();
-            if self.applied.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = self.applied.changed() => if changed.is_err() { return },
+                () = self.attachments.given_up() => {}
             }
         }
     }
 }
 
-fn differs(known: &Node, facts: &HostFacts) -> bool {
-    known.underlay_mtu != facts.mtu || known.host_routes != facts.routes
+impl Session {
+    /// Asks the managers: the ledger may be older than what they have, and an endpoint that was
+    /// starting there be ready for long.
+    async fn is_still_stray(&self, id: Id) -> Result<bool, Refusal> {
+        match self.client.query(Query::Endpoint(id.to_string())).await {
+            Ok(answer) => Ok(answer.objects.iter().any(|o| match o {
+                Object::Endpoint(e) => e.id == id && self.attachments.is_stray(e),
+                _ => false,
+            })),
+            Err(e) if e.kind == RefusalKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
 }
 
-enum Ended {
-    Watch(Refusal),
-    Ledger(LedgerError),
+/// The report of a host that is not as the managers know it.
+fn report_of(known: &Node, now: &HostState) -> Option<Command> {
+    // A manager's own address is in the raft membership and in its identity: it stays. A worker is
+    // never called, and where its one address served for both, it moves with the data path.
+    let moves = known.role == Role::Worker && known.addr == known.data_path_addr;
+    let addr = if moves { now.data_path_addr } else { known.addr };
+    let same = known.addr == addr
+        && known.data_path_addr == now.data_path_addr
+        && known.underlay_mtu == now.facts.mtu
+        && known.host_routes == now.facts.routes;
+    (!same).then(|| Command::NodeReport {
+        id: known.id,
+        addr,
+        data_path_addr: now.data_path_addr,
+        underlay_mtu: now.facts.mtu,
+        host_routes: now.facts.routes.clone(),
+    })
 }
 
 /// Waits that grow, each of a random length so that ten thousand agents do not come back at once.
@@ -209,5 +253,50 @@ impl Backoff {
         self.0 = Some(next);
         let wait = rand::rng().random_range(next / 2..=next);
         sleep(wait).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_overlay::HostFacts;
+
+    use super::*;
+
+    fn node(role: &str) -> Node {
+        serde_json::from_value(serde_json::json!({
+            "id": Id::from_bits(1), "version": 1, "created_at": "2026-01-01T00:00:00Z", "hostname": "h1", "labels": {},
+            "role": role, "raft_id": 0, "availability": "active", "addr": "192.0.2.1", "control_port": 2377,
+            "data_path_addr": "192.0.2.1", "underlay_mtu": 1500, "ingress_ip": "10.0.0.2", "host_routes": [],
+            "state": "ready", "dataplane": "reachable",
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_address_that_changed_is_told() {
+        let mut now = HostState {
+            data_path_addr: [192, 0, 2, 1].into(),
+            facts: HostFacts {
+                uplink: "eth0".to_owned(),
+                mtu: 1500,
+                addrs: Vec::new(),
+                routes: Vec::new(),
+            },
+        };
+        let told = |role, now: &HostState| match report_of(&node(role), now) {
+            Some(Command::NodeReport {
+                addr,
+                data_path_addr,
+                underlay_mtu,
+                ..
+            }) => Some((addr.to_string(), data_path_addr.to_string(), underlay_mtu)),
+            _ => None,
+        };
+        assert_eq!(told("worker", &now), None);
+        now.facts.mtu = 1400;
+        assert_eq!(told("worker", &now), Some(("192.0.2.1".into(), "192.0.2.1".into(), 1400)));
+        now.data_path_addr = [192, 0, 2, 9].into();
+        assert_eq!(told("worker", &now), Some(("192.0.2.9".into(), "192.0.2.9".into(), 1400)));
+        assert_eq!(told("manager", &now), Some(("192.0.2.1".into(), "192.0.2.9".into(), 1400)));
     }
 }

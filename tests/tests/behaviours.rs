@@ -122,6 +122,30 @@ fn b05_an_alias_lives_as_long_as_someone_claims_it() -> Result<()> {
 }
 
 #[test]
+fn b07_the_data_path_address_may_change() -> Result<()> {
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create demo")?.ok()?;
+    lab.ctl("h1", "service create --name web --network demo --publish 8080:80")?.ok()?;
+    lab.container("h1", "user", "--network demo")?;
+    lab.echo("h2", "w", "--network demo --service web")?;
+    lab.http(Place::In("user"), "web:80", 1)?;
+    for step in ["ip addr add 192.168.77.52/24 dev eth0", "ip addr del 192.168.77.12/24 dev eth0"] {
+        // The second address is the first one's secondary, and would go with it.
+        lab.at(Place::Host("h2"), "sysctl -q -w net.ipv4.conf.eth0.promote_secondaries=1")?
+            .ok()?;
+        lab.at(Place::Host("h2"), step)?.ok()?;
+    }
+    until(15, "the network to have followed", || {
+        let done = lab.at(Place::In("user"), "meshd-echo client http web:80 --timeout 1")?;
+        let fdb = lab.at(Place::Host("h1"), "bridge fdb")?.ok()?;
+        Ok(done.status == 0 && fdb.contains("192.168.77.52") && !fdb.contains("192.168.77.12"))
+    })?;
+    until(10, "h2 to have nothing to complain of", || {
+        Ok(lab.json("h2", "status")?["errors"].as_array().is_some_and(Vec::is_empty))
+    })
+}
+
+#[test]
 fn b13_one_port_number_in_tcp_and_udp() -> Result<()> {
     let lab = Lab::up("")?;
     lab.ctl("h1", "network create demo")?.ok()?;

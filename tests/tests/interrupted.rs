@@ -1,0 +1,84 @@
+//! What breaks half way leaves nothing behind: a join after the host was taken in, a cluster's
+//! beginning, an attachment.
+
+use std::{fs, path::PathBuf};
+
+use mesh_tests::{Lab, Place, Result, until};
+
+fn data(host: &str) -> PathBuf {
+    let root = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into());
+    PathBuf::from(root).join(host).join("data")
+}
+
+fn nodes(lab: &Lab) -> Result<usize> {
+    Ok(lab.json("h1", "node ls")?.as_array().map_or(0, Vec::len))
+}
+
+#[test]
+fn what_breaks_half_way_leaves_nothing() -> Result<()> {
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h2", "leave")?.ok()?;
+    until(10, "h2 to be off the list", || Ok(nodes(&lab)? == 1))?;
+    join(&lab)?;
+    lab.ctl("h2", "leave")?.ok()?;
+    init(&lab)?;
+    lab.ctl("h2", "leave --force")?.ok()?;
+    let token = lab.ctl("h1", "token worker -q")?.ok()?;
+    lab.ctl("h2", &format!("join --token {} 192.168.77.11", token.trim()))?.ok()?;
+    attachment(&lab)
+}
+
+/// A manager that cannot listen: it is taken off the list again, and may try again.
+fn join(lab: &Lab) -> Result<()> {
+    let listen = "meshd-echo --tcp 2377 >/dev/null 2>&1 & echo $!";
+    let pid = lab.argv(Place::Host("h2"), &["sh", "-c", listen])?.ok()?;
+    until(5, "the port to be taken", || {
+        Ok(lab.at(Place::Host("h2"), "ss -Hltn sport = 2377")?.ok()?.contains("2377"))
+    })?;
+    let token = lab.ctl("h1", "token manager -q")?.ok()?;
+    let join = format!("join --token {} 192.168.77.11", token.trim());
+    lab.ctl("h2", &join)?.refused(1, &["2377"])?;
+    assert_eq!(nodes(lab)?, 1, "taken off the list again");
+    lab.at(Place::Host("h2"), &format!("kill {}", pid.trim()))?.ok()?;
+    lab.ctl("h1", "network create still-led")?.ok()?;
+    lab.ctl("h2", &join)?.ok()?;
+    assert_eq!(nodes(lab)?, 2);
+    Ok(())
+}
+
+/// A meshd that is killed before the cluster exists has no part in one afterwards.
+fn init(lab: &Lab) -> Result<()> {
+    lab.ctl("h2", "init")?.ok()?;
+    lab.lab(&["kill", "h2"])?.ok()?;
+    // As it is on disk until the first commit.
+    fs::write(data("h2").join("founding.json"), "{\"beg")?;
+    lab.lab(&["restart", "h2"])?.ok()?;
+    lab.ctl("h2", "network ls")?.refused(1, &["cluster"])?;
+    assert!(!data("h2").join("identity").exists() && !data("h2").join("founding.json").exists());
+    // What the first one left in the kernel is in nobody's way.
+    lab.ctl("h2", "init")?.ok()?;
+    let links = lab.at(Place::Host("h2"), "ip -o link")?.ok()?;
+    assert_eq!(links.matches(": mx-").count(), 1, "{links}");
+    Ok(())
+}
+
+/// An attachment whose outcome its caller never learns is not there later.
+fn attachment(lab: &Lab) -> Result<()> {
+    lab.ctl("h1", "network create demo")?.ok()?;
+    lab.container("h2", "seen", "--network demo")?;
+    lab.at(Place::Host("h2"), "ip netns add unseen")?.ok()?;
+    // The manager takes the command in when it wakes up again; by then nobody waits.
+    lab.lab(&["freeze", "h1"])?.ok()?;
+    let tried = lab.ctl("h2", "network connect --hostname unseen demo netns:unseen")?;
+    lab.lab(&["thaw", "h1"])?.ok()?;
+    let gone = until(20, "the endpoint that nobody waits for to be removed", || {
+        let on = lab.network("demo")?.endpoints;
+        Ok(on.len() == 1 && on[0].name == "seen")
+    });
+    let again = lab.ctl("h2", "network connect --hostname unseen demo netns:unseen")?;
+    lab.ctl("h2", "network disconnect --force demo netns:unseen")?;
+    lab.at(Place::Host("h2"), "ip netns del unseen")?.ok()?;
+    tried.refused(5, &["manager"])?;
+    gone?;
+    again.ok().map(drop)
+}
