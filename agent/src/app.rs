@@ -395,6 +395,7 @@ fn program_name(program: Program) -> &'static str {
         Program::FromNetwork => "from_network",
         Program::FromContainer => "from_container",
         Program::ToContainer => "to_container",
+        Program::Sockets => "sockets",
     }
 }
 

@@ -136,6 +136,10 @@ impl Host<'_> {
             program: lb::Program::FromOverlay,
             dev,
         });
+        out.hooks.insert(lb::Hook {
+            program: lb::Program::Sockets,
+            dev: String::new(),
+        });
         if !facts.uplink.is_empty() {
             out.hooks.insert(lb::Hook {
                 program: lb::Program::FromUplink,

@@ -206,6 +206,9 @@ pub enum Program {
     FromContainer,
     /// TC egress of an endpoint's host-side veth: replies of VIPs that come over the bridge.
     ToContainer,
+    /// The cgroup hooks of sockets (connect, sendmsg, recvmsg, getpeername; IPv4 and IPv6), at the root
+    /// of the cgroup hierarchy.
+    Sockets,
 }
 
 /// A program at a device.
@@ -213,6 +216,6 @@ pub enum Program {
 pub struct Hook {
     /// The program.
     pub program: Program,
-    /// Name of the device.
+    /// Name of the device; empty for [`Program::Sockets`].
     pub dev: String,
 }

@@ -51,7 +51,7 @@ fn carry_out(seen: &mut Observed, steps: &[Action]) {
                 let known = match h.program {
                     Program::FromNetwork => seen.tables.networks.contains_key(&h.dev),
                     Program::FromContainer | Program::ToContainer => seen.tables.locals.contains_key(&h.dev),
-                    Program::FromUplink | Program::FromOverlay => true,
+                    Program::FromUplink | Program::FromOverlay | Program::Sockets => true,
                 };
                 assert!(known, "a program comes after its rows");
                 seen.hooks.insert(h);

@@ -74,20 +74,25 @@ fn ip_back(ip: &Ipv4, proto: u8, total_len: u16) -> Ipv4 {
     back
 }
 
+/// Sequence number, acknowledgement number and flags of the reset that answers a segment.
+#[inline(always)]
+pub fn reset_numbers(tcp: &Tcp, l4_len: u32) -> Option<(u32, u32, u8)> {
+    if tcp.flags & RST != 0 {
+        return None;
+    }
+    if tcp.flags & ACK != 0 {
+        return Some((u32::from_be_bytes(tcp.ack), 0, RST));
+    }
+    let data = l4_len.wrapping_sub(u32::from(tcp.offset >> 4) * 4);
+    let control = u32::from(tcp.flags & SYN != 0) + u32::from(tcp.flags & FIN != 0);
+    Some((0, u32::from_be_bytes(tcp.seq).wrapping_add(data).wrapping_add(control), RST | ACK))
+}
+
 /// The reset that RFC 9293 section 3.10.7.1 asks for in answer to a segment of a connection that
 /// does not exist. `l4_len`: length of the segment with its header. `None`: a reset is never answered.
 #[inline(always)]
 pub fn tcp_reset(ip: &Ipv4, tcp: &Tcp, l4_len: u32) -> Option<TcpReset> {
-    if tcp.flags & RST != 0 {
-        return None;
-    }
-    let (seq, ack, flags) = if tcp.flags & ACK != 0 {
-        (u32::from_be_bytes(tcp.ack), 0, RST)
-    } else {
-        let data = l4_len.wrapping_sub(u32::from(tcp.offset >> 4) * 4);
-        let control = u32::from(tcp.flags & SYN != 0) + u32::from(tcp.flags & FIN != 0);
-        (0, u32::from_be_bytes(tcp.seq).wrapping_add(data).wrapping_add(control), RST | ACK)
-    };
+    let (seq, ack, flags) = reset_numbers(tcp, l4_len)?;
     let mut back = Tcp {
         sport: tcp.dport,
         dport: tcp.sport,

@@ -1,7 +1,7 @@
 //! What a flow's state says about its next packet. Called by the programs for every packet of a
 //! service; pure.
 
-use crate::rows::{TCP, UDP};
+use crate::rows::{FlowKey, TCP, UDP};
 
 /// FIN of TCP's flags byte.
 pub const FIN: u8 = 0x01;
@@ -18,12 +18,19 @@ pub const FIN_FORWARD: u32 = 1;
 pub const FIN_REVERSE: u32 = 2;
 /// Either has sent RST.
 pub const RESET: u32 = 4;
+/// The backend has been heard.
+pub const REPLIED: u32 = 8;
+/// The backend's packets do not come by here.
+pub const DIRECT: u32 = 16;
 
 /// A UDP flow that was silent for longer is over.
 pub const UDP_IDLE_NS: u64 = 180 * 1_000_000_000;
 /// So is a TCP flow: the shortest time after which RFC 1122 section 4.2.3.6 lets an idle connection
 /// be probed, so that a connection with keep-alive never gets there.
 pub const TCP_IDLE_NS: u64 = 2 * 3600 * 1_000_000_000 + 600 * 1_000_000_000;
+/// A TCP flow that one end has closed is over when it was silent for longer (RFC 5382 section 5 asks
+/// for the time of a connection in the middle of its closing, four minutes, at least).
+pub const HALF_IDLE_NS: u64 = 11 * 60 * 1_000_000_000;
 /// A flow's way back is kept so long after a reset, for what is still under way.
 pub const RESET_GRACE_NS: u64 = 2 * 1_000_000_000;
 /// And so long after both ends have closed: the backend then remembers the connection in TIME_WAIT
@@ -36,20 +43,40 @@ pub const TOUCH_NS: u64 = 1_000_000_000;
 /// Both ends have closed, or one has reset.
 #[inline(always)]
 pub const fn closed(bits: u32) -> bool {
-    bits & RESET != 0 || bits & (FIN_FORWARD | FIN_REVERSE) == FIN_FORWARD | FIN_REVERSE
+    // Of a flow whose replies go another way, no more than this is ever seen.
+    let both = if bits & DIRECT != 0 {
+        FIN_FORWARD
+    } else {
+        FIN_FORWARD | FIN_REVERSE
+    };
+    bits & RESET != 0 || bits & both == both
 }
 
 /// It has been silent for too long.
 #[inline(always)]
-pub const fn idle(proto: u8, last_seen: u64, now: u64) -> bool {
-    now.saturating_sub(last_seen) > if proto == UDP { UDP_IDLE_NS } else { TCP_IDLE_NS }
+pub const fn idle(proto: u8, bits: u32, last_seen: u64, now: u64) -> bool {
+    now.saturating_sub(last_seen)
+        > if proto == UDP {
+            UDP_IDLE_NS
+        } else if bits & (FIN_FORWARD | FIN_REVERSE) != 0 {
+            HALF_IDLE_NS
+        } else {
+            TCP_IDLE_NS
+        }
+}
+
+/// Both ends have been heard, and this packet of the client's opens nothing: from now on no other
+/// flow may take its place.
+#[inline(always)]
+pub const fn proven(proto: u8, flags: u8, bits: u32) -> bool {
+    bits & (REPLIED | DIRECT) != 0 && !opens(proto, flags) && bits & RESET == 0
 }
 
 /// Its way back may be given to another flow.
 #[inline(always)]
 pub const fn stale(proto: u8, bits: u32, last_seen: u64, now: u64) -> bool {
     let grace = if bits & RESET != 0 { RESET_GRACE_NS } else { CLOSED_GRACE_NS };
-    idle(proto, last_seen, now) || (closed(bits) && now.saturating_sub(last_seen) > grace)
+    idle(proto, bits, last_seen, now) || (closed(bits) && now.saturating_sub(last_seen) > grace)
 }
 
 /// Opens a connection: SYN without ACK.
@@ -66,7 +93,38 @@ pub const fn advance(flags: u8, forward: bool) -> u32 {
         (true, true) => FIN_FORWARD,
         (true, false) => FIN_REVERSE,
     };
-    if flags & RST != 0 { fin | RESET } else { fin }
+    let heard = if forward { 0 } else { REPLIED };
+    if flags & RST != 0 { fin | heard | RESET } else { fin | heard }
+}
+
+/// A hash of some words that is the same on every host, and whose high bits are as good as its low
+/// ones.
+#[inline(always)]
+pub const fn hash<const N: usize>(words: [u32; N]) -> u32 {
+    let mut h = 0x9e37_79b9_7f4a_7c15u64;
+    let mut i = 0;
+    while i < N {
+        // The multiplier of Knuth's MMIX generator; the shift mixes high bits into low ones.
+        h = (h ^ words[i] as u64).wrapping_mul(0x5851_f42d_4c95_7f2d);
+        h ^= h >> 29;
+        i += 1;
+    }
+    (h >> 32) as u32
+}
+
+/// The hash of a client.
+#[inline(always)]
+pub const fn hash_source(key: &FlowKey) -> u32 {
+    let s = key.src.0;
+    hash([s[0], s[1], s[2], s[3]])
+}
+
+/// The hash of a flow.
+#[inline(always)]
+pub const fn hash_flow(key: &FlowKey) -> u32 {
+    let (s, d) = (key.src.0, key.dst.0);
+    let ports = (key.sport as u32) << 16 | key.dport as u32;
+    hash([s[0], s[1], s[2], s[3], d[0] ^ ports, d[1], d[2], d[3], key.proto as u32])
 }
 
 /// What to do with a client's packet.
@@ -86,14 +144,14 @@ pub enum Judgement {
 pub const fn judge(proto: u8, flags: u8, flow: Option<(u32, u64)>, backend_there: bool, now: u64) -> Judgement {
     let Some((bits, last_seen)) = flow else { return Judgement::Choose };
     if proto == UDP {
-        return if backend_there && !idle(proto, last_seen, now) {
+        return if backend_there && !idle(proto, bits, last_seen, now) {
             Judgement::Keep
         } else {
             Judgement::Choose
         };
     }
     match (opens(proto, flags), backend_there) {
-        (true, true) if !closed(bits) && !idle(proto, last_seen, now) => Judgement::Keep,
+        (true, true) if !closed(bits) && !idle(proto, bits, last_seen, now) => Judgement::Keep,
         (true, _) => Judgement::Choose,
         (false, true) => Judgement::Keep,
         (false, false) => Judgement::Reset,
@@ -161,6 +219,7 @@ mod tests {
         assert!(stale(TCP, both, S, 62 * S + 1));
         assert!(!stale(TCP, RESET, S, 3 * S) && stale(TCP, RESET, S, 3 * S + 1));
         assert!(!stale(TCP, 0, S, 3600 * S));
+        assert!(!stale(TCP, FIN_FORWARD, 0, 600 * S) && stale(TCP, FIN_FORWARD, 0, HALF_IDLE_NS + 1));
         assert!(stale(UDP, 0, 0, UDP_IDLE_NS + 1));
         assert!(!stale(TCP, RESET, 5 * S, S), "a clock read on another cpu may be behind");
     }
@@ -183,6 +242,25 @@ mod tests {
         fn never_kept_without_a_backend(proto in prop_oneof![Just(TCP), Just(UDP)], flags: u8, bits in 0u32..8, last: u64, now: u64) {
             prop_assert_ne!(judge(proto, flags, Some((bits, last)), false, now), Judgement::Keep);
         }
+    }
+
+    #[test]
+    fn a_flow_is_proven_by_its_backend_and_then_its_client() {
+        assert!(!proven(TCP, ACK, 0), "one end only");
+        assert!(!proven(TCP, SYN, REPLIED), "a SYN sent again");
+        assert!(proven(TCP, ACK, REPLIED) && proven(TCP, ACK, DIRECT) && proven(UDP, 0, REPLIED));
+        assert!(!proven(TCP, ACK, REPLIED | RESET));
+        assert!(closed(DIRECT | FIN_FORWARD) && !closed(FIN_FORWARD));
+        assert_eq!(advance(0, false), REPLIED);
+    }
+
+    #[test]
+    fn hashes_spread() {
+        let mut seen = [0u32; 16];
+        for i in 0..16_000u32 {
+            seen[(hash([0, 0, 0xffff, i]) % 16) as usize] += 1;
+        }
+        assert!(seen.iter().all(|n| (850..1150).contains(n)), "{seen:?}");
     }
 
     #[test]

@@ -50,6 +50,39 @@ pub struct Ipv4 {
     pub dst: [u8; 4],
 }
 
+/// IPv6 (RFC 8200 section 3).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Ipv6 {
+    /// Version, traffic class, flow label.
+    pub version_flow: [u8; 4],
+    /// Length in bytes of what follows this header.
+    pub payload_len: [u8; 2],
+    /// What follows: an upper layer's protocol or an extension header.
+    pub next: u8,
+    /// Time to live.
+    pub hop_limit: u8,
+    /// Source.
+    pub src: [u8; 16],
+    /// Destination.
+    pub dst: [u8; 16],
+}
+
+/// The beginning of an IPv6 extension header (RFC 6564 section 4); of a fragment header all of it
+/// (RFC 8200 section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Extension {
+    /// What follows it.
+    pub next: u8,
+    /// Its length, in units that depend on its type.
+    pub len: u8,
+    /// Of a fragment header: offset, and whether more follow.
+    pub fragment: [u8; 2],
+    /// Of a fragment header: identification.
+    pub id: [u8; 4],
+}
+
 /// TCP without options (RFC 9293 section 3.1).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -102,6 +135,16 @@ pub struct Icmp {
     pub rest: [u8; 4],
 }
 
+/// A neighbour solicitation or advertisement without options (RFC 4861 sections 4.3, 4.4).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Neighbor {
+    /// Type, code, checksum, and flags of an advertisement.
+    pub icmp: Icmp,
+    /// The address that is asked for, or spoken of.
+    pub target: [u8; 16],
+}
+
 /// ARP for IPv4 over Ethernet (RFC 826).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -137,7 +180,17 @@ macro_rules! wire {
         const _: () = assert!(size_of::<$t>() == $size && align_of::<$t>() == 1);
     )+};
 }
-wire!(Eth = 14, Ipv4 = 20, Tcp = 20, Udp = 8, Icmp = 8, Arp = 28);
+wire!(
+    Eth = 14,
+    Ipv4 = 20,
+    Ipv6 = 40,
+    Extension = 8,
+    Tcp = 20,
+    Udp = 8,
+    Icmp = 8,
+    Neighbor = 24,
+    Arp = 28
+);
 
 impl Ipv4 {
     /// The header's bytes.
@@ -170,6 +223,58 @@ impl Ipv4 {
             d1,
             d2,
             d3,
+        ]
+    }
+}
+
+impl Ipv6 {
+    /// The header's bytes.
+    #[inline(always)]
+    pub const fn bytes(&self) -> [u8; 40] {
+        let [v0, v1, v2, v3] = self.version_flow;
+        let [l0, l1] = self.payload_len;
+        let (s, d) = (&self.src, &self.dst);
+        [
+            v0,
+            v1,
+            v2,
+            v3,
+            l0,
+            l1,
+            self.next,
+            self.hop_limit,
+            s[0],
+            s[1],
+            s[2],
+            s[3],
+            s[4],
+            s[5],
+            s[6],
+            s[7],
+            s[8],
+            s[9],
+            s[10],
+            s[11],
+            s[12],
+            s[13],
+            s[14],
+            s[15],
+            d[0],
+            d[1],
+            d[2],
+            d[3],
+            d[4],
+            d[5],
+            d[6],
+            d[7],
+            d[8],
+            d[9],
+            d[10],
+            d[11],
+            d[12],
+            d[13],
+            d[14],
+            d[15],
         ]
     }
 }
@@ -234,7 +339,7 @@ pub enum Part {
 /// Where the upper layer lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Offset of the upper layer's header from the start of the frame, in bytes: 34 to 74.
+    /// Offset of the upper layer's header from the start of the frame, in bytes.
     pub l4: u32,
     /// Its length in bytes, padding left out.
     pub l4_len: u32,
@@ -271,6 +376,56 @@ pub const fn shape(ip: &Ipv4, frame_len: u32, gso: bool) -> Option<Shape> {
     })
 }
 
+/// Checks an IPv6 header against the frame's length and tells where the packet ends in the frame, in
+/// bytes; `None` if it contradicts itself. `gso`: as for [`shape`] (RFC 2675 jumbo payloads of the
+/// kernel's own making say 0).
+#[inline(always)]
+pub const fn end_v6(ip: &Ipv6, frame_len: u32, gso: bool) -> Option<u32> {
+    if ip.version_flow[0] >> 4 != 6 || frame_len < ETH_LEN + 40 {
+        return None;
+    }
+    let payload = match u16::from_be_bytes(ip.payload_len) as u32 {
+        0 if gso => frame_len - ETH_LEN - 40,
+        payload => payload,
+    };
+    if frame_len - ETH_LEN - 40 < payload {
+        return None;
+    }
+    Some(ETH_LEN + 40 + payload)
+}
+
+/// Hop-by-hop options, routing, destination options: passed over.
+const SKIPPED: [u8; 3] = [0, 43, 60];
+/// The fragment header's type.
+pub const FRAGMENT: u8 = 44;
+/// How many extension headers are looked at.
+pub const EXTENSIONS: u32 = 6;
+
+/// It is an extension header that is passed over.
+#[inline(always)]
+pub const fn is_extension(kind: u8) -> bool {
+    kind == SKIPPED[0] || kind == SKIPPED[1] || kind == SKIPPED[2] || kind == FRAGMENT
+}
+
+/// Length in bytes of an extension header of type `kind`.
+#[inline(always)]
+pub const fn extension_len(kind: u8, header: &Extension) -> u32 {
+    // A fragment header's length field is reserved.
+    if kind == FRAGMENT { 8 } else { (header.len as u32 + 1) * 8 }
+}
+
+/// Which part of a packet a fragment header tells of.
+#[inline(always)]
+pub const fn part_v6(header: &Extension) -> Part {
+    let fragment = u16::from_be_bytes(header.fragment);
+    match (fragment & 0xfff8 != 0, fragment & 1 != 0) {
+        // RFC 6946: a packet that is called a fragment and is whole.
+        (false, false) => Part::Whole,
+        (false, true) => Part::First,
+        _ => Part::Later,
+    }
+}
+
 /// A TCP header that fits its packet.
 #[inline(always)]
 pub const fn tcp_fits(tcp: &Tcp, l4_len: u32) -> bool {
@@ -303,6 +458,38 @@ mod tests {
             fragment: fragment.to_be_bytes(),
             ..Ipv4::default()
         }
+    }
+
+    #[test]
+    fn shapes_v6() {
+        let ip = |version: u8, payload: u16| Ipv6 {
+            version_flow: [version << 4, 0, 0, 0],
+            payload_len: payload.to_be_bytes(),
+            ..Ipv6::default()
+        };
+        assert_eq!(end_v6(&ip(6, 20), 74, false), Some(74));
+        assert_eq!(end_v6(&ip(6, 20), 80, false), Some(74), "padding");
+        assert_eq!(end_v6(&ip(6, 0), 90_054, true), Some(90_054));
+        assert_eq!(end_v6(&ip(6, 0), 54, false), Some(54));
+        assert_eq!(end_v6(&ip(6, 21), 74, false), None, "longer than the frame");
+        assert_eq!(end_v6(&ip(4, 20), 74, false), None, "version");
+        assert_eq!(end_v6(&ip(6, 0), 53, false), None, "no header");
+        let ext = |len, fragment: u16| Extension {
+            len,
+            fragment: fragment.to_be_bytes(),
+            ..Extension::default()
+        };
+        assert_eq!(extension_len(0, &ext(0, 0)), 8);
+        assert_eq!(extension_len(60, &ext(255, 0)), 2048);
+        assert_eq!(extension_len(FRAGMENT, &ext(77, 0)), 8, "its length is reserved");
+        assert_eq!(
+            (0..=255).filter(|k| is_extension(*k)).collect::<std::vec::Vec<_>>(),
+            [0, 43, 44, 60]
+        );
+        assert_eq!(part_v6(&ext(0, 0)), Part::Whole);
+        assert_eq!(part_v6(&ext(0, 1)), Part::First);
+        assert_eq!(part_v6(&ext(0, 8)), Part::Later);
+        assert_eq!(part_v6(&ext(0, 9)), Part::Later);
     }
 
     #[test]

@@ -5,10 +5,15 @@
 //! Built twice: for the host (loader, tests) and for the BPF target (ebpf/programs).
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod answer;
+pub mod answer6;
 pub mod checksum;
 pub mod flow;
 pub mod header;
+pub mod quote;
 pub mod reason;
 pub mod rows;
 pub mod spec;

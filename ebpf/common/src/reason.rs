@@ -94,6 +94,34 @@ reasons! {
     DirectRemote = "direct_remote",
     /// From a network's VXLAN device to its endpoint here, past the bridge.
     DirectArrived = "direct_arrived",
+    /// Neighbour solicitation for a VIP answered.
+    NdAnswered = "nd_answered",
+    /// ICMP error carried to the backend that it is about.
+    IcmpCarried = "icmp_carried",
+    /// ICMP error about a flow translated as the flow is.
+    IcmpTranslated = "icmp_translated",
+    /// A socket that connects to a service was given its backend.
+    SocketConnected = "socket_connected",
+    /// A datagram of a socket to a service was given its backend.
+    SocketSent = "socket_sent",
+    /// A socket that connects to a service without a backend was refused.
+    SocketRefused = "socket_refused",
+    /// Packet of a container to a published port of its own node.
+    FromOwnNode = "from_own_node",
+    /// Packet of another node's process to a published port of this one.
+    FromPeerNode = "from_peer_node",
+    /// A flow that both ends have been heard of is kept from now on.
+    Kept = "kept",
+    /// There was no room to keep it: a flood may displace it.
+    NotKept = "not_kept",
+    /// A client's address is not admitted to the service.
+    DropSource = "drop_source",
+    /// A container's neighbour advertisement that speaks for another.
+    DropSpoofedNd = "drop_spoofed_nd",
+    /// The packet's lifetime is over.
+    DropTtl = "drop_ttl",
+    /// Not told to who watches: the ring buffer was full.
+    EventsLost = "events_lost",
 }
 
 #[cfg(test)]
@@ -102,8 +130,8 @@ mod tests {
 
     #[test]
     fn names_go_with_reasons_and_differ() {
-        assert_eq!(NAMES[Reason::DirectArrived as usize], "direct_arrived");
-        assert_eq!(NAMES.len(), Reason::DirectArrived as usize + 1);
+        assert_eq!(NAMES[Reason::EventsLost as usize], "events_lost");
+        assert_eq!(NAMES.len(), Reason::EventsLost as usize + 1);
         for (i, name) in NAMES.iter().enumerate() {
             assert!(!NAMES[..i].contains(name), "{name}");
         }

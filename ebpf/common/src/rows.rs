@@ -1,7 +1,8 @@
 //! Keys and values of the BPF maps, byte for byte as the kernel holds them.
 //!
-//! Addresses are 16 bytes, IPv4 as `::ffff:a.b.c.d`, so that IPv6 is an addition. Ports are in host
-//! byte order. No type has padding, so that keys compare and hash as bytes.
+//! Addresses are 16 bytes, IPv4 as `::ffff:a.b.c.d`; where a row has both families, the IPv4 address is
+//! a word as it lies in a packet, and zero stands for none. Ports are in host byte order. No type has
+//! padding, so that keys compare and hash as bytes.
 
 /// Types that are nothing but their bytes: `repr(C)`, no padding, every bit pattern valid.
 ///
@@ -26,6 +27,13 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// IPPROTO_ICMP.
 pub const ICMP: u8 = 1;
+/// IPPROTO_ICMPV6.
+pub const ICMP6: u8 = 58;
+
+/// In the number of a set of backends: by their IPv6 addresses (`mesh_core::lb::V6`).
+pub const V6: u32 = 1 << 31;
+/// In the number of a set of backends: those on this host only (`mesh_core::lb::LOCAL`).
+pub const LOCAL: u32 = 1 << 30;
 
 /// An IP address as four words in network byte order.
 #[repr(C)]
@@ -37,6 +45,33 @@ impl Addr {
     #[inline(always)]
     pub const fn v4(raw: u32) -> Self {
         Self([0, 0, u32::from_be(0xffff), raw])
+    }
+
+    /// It is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == u32::from_be(0xffff)
+    }
+
+    /// It is no address: zero.
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
+    }
+
+    /// It is an IPv6 address of one link only, `fe80::/10` (RFC 4291 section 2.5.6).
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        self.0[0] & u32::from_be(0xffc0_0000) == u32::from_be(0xfe80_0000)
+    }
+
+    /// It is an address of localhost, of either family.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            return self.0[3] & u32::from_be(0xff00_0000) == u32::from_be(0x7f00_0000);
+        }
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == u32::from_be(1)
     }
 
     /// The IPv4 address as it lies in a packet; meaningless for an IPv6 address.
@@ -130,11 +165,13 @@ pub mod kind {
     pub const INGRESS: u8 = 1;
     /// A container's packets to a VIP.
     pub const VIP: u8 = 2;
-    /// A container's packets to a VIP whose backend is itself.
+    /// A container's packets to a VIP or published port whose backend is itself.
     pub const HAIRPIN: u8 = 3;
+    /// As [`INGRESS`], with replies that go straight to the client.
+    pub const DIRECT: u8 = 4;
 }
 
-/// What is remembered of a flow by the packets that its client sends. LRU.
+/// What is remembered of a flow by the packets that its client sends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Flow {
@@ -144,8 +181,12 @@ pub struct Flow {
     pub backend: u32,
     /// See [`crate::flow`].
     pub bits: u32,
-    /// The service that chose.
+    /// The set that chose, with its flags.
     pub service: u32,
+    /// Index of the veth of the container on this host that asked this node; 0: it came in elsewhere.
+    pub client: u32,
+    /// Row of `STATS`.
+    pub stat: u32,
     /// The client's port as the backend sees it; 0 while the NAT is another node's work.
     pub cport: u16,
     /// Port at the backend.
@@ -159,7 +200,7 @@ pub struct Flow {
 }
 
 /// How a backend's packets find back to the address that its client asked. Keyed by the packet that
-/// the backend sends. LRU.
+/// the backend sends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Reply {
@@ -167,6 +208,10 @@ pub struct Reply {
     pub last_seen: u64,
     /// See [`crate::flow`].
     pub bits: u32,
+    /// See [`Flow::client`].
+    pub client: u32,
+    /// See [`Flow::stat`].
+    pub stat: u32,
     /// Port that the client asked.
     pub dport: u16,
     /// The client's own port.
@@ -189,6 +234,8 @@ pub struct Config {
     pub ingress_mac: [u8; 6],
     /// Zero.
     pub zero: [u8; 2],
+    /// Own IPv4 address there; 0: none.
+    pub ingress_ip: u32,
     /// Index of the ingress VXLAN device; 0: none.
     pub ingress_ifindex: u32,
     /// Index of the device that clients arrive on; 0: none.
@@ -213,16 +260,40 @@ pub struct PortKey {
     pub zero: u8,
 }
 
-/// Value of `PUBLISHED`.
+/// Key of `BOUND`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct BoundKey {
+    /// The one address that the port is published at.
+    pub addr: Addr,
+    /// The port there.
+    pub port: PortKey,
+}
+
+/// Value of `PUBLISHED` and `BOUND`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Published {
-    /// Set of backends.
+    /// Set of backends; 0 in `PUBLISHED`: look in `BOUND`.
     pub service: u32,
     /// Port at the backend.
     pub target: u16,
+    /// 1: replies go straight to the client.
+    pub direct: u8,
     /// Zero.
-    pub zero: u16,
+    pub zero: u8,
+}
+
+/// How a member is taken: [`Service::method`].
+pub mod method {
+    /// In turn.
+    pub const TURN: u8 = 0;
+    /// At random.
+    pub const RANDOM: u8 = 1;
+    /// By the client's address.
+    pub const SOURCE: u8 = 2;
+    /// By addresses and ports.
+    pub const FLOW: u8 = 3;
 }
 
 /// Value of `SERVICES`: names the members that count.
@@ -233,9 +304,17 @@ pub struct Service {
     pub count: u32,
     /// Which of the two lists in `MEMBERS` is valid: 0 or 1.
     pub bank: u32,
+    /// Seconds for which a client comes back to its backend; 0: it does not.
+    pub affinity: u32,
+    /// See [`method`].
+    pub method: u8,
+    /// 1: clients are admitted by `SOURCES`.
+    pub ranged: u8,
+    /// Zero.
+    pub zero: [u8; 2],
 }
 
-/// Key of `MEMBERS`; the value is a backend's number.
+/// Key of `MEMBERS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct MemberKey {
@@ -247,12 +326,75 @@ pub struct MemberKey {
     pub index: u32,
 }
 
+/// Value of `MEMBERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Member {
+    /// Key of `BACKENDS`.
+    pub backend: u32,
+    /// Row of `STATS` for this backend of this service.
+    pub stat: u32,
+}
+
+/// Key of `SOURCES`, a longest-prefix-match map, behind the number of bits that count (`struct
+/// bpf_lpm_trie_key`): 32 for the service, then those of the range (of IPv4 with the 96 before it).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Source {
+    /// The service, without flags.
+    pub service: u32,
+    /// The client.
+    pub addr: Addr,
+}
+
+/// Key of `AFFINITY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct AffinityKey {
+    /// The set, with its flags.
+    pub service: u32,
+    /// The client.
+    pub addr: Addr,
+}
+
+/// Value of `AFFINITY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Affinity {
+    /// When the client last opened a flow; nanoseconds since boot.
+    pub last_seen: u64,
+    /// Its backend.
+    pub backend: u32,
+    /// Where the backend was in the list.
+    pub index: u32,
+}
+
+/// Value of `STATS`: one backend of one service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Stat {
+    /// Flows that were given to it.
+    pub flows: u64,
+    /// Packets from clients.
+    pub packets: u64,
+    /// Bytes from clients, frames whole.
+    pub bytes: u64,
+    /// Packets to clients.
+    pub reply_packets: u64,
+    /// Bytes to clients, frames whole.
+    pub reply_bytes: u64,
+}
+
 /// Value of `BACKENDS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Backend {
-    /// Its address.
-    pub ip: Addr,
+    /// Its IPv4 address.
+    pub ip4: u32,
+    /// Its node's IPv4 address in the ingress network.
+    pub node: u32,
+    /// Its IPv6 address.
+    pub ip6: Addr,
     /// Its Ethernet address.
     pub mac: [u8; 6],
     /// 1: on this host.
@@ -261,30 +403,58 @@ pub struct Backend {
     pub accepting: u8,
 }
 
+impl Backend {
+    /// Its address of the family of `other`; zero if it has none.
+    #[inline(always)]
+    pub const fn addr(&self, other: &Addr) -> Addr {
+        if !other.is_v4() {
+            self.ip6
+        } else if self.ip4 == 0 {
+            Addr([0; 4])
+        } else {
+            Addr::v4(self.ip4)
+        }
+    }
+}
+
 /// Value of `LOCALS` (by interface index) and `LOCAL_BY_MAC`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Local {
-    /// Its address.
-    pub ip: Addr,
-    /// Gateway of its network.
-    pub gateway: Addr,
+    /// Its IPv6 address.
+    pub ip6: Addr,
+    /// Its IPv4 address.
+    pub ip4: u32,
     /// Its number.
     pub slot: u32,
     /// Index of the host-side veth.
     pub ifindex: u32,
-    /// Its Ethernet address.
-    pub mac: [u8; 6],
-    /// The gateway's.
-    pub gateway_mac: [u8; 6],
-    /// Name of the host-side veth, filled with zeros.
-    pub name: [u8; 16],
     /// VXLAN network identifier of its network.
     pub network: u32,
     /// Index of its network's VXLAN device.
     pub vxlan_ifindex: u32,
-    /// Name of that device, filled with zeros.
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Its gateway's.
+    pub gateway_mac: [u8; 6],
+    /// Name of the host-side veth, filled with zeros.
+    pub name: [u8; 16],
+    /// Name of its network's VXLAN device, filled with zeros.
     pub vxlan: [u8; 16],
+}
+
+impl Local {
+    /// Its address of the family of `other`; zero if it has none.
+    #[inline(always)]
+    pub const fn addr(&self, other: &Addr) -> Addr {
+        if !other.is_v4() {
+            self.ip6
+        } else if self.ip4 == 0 {
+            Addr([0; 4])
+        } else {
+            Addr::v4(self.ip4)
+        }
+    }
 }
 
 /// Value of `NETWORKS`.
@@ -307,7 +477,8 @@ pub struct Vip {
     pub network: u32,
 }
 
-/// Key of `FRAGMENTS`: what all fragments of one packet share (RFC 791 section 3.2).
+/// Key of `FRAGMENTS`: what all fragments of one packet share (RFC 791 section 3.2, RFC 8200 section
+/// 4.5).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FragmentKey {
@@ -316,11 +487,11 @@ pub struct FragmentKey {
     /// Destination address.
     pub dst: Addr,
     /// Identification, as it lies in the packet.
-    pub id: u16,
+    pub id: u32,
     /// Protocol.
     pub proto: u8,
     /// Zero.
-    pub zero: u8,
+    pub zero: [u8; 3],
 }
 
 /// Value of `FRAGMENTS`: what only the first fragment tells.
@@ -333,9 +504,97 @@ pub struct FragmentPorts {
     pub dport: u16,
 }
 
+/// Value of `NAMESPACES`, by network namespace cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Namespace {
+    /// 1: the host's own.
+    pub host: u32,
+    /// VXLAN network identifiers of the networks whose VIPs it reaches; 0: none.
+    pub networks: [u32; 8],
+}
+
+/// Key of `SOCKETS`: a socket, and one end that it sends to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SocketKey {
+    /// Cookie of the socket.
+    pub cookie: u64,
+    /// Address of the other end.
+    pub addr: Addr,
+    /// Port of the other end.
+    pub port: u16,
+    /// [`TCP`] or [`UDP`].
+    pub proto: u8,
+    /// 0: the value is what the program asked for; 1: what it was given instead.
+    pub forward: u8,
+    /// Zero.
+    pub zero: [u8; 4],
+}
+
+/// Value of `SOCKETS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Socket {
+    /// Address.
+    pub addr: Addr,
+    /// The backend.
+    pub backend: u32,
+    /// Port.
+    pub port: u16,
+    /// Zero.
+    pub zero: [u8; 2],
+}
+
+/// What an [`Event`] tells.
+pub mod told {
+    /// A packet was dropped.
+    pub const DROP: u16 = 1;
+    /// A backend was chosen for a new flow.
+    pub const FLOW: u16 = 2;
+}
+
+/// One record of `EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Event {
+    /// Nanoseconds since boot.
+    pub at: u64,
+    /// The packet's 5-tuple as it came; zeros for what has none.
+    pub key: FlowKey,
+    /// The set that chose, with its flags; 0: none did.
+    pub service: u32,
+    /// The backend; 0: none.
+    pub backend: u32,
+    /// Length of the frame in bytes.
+    pub len: u32,
+    /// Index of the device that the packet came in at.
+    pub ifindex: u32,
+    /// [`crate::Reason`].
+    pub reason: u16,
+    /// See [`told`].
+    pub told: u16,
+    /// Zero.
+    pub zero: u32,
+}
+
+impl Event {
+    /// A record as it lies in the ring buffer; `None` if it has another size.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != size_of::<Self>() {
+            return None;
+        }
+        // SAFETY: of that size, and every bit pattern is an event.
+        #[expect(unsafe_code, reason = "see the trait Plain")]
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+}
+
 plain! {
-    Addr = 16, MacKey = 8, FlowKey = 40, Flow = 32, Reply = 40, Config = 52, PortKey = 4, Published = 8,
-    Service = 8, MemberKey = 12, Backend = 24, Local = 92, Network = 20, Vip = 8, FragmentKey = 36, FragmentPorts = 4,
+    Addr = 16, MacKey = 8, FlowKey = 40, Flow = 40, Reply = 48, Config = 56, PortKey = 4, BoundKey = 20, Published = 8,
+    Service = 16, MemberKey = 12, Member = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
+    Local = 80, Network = 20, Vip = 8, FragmentKey = 40, FragmentPorts = 4, Namespace = 36, SocketKey = 32, Socket = 24,
+    Event = 72,
 }
 
 #[cfg(test)]

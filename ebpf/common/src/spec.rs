@@ -18,6 +18,8 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// BPF_MAP_TYPE_LRU_HASH.
     LruHash = 9,
+    /// BPF_MAP_TYPE_LPM_TRIE.
+    LpmTrie = 11,
 }
 
 /// One map.
@@ -31,7 +33,7 @@ pub struct MapSpec {
     pub key_size: u32,
     /// Size of a value in bytes.
     pub value_size: u32,
-    /// Capacity in rows; for [`FLOWS`] and [`REPLIES`] the default.
+    /// Capacity in rows; for [`FLOWS_KEPT`], [`REPLIES_KEPT`] and [`STATS`] the default.
     pub max_entries: u32,
     /// Creation flags.
     pub flags: u32,
@@ -55,20 +57,28 @@ const fn hash<K, V>(name: &'static str, max_entries: u32) -> MapSpec {
     spec::<K, V>(name, MapKind::Hash, max_entries, NO_PREALLOC)
 }
 
+const fn lru<K, V>(name: &'static str, max_entries: u32) -> MapSpec {
+    spec::<K, V>(name, MapKind::LruHash, max_entries, 0)
+}
+
 /// Own place.
 pub const CONFIG: MapSpec = spec::<u32, rows::Config>("CONFIG", MapKind::Array, 1, 0);
 /// Addresses at which published ports are answered.
 pub const NODE_ADDRS: MapSpec = hash::<rows::Addr, u32>("NODE_ADDRS", 1024);
 /// Published ports.
 pub const PUBLISHED: MapSpec = hash::<rows::PortKey, rows::Published>("PUBLISHED", 131_072);
+/// Ports that are published at one address only.
+pub const BOUND: MapSpec = hash::<rows::BoundKey, rows::Published>("BOUND", 65_536);
 /// Virtual addresses.
-pub const VIPS: MapSpec = hash::<rows::Addr, rows::Vip>("VIPS", 65_536);
-/// Services.
-pub const SERVICES: MapSpec = hash::<u32, rows::Service>("SERVICES", 65_536);
-/// Members of services; the value is a backend.
-pub const MEMBERS: MapSpec = hash::<rows::MemberKey, u32>("MEMBERS", 1_048_576);
+pub const VIPS: MapSpec = hash::<rows::Addr, rows::Vip>("VIPS", 131_072);
+/// Sets of backends.
+pub const SERVICES: MapSpec = hash::<u32, rows::Service>("SERVICES", 262_144);
+/// Members of services.
+pub const MEMBERS: MapSpec = hash::<rows::MemberKey, rows::Member>("MEMBERS", 2_097_152);
 /// How many choices a service has made.
-pub const TURNS: MapSpec = hash::<u32, u64>("TURNS", 65_536);
+pub const TURNS: MapSpec = hash::<u32, u64>("TURNS", 262_144);
+/// Clients of services that are admitted (1) or not (0).
+pub const SOURCES: MapSpec = spec::<(u32, rows::Source), u32>("SOURCES", MapKind::LpmTrie, 262_144, NO_PREALLOC);
 /// Backends.
 pub const BACKENDS: MapSpec = hash::<u32, rows::Backend>("BACKENDS", 262_144);
 /// Endpoints here, by the index of their interface.
@@ -79,31 +89,58 @@ pub const LOCAL_BY_MAC: MapSpec = hash::<rows::MacKey, rows::Local>("LOCAL_BY_MA
 pub const NETWORKS: MapSpec = hash::<u32, rows::Network>("NETWORKS", 8192);
 /// Other nodes.
 pub const PEERS: MapSpec = hash::<rows::MacKey, u32>("PEERS", 32_768);
-/// Flows.
-pub const FLOWS: MapSpec = spec::<rows::FlowKey, rows::Flow>("FLOWS", MapKind::LruHash, 262_144, 0);
-/// Ways back.
-pub const REPLIES: MapSpec = spec::<rows::FlowKey, rows::Reply>("REPLIES", MapKind::LruHash, 262_144, 0);
+/// Flows of which only the client has been heard: a flood of them displaces each other.
+pub const FLOWS: MapSpec = lru::<rows::FlowKey, rows::Flow>("FLOWS", 65_536);
+/// Flows that both ends have been heard of: nothing displaces them, the loader reclaims them.
+pub const FLOWS_KEPT: MapSpec = hash::<rows::FlowKey, rows::Flow>("FLOWS_KEPT", 262_144);
+/// Ways back, as [`FLOWS`].
+pub const REPLIES: MapSpec = lru::<rows::FlowKey, rows::Reply>("REPLIES", 65_536);
+/// Ways back, as [`FLOWS_KEPT`].
+pub const REPLIES_KEPT: MapSpec = hash::<rows::FlowKey, rows::Reply>("REPLIES_KEPT", 262_144);
 /// Ports of fragmented packets.
-pub const FRAGMENTS: MapSpec = spec::<rows::FragmentKey, rows::FragmentPorts>("FRAGMENTS", MapKind::LruHash, 8192, 0);
+pub const FRAGMENTS: MapSpec = lru::<rows::FragmentKey, rows::FragmentPorts>("FRAGMENTS", 8192);
+/// Clients' backends, for services with affinity.
+pub const AFFINITY: MapSpec = lru::<rows::AffinityKey, rows::Affinity>("AFFINITY", 65_536);
+/// Network namespaces whose sockets are balanced, by cookie.
+pub const NAMESPACES: MapSpec = hash::<u64, rows::Namespace>("NAMESPACES", 16_384);
+/// What balanced sockets asked for, and were given.
+pub const SOCKETS: MapSpec = lru::<rows::SocketKey, rows::Socket>("SOCKETS", 65_536);
 /// Counters by [`crate::Reason`].
-pub const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", MapKind::PerCpuArray, 64, 0);
+pub const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", MapKind::PerCpuArray, 128, 0);
+/// Counters of each backend of each service. Row 0: those that had no room.
+pub const STATS: MapSpec = spec::<u32, rows::Stat>("STATS", MapKind::PerCpuArray, 16_384, 0);
 
 /// All maps that are pinned.
-pub const ALL: [MapSpec; 16] = [
+pub const ALL: [MapSpec; 24] = [
     CONFIG,
     NODE_ADDRS,
     PUBLISHED,
+    BOUND,
     VIPS,
     SERVICES,
     MEMBERS,
     TURNS,
+    SOURCES,
     BACKENDS,
     LOCALS,
     LOCAL_BY_MAC,
     NETWORKS,
     PEERS,
     FLOWS,
+    FLOWS_KEPT,
     REPLIES,
+    REPLIES_KEPT,
     FRAGMENTS,
+    AFFINITY,
+    NAMESPACES,
+    SOCKETS,
     COUNTERS,
+    STATS,
 ];
+
+/// The ring buffer of [`rows::Event`]s, in bytes; not pinned, it is of use while somebody reads it.
+pub const EVENTS_BYTES: u32 = 512 * 1024;
+/// The one row of `WATCH`: tell of dropped packets.
+pub const WATCH_DROPS: u32 = 1;
+/// And of new flows.
+pub const WATCH_FLOWS: u32 = 2;

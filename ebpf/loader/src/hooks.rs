@@ -43,13 +43,16 @@ pub fn name(program: Program) -> &'static str {
         Program::FromNetwork => "from_network",
         Program::FromContainer => "from_container",
         Program::ToContainer => "to_container",
+        Program::Sockets => "sockets",
     }
 }
 
 fn direction(program: Program) -> TcAttachType {
     match program {
         Program::ToContainer => TcAttachType::Egress,
-        Program::FromUplink | Program::FromOverlay | Program::FromNetwork | Program::FromContainer => TcAttachType::Ingress,
+        Program::FromUplink | Program::FromOverlay | Program::FromNetwork | Program::FromContainer | Program::Sockets => {
+            TcAttachType::Ingress
+        }
     }
 }
 

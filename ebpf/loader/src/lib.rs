@@ -9,8 +9,11 @@
 //! are found by name.
 
 mod error;
+mod events;
 mod hooks;
 mod pins;
+mod reclaim;
+mod sockets;
 mod store;
 mod sys;
 
@@ -27,15 +30,20 @@ use mesh_core::{
 use mesh_ebpf_common::{reason, spec};
 
 pub use error::Error;
+pub use events::{Event, Events, Watch};
 pub use hooks::AttachKind;
+pub use store::Stat;
 
+use events::Switch;
 use hooks::Hooks;
+use reclaim::Reclaim;
+use sockets::Sockets;
 use store::Store;
 
 /// The compiled programs; made by scripts/build-ebpf from ebpf/programs.
 static BYTECODE: &[u8] = include_bytes_aligned!("../bytecode/meshd.bpf.o");
 
-/// All programs.
+/// All programs that sit at devices.
 const PROGRAMS: [Program; 5] = [
     Program::FromUplink,
     Program::FromOverlay,
@@ -44,12 +52,18 @@ const PROGRAMS: [Program; 5] = [
     Program::ToContainer,
 ];
 
+/// The hooks of sockets sit at no device.
+const SOCKETS: lb::Hook = lb::Hook {
+    program: Program::Sockets,
+    dev: String::new(),
+};
+
 /// What a loader needs to know.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Directory of this host's pins, on a bpffs or to be made one.
     pub bpffs: PathBuf,
-    /// How many flows are remembered, per table.
+    /// How many flows are kept, per table.
     pub flow_table_size: u32,
     /// How programs are attached; `None`: the best that the kernel has.
     pub attach: Option<AttachKind>,
@@ -60,7 +74,7 @@ impl Options {
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
         Self {
             bpffs: bpffs.into(),
-            flow_table_size: spec::FLOWS.max_entries,
+            flow_table_size: spec::FLOWS_KEPT.max_entries,
             attach: None,
         }
     }
@@ -71,6 +85,21 @@ pub struct Loader {
     ebpf: Ebpf,
     store: Store,
     hooks: Hooks,
+    sockets: Sockets,
+    reclaim: Reclaim,
+    switch: Switch,
+    flow_table_size: u32,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// The map.
+    pub map: &'static str,
+    /// Rows in it.
+    pub rows: u64,
+    /// Rows that it has room for.
+    pub capacity: u64,
 }
 
 impl std::fmt::Debug for Loader {
@@ -107,11 +136,23 @@ impl Loader {
                 source: Box::new(source),
             })?;
         }
+        sockets::load(&mut ebpf)?;
         // The programs of another version would see the packets first.
         pins::retire(&opts.bpffs)?;
         let store = Store::open(&mut ebpf)?;
+        let switch = Switch::take(&mut ebpf)?;
         let hooks = Hooks::adopt(&mut ebpf, pins::links(&opts.bpffs), opts.attach)?;
-        Ok(Self { ebpf, store, hooks })
+        let sockets = Sockets::adopt(&mut ebpf, pins::sockets(&opts.bpffs))?;
+        let reclaim = Reclaim::open(&maps)?;
+        Ok(Self {
+            ebpf,
+            store,
+            hooks,
+            sockets,
+            reclaim,
+            switch,
+            flow_table_size: opts.flow_table_size,
+        })
     }
 
     /// The tables as the kernel holds them, and the programs that are attached. A row that names a
@@ -123,7 +164,12 @@ impl Loader {
     /// The kernel does not answer.
     pub fn observe(&mut self) -> Result<(lb::Tables, BTreeSet<lb::Hook>), Error> {
         self.store.refresh()?;
-        Ok((self.store.tables().clone(), self.hooks.observe()?))
+        let mut hooks = self.hooks.observe()?;
+        // Where they are not possible none is missing.
+        if self.sockets.attached() || !self.sockets.possible() {
+            hooks.insert(SOCKETS);
+        }
+        Ok((self.store.tables().clone(), hooks))
     }
 
     /// Carries out one step. What is so already is left as it is.
@@ -134,6 +180,8 @@ impl Loader {
     pub fn apply(&mut self, action: &BpfAction) -> Result<(), Error> {
         match action {
             BpfAction::Row(row) => self.store.put(row),
+            BpfAction::Attach(hook) if *hook == SOCKETS => self.sockets.attach(&mut self.ebpf),
+            BpfAction::Detach(hook) if *hook == SOCKETS => self.sockets.detach(),
             BpfAction::Attach(hook) => self.hooks.attach(&mut self.ebpf, hook),
             BpfAction::Detach(hook) => self.hooks.detach(hook),
         }
@@ -157,6 +205,88 @@ impl Loader {
             .collect()
     }
 
+    /// What went through each backend of each service, by their numbers; first those that had no room.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub fn stats(&self) -> Result<Vec<Stat>, Error> {
+        self.store.stats()
+    }
+
+    /// How full the maps are.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub fn usage(&mut self) -> Result<Vec<Usage>, Error> {
+        let t = self.store.tables();
+        let members: usize = t.services.values().map(|p| p.list.len()).sum();
+        let flows = self.reclaim.counts()?;
+        let kept = pins::sized(spec::FLOWS_KEPT, self.flow_table_size).max_entries;
+        let of = |map: spec::MapSpec, rows: usize| Usage {
+            map: map.name,
+            rows: rows as u64,
+            capacity: map.max_entries.into(),
+        };
+        let tables = [
+            of(spec::PUBLISHED, t.published.len()),
+            of(spec::BOUND, t.bound.len()),
+            of(spec::VIPS, t.vips.len()),
+            of(spec::SERVICES, t.services.len()),
+            of(spec::MEMBERS, members),
+            of(spec::SOURCES, t.sources.len()),
+            of(spec::BACKENDS, t.backends.len()),
+            of(spec::LOCALS, t.locals.len()),
+            of(spec::PEERS, t.peers.len()),
+            of(spec::NAMESPACES, t.namespaces.len()),
+        ];
+        let young = u64::from(spec::FLOWS.max_entries);
+        let flows = flows.into_iter().map(|(map, rows)| Usage {
+            map,
+            rows,
+            capacity: if map.ends_with("KEPT") { kept.into() } else { young },
+        });
+        Ok(tables.into_iter().chain(flows).collect())
+    }
+
+    /// Removes flows that are over from a part of the tables; how many. To be called every few seconds.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub fn reclaim(&mut self) -> Result<u64, Error> {
+        self.reclaim.run()
+    }
+
+    /// Flows to the backend `slot` that this host remembers and that are not over: TCP connections that
+    /// are open, UDP flows of the last seconds.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub fn live_flows(&mut self, slot: u32) -> Result<u64, Error> {
+        self.reclaim.live(slot)
+    }
+
+    /// Sets what the programs tell of; nothing, at first.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub fn watch(&mut self, what: Watch) -> Result<(), Error> {
+        self.switch.set(what)
+    }
+
+    /// What they tell. Can be taken once.
+    ///
+    /// # Errors
+    ///
+    /// It was taken before.
+    pub fn events(&mut self) -> Result<Events, Error> {
+        Events::take(&mut self.ebpf)
+    }
+
     /// How programs are attached on this kernel.
     pub fn attach_kind(&self) -> AttachKind {
         self.hooks.kind()
@@ -164,10 +294,14 @@ impl Loader {
 
     /// What is less good here than it could be, for people; empty on a current kernel.
     pub fn degraded(&self) -> Vec<String> {
-        match self.hooks.kind() {
-            AttachKind::Tcx => Vec::new(),
-            AttachKind::Clsact => vec!["no tcx links (kernel 6.6): programs are attached through clsact".to_owned()],
+        let mut missing = Vec::new();
+        if self.hooks.kind() == AttachKind::Clsact {
+            missing.push("no tcx links (kernel 6.6): programs are attached through clsact".to_owned());
         }
+        if !self.sockets.possible() {
+            missing.push("no cgroup v2: sockets are not balanced when they connect, each packet is".to_owned());
+        }
+        missing
     }
 
     /// Detaches all programs and removes all pins under `bpffs`; then unmounts it if it is a mount

@@ -1,4 +1,5 @@
-//! The pin directory: `<bpffs>/vN/maps/<MAP>` and `<bpffs>/vN/links/<program>-<ifindex>`.
+//! The pin directory: `<bpffs>/vN/maps/<MAP>`, `<bpffs>/vN/links/<program>-<ifindex>` and
+//! `<bpffs>/vN/sockets/<hook>`.
 //!
 //! The version N changes whenever the shape or meaning of a map does; what is pinned under another one
 //! is removed once the programs of this one are loaded.
@@ -9,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::MapInfo;
+use aya::{maps::MapInfo, util::nr_cpus};
 use mesh_ebpf_common::spec::{self, MapSpec};
 use nix::{
     mount::{MsFlags, mount, umount},
@@ -19,7 +20,7 @@ use nix::{
 use crate::{Error, hooks};
 
 /// The version of the pins.
-const VERSION: &str = "v2";
+const VERSION: &str = "v3";
 /// Where a bpffs is mounted by custom.
 const USUAL: &str = "/sys/fs/bpf";
 
@@ -36,6 +37,11 @@ pub fn maps(bpffs: &Path) -> PathBuf {
 /// Directory of the attachments' pins.
 pub fn links(bpffs: &Path) -> PathBuf {
     bpffs.join(VERSION).join("links")
+}
+
+/// Directory of the pins of the sockets' hooks.
+pub fn sockets(bpffs: &Path) -> PathBuf {
+    bpffs.join(VERSION).join("sockets")
 }
 
 fn is_bpffs(path: &Path) -> Result<bool, Error> {
@@ -62,19 +68,26 @@ pub fn prepare(bpffs: &Path) -> Result<(), Error> {
     if !is_bpffs(bpffs)? {
         mount_bpffs(bpffs)?;
     }
-    for dir in [maps(bpffs), links(bpffs)] {
+    for dir in [maps(bpffs), links(bpffs), sockets(bpffs)] {
         fs::create_dir_all(&dir).map_err(failed("make directory", &dir))?;
     }
     Ok(())
 }
 
+/// What the statistics of all CPUs may take together, in bytes.
+const STATS_BYTES: usize = 24 << 20;
+
 /// The map with the size that is wanted on this host.
 pub fn sized(spec: MapSpec, flow_table_size: u32) -> MapSpec {
-    let flows = spec.name == spec::FLOWS.name || spec.name == spec::REPLIES.name;
-    MapSpec {
-        max_entries: if flows { flow_table_size } else { spec.max_entries },
-        ..spec
-    }
+    let max_entries = if spec.name == spec::FLOWS_KEPT.name || spec.name == spec::REPLIES_KEPT.name {
+        flow_table_size
+    } else if spec.name == spec::STATS.name {
+        let row = spec.value_size as usize * nr_cpus().unwrap_or(1);
+        u32::try_from((STATS_BYTES / row).clamp(1024, 131_072)).unwrap_or(spec.max_entries)
+    } else {
+        spec.max_entries
+    };
+    MapSpec { max_entries, ..spec }
 }
 
 /// Refuses a pinned map of another shape, which aya would take without a look.
@@ -148,13 +161,19 @@ fn remove_version(version: &Path, removed: &mut Vec<String>, first: &mut Option<
         }
         removed.push(pin.display().to_string());
     }
-    for pin in entries(&version.join("maps")).unwrap_or_default() {
+    let files = ["sockets", "maps"].map(|dir| entries(&version.join(dir)).unwrap_or_default());
+    for pin in files.into_iter().flatten() {
         match fs::remove_file(&pin) {
             Ok(()) => removed.push(pin.display().to_string()),
             Err(e) => drop(first.get_or_insert(failed("remove", &pin)(e))),
         }
     }
-    for dir in [version.join("links"), version.join("maps"), version.to_owned()] {
+    for dir in [
+        version.join("links"),
+        version.join("sockets"),
+        version.join("maps"),
+        version.to_owned(),
+    ] {
         match fs::remove_dir(&dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => drop(first.get_or_insert(failed("remove", &dir)(e))),
             _ => {}

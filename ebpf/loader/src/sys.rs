@@ -5,15 +5,21 @@ use std::{
     ffi::CString,
     io, mem,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
 };
 
+use aya::maps::MapData;
+use mesh_ebpf_common::rows::Plain;
+
 /// bpf(2) commands.
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 /// `enum bpf_link_type`.
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
@@ -53,9 +59,7 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
-/// Index of the device that the pinned TCX link is attached to; `None`: the device is gone, or it is
-/// no such link.
-pub fn tcx_ifindex(pin: &Path) -> io::Result<Option<u32>> {
+fn pinned(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let fd = bpf(
         BPF_OBJ_GET,
@@ -64,9 +68,131 @@ pub fn tcx_ifindex(pin: &Path) -> io::Result<Option<u32>> {
             ..ObjGet::default()
         },
     )?;
+    descriptor(fd)
+}
+
+fn descriptor(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     // SAFETY: the kernel has just made this descriptor for us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts another program into a pinned link.
+pub fn update_link(pin: &Path, program: RawFd) -> io::Result<()> {
+    /// `union bpf_attr` for BPF_LINK_UPDATE.
+    #[repr(C)]
+    struct LinkUpdate {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let link = pinned(pin)?;
+    let mut attr = LinkUpdate {
+        link_fd: unsigned(link.as_raw_fd())?,
+        new_prog_fd: unsigned(program)?,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+fn unsigned(fd: RawFd) -> io::Result<u32> {
+    u32::try_from(fd).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Reads the next rows of a hash map, as many as fit: how many there were, and from where to go on;
+/// `None`: that was the last of them.
+pub fn lookup_batch<K: Plain, V: Plain>(
+    map: &MapData,
+    from: Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, Option<u32>)> {
+    /// `union bpf_attr` for BPF_MAP_*_BATCH.
+    #[repr(C)]
+    struct Batch {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let (at, mut next) = (from.unwrap_or(0), 0u32);
+    let mut attr = Batch {
+        in_batch: from.map_or(0, |_| std::ptr::from_ref(&at) as u64),
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),
+        map_fd: unsigned(map.fd().as_fd().as_raw_fd())?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    let last = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => false,
+        // The end of the table; the rows before it were read.
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(e) => return Err(e),
+    };
+    Ok((attr.count as usize, (!last).then_some(next)))
+}
+
+/// Removes a row; what is gone is gone.
+pub fn delete<K: Plain>(map: &MapData, key: &K) -> io::Result<()> {
+    /// `union bpf_attr` for BPF_MAP_*_ELEM.
+    #[repr(C)]
+    struct Elem {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let mut attr = Elem {
+        map_fd: unsigned(map.fd().as_fd().as_raw_fd())?,
+        pad: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_DELETE_ELEM, &mut attr) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Nanoseconds since boot, as `bpf_ktime_get_ns` counts them.
+pub fn boot_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid struct; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// The root of the cgroup v2 hierarchy, by a mount of our own that nobody else sees: where it is mounted
+/// for others, if at all, differs and may be hidden.
+pub fn cgroup_root() -> io::Result<OwnedFd> {
+    /// FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSCONFIG_CMD_CREATE.
+    const CLOEXEC: libc::c_uint = 1;
+    const CREATE: libc::c_uint = 6;
+    let call = |ret: libc::c_long| if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) };
+    // SAFETY: a string that lives as long as the program.
+    let fs = descriptor(call(unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), CLOEXEC) })?)?;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: this command takes no key and no value.
+    call(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), CREATE, none, none, 0) })?;
+    // SAFETY: only numbers.
+    descriptor(call(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), CLOEXEC, 0) })?)
+}
+
+/// Index of the device that the pinned TCX link is attached to; `None`: the device is gone, or it is
+/// no such link.
+pub fn tcx_ifindex(pin: &Path) -> io::Result<Option<u32>> {
+    let fd = pinned(pin)?;
     let mut info = LinkInfo::default();
     let mut attr = InfoByFd {
         bpf_fd: u32::try_from(fd.as_raw_fd()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?,

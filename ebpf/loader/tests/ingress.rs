@@ -231,7 +231,7 @@ fn without_backends_the_answer_comes_at_once() {
 
 /// The packet as endpoint [`A`] must get it.
 fn at_a(sent: &Frame, cport: u16, target: u16) -> Frame {
-    sent.clone().between((CLIENT, cport), (A, target)).eth(GATEWAY_MAC, mac(A))
+    sent.clone().between((CLIENT, cport), (A, target)).eth(GATEWAY_MAC, mac(A)).hop()
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn delivered_here_and_replied() {
     assert_eq!(out.frame(), at_a(&sent, 5, 8000));
     let out = w.container(&Frame::tcp((A, 8000), (CLIENT, 5), SYN | ACK, b""));
     out.is(REDIRECT, &["reply_sent"]);
-    let want = Frame::tcp((NODE, 8080), (CLIENT, 5), SYN | ACK, b"").eth(mac(A), GATEWAY_MAC);
+    let want = Frame::tcp((NODE, 8080), (CLIENT, 5), SYN | ACK, b"").eth(INGRESS, INGRESS).hop();
     assert_eq!(out.frame(), want, "the kernel writes the ethernet header when it routes");
     // UDP, with options, without a checksum, and with a wrong one: that stays wrong.
     let sent = Frame {
@@ -304,7 +304,7 @@ fn colliding_flows_are_told_apart() {
         assert_eq!(w.client(&sent(node, port, ACK)).frame().sport(), *cport, "it keeps its port");
         let out = w.container(&Frame::tcp((A, 8000), (CLIENT, *cport), ACK, b"hi"));
         out.is(REDIRECT, &["reply_sent"]);
-        let want = Frame::tcp((node, port), (CLIENT, 5), ACK, b"hi").eth(mac(A), GATEWAY_MAC);
+        let want = Frame::tcp((node, port), (CLIENT, 5), ACK, b"hi").eth(INGRESS, INGRESS).hop();
         assert_eq!(out.frame(), want);
     }
     // The client's own port meets one that was given away.
@@ -337,7 +337,7 @@ fn carried_packets_are_delivered_and_replies_go_back() {
     let reply = Frame::tcp((A, 8000), (CLIENT, 5), SYN | ACK, b"");
     let out = w.container(&reply);
     out.is(REDIRECT, &["reply_carried"]);
-    assert_eq!(out.frame(), reply.clone().between((far, 80), (CLIENT, 5)).eth(INGRESS, PEER));
+    assert_eq!(out.frame(), reply.clone().between((far, 80), (CLIENT, 5)).eth(INGRESS, PEER).hop());
     // The same client through another node: told apart, each reply to its node.
     w.put(Row::Peer(mesh_core::Mac([2, 0, 0, 0, 0, 9]), true));
     let third = [192, 168, 77, 13];

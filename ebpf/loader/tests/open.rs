@@ -153,7 +153,7 @@ fn what_another_version_pinned_is_removed() {
         std::fs::rename(current, &former).unwrap();
         let mut loader = Loader::open(&opts).unwrap();
         assert_eq!(loader.observe().unwrap().1, BTreeSet::new());
-        assert!(current.join("maps/FLOWS").exists() && !former.exists());
+        assert!(current.join("maps/FLOWS_KEPT").exists() && !former.exists());
         let attached = || {
             let way = aya::programs::TcAttachType::Ingress;
             aya::programs::SchedClassifier::query_tcx("up0", way).unwrap().1.len()
@@ -227,7 +227,7 @@ fn a_map_of_another_size_is_named() {
             matches!(
                 failed,
                 Error::MapShape {
-                    name: "FLOWS",
+                    name: "FLOWS_KEPT",
                     what: "capacity",
                     found: 1024,
                     wanted: 2048
@@ -238,7 +238,7 @@ fn a_map_of_another_size_is_named() {
         drop(Loader::open(&opts(1024)).unwrap());
         let removed = Loader::cleanup(&pins).unwrap();
         assert!(
-            removed.iter().any(|r| r.ends_with("maps/FLOWS")) && removed.iter().any(|r| r.starts_with("mount ")),
+            removed.iter().any(|r| r.ends_with("maps/FLOWS_KEPT")) && removed.iter().any(|r| r.starts_with("mount ")),
             "{removed:?}"
         );
         assert_eq!(Loader::cleanup(&pins).unwrap(), Vec::<String>::new());

@@ -1,47 +1,68 @@
-//! Packets that are answered here: no backend, ARP and ping of a VIP. The answer takes the packet's
-//! place and goes back out of the device that the packet came in at.
+//! Packets that are answered here: no backend, ARP, neighbour discovery and ping of a VIP. The answer
+//! takes the packet's place and goes back out of the device that the packet came in at.
 
 use mesh_ebpf_common::{
     Reason,
     answer::{answerable, port_unreachable, tcp_reset},
-    header::{ARP_REPLY, ETH_LEN, Icmp},
+    answer6::{advertisement, port_unreachable6, tcp_reset6},
+    header::{ARP_REPLY, ETH_LEN, Ipv6},
     rows::{Local, TCP},
 };
 
 use crate::{
-    nat,
+    nat::{self, To},
     parse::WHOLE,
     skb::{Skb, drop},
     work::Work,
 };
 
 /// Refuses a client's packet: a TCP reset, or ICMP port unreachable for UDP.
-#[inline(always)]
+#[inline(never)]
 pub fn refuse(skb: Skb, w: &mut Work, reset: Reason) -> i32 {
-    if w.part != WHOLE || !answerable(&w.head.ip) {
+    // An answer has no extension headers, and quotes none.
+    let plain = if w.v6 {
+        w.l4 == ETH_LEN + size_of::<Ipv6>() as u32
+    } else {
+        answerable(&w.head.ip)
+    };
+    if w.part != WHOLE || !plain {
         return drop(Reason::DropUnanswered);
     }
     let (dst, src) = (w.head.eth.src, w.head.eth.dst);
-    if w.key.proto == TCP {
-        let Some(answer) = tcp_reset(&w.head.ip, &w.tcp, w.l4_len) else {
-            return drop(Reason::DropReset);
+    let ([a, b], [c, d], [e, f, g, h]) = (w.tcp.sport, w.tcp.dport, w.tcp.seq);
+    let quoted = [a, b, c, d, e, f, g, h];
+    let (done, reason) = if w.key.proto == TCP {
+        let written = if w.v6 {
+            if !tcp_reset6(&w.ip6, &w.tcp, w.l4_len, &mut w.reset6) {
+                return drop(Reason::DropReset);
+            }
+            skb.resize(ETH_LEN + 60) && skb.overwrite(ETH_LEN, &w.reset6)
+        } else {
+            let Some(answer) = tcp_reset(&w.head.ip, &w.tcp, w.l4_len) else {
+                return drop(Reason::DropReset);
+            };
+            w.reset = answer;
+            skb.resize(ETH_LEN + 40) && skb.overwrite(ETH_LEN, &w.reset)
         };
-        w.reset = answer;
-        if skb.resize(ETH_LEN + 40) && skb.overwrite(ETH_LEN, &w.reset) && nat::ethernet(skb, w, dst, src) {
-            return skb.send(skb.ifindex(), reset);
-        }
+        (written, reset)
     } else {
-        let ([a, b], [c, d], [e, f, g, h]) = (w.tcp.sport, w.tcp.dport, w.tcp.seq);
-        w.unreachable = port_unreachable(&w.head.ip, [a, b, c, d, e, f, g, h]);
-        if skb.resize(ETH_LEN + 56) && skb.overwrite(ETH_LEN, &w.unreachable) && nat::ethernet(skb, w, dst, src) {
-            return skb.send(skb.ifindex(), Reason::UnreachableNoBackend);
-        }
+        let written = if w.v6 {
+            port_unreachable6(&w.ip6, quoted, &mut w.unreachable6);
+            skb.resize(ETH_LEN + 96) && skb.overwrite(ETH_LEN, &w.unreachable6)
+        } else {
+            w.unreachable = port_unreachable(&w.head.ip, quoted);
+            skb.resize(ETH_LEN + 56) && skb.overwrite(ETH_LEN, &w.unreachable)
+        };
+        (written, Reason::UnreachableNoBackend)
+    };
+    if done && nat::ethernet(skb, w, dst, src) {
+        return skb.send(skb.ifindex(), reason);
     }
     drop(Reason::DropFailed)
 }
 
 /// Answers the ARP request in `w.arp` with the gateway's Ethernet address.
-#[inline(always)]
+#[inline(never)]
 pub fn arp(skb: Skb, w: &mut Work, local: &Local) -> i32 {
     (w.arp.target_mac, w.arp.target_ip, w.arp.sender_ip) = (w.arp.sender_mac, w.arp.sender_ip, w.arp.target_ip);
     (w.arp.sender_mac, w.arp.op) = (local.gateway_mac, ARP_REPLY);
@@ -51,28 +72,40 @@ pub fn arp(skb: Skb, w: &mut Work, local: &Local) -> i32 {
     drop(Reason::DropFailed)
 }
 
-/// ICMP types.
-const ECHO_REPLY: u8 = 0;
-const ECHO: u8 = 8;
+/// Answers the neighbour solicitation in `w.neighbor` with the gateway's Ethernet address.
+#[inline(never)]
+pub fn neighbor(skb: Skb, w: &mut Work, local: &Local) -> i32 {
+    advertisement(&w.neighbor.target, &w.ip6.src, local.gateway_mac, &mut w.advertisement);
+    if skb.resize(ETH_LEN + 72) && skb.overwrite(ETH_LEN, &w.advertisement) && nat::ethernet(skb, w, local.mac, local.gateway_mac) {
+        return skb.send(skb.ifindex(), Reason::NdAnswered);
+    }
+    drop(Reason::DropFailed)
+}
 
-/// Answers a ping; drops what is none.
-#[inline(always)]
+/// Types of an echo and its reply: ICMP, ICMPv6.
+const ECHO: [(u8, u8); 2] = [(8, 0), (128, 129)];
+
+/// Answers the ping in `w.icmp`; drops what is none.
+#[inline(never)]
 pub fn echo(skb: Skb, w: &mut Work) -> i32 {
-    if w.part != WHOLE || w.l4_len < size_of::<Icmp>() as u32 || !skb.load(w.l4, &mut w.icmp) {
+    let (echo, reply) = ECHO[usize::from(w.v6)];
+    if w.icmp.kind != echo || w.icmp.code != 0 {
         return drop(Reason::DropVipProtocol);
     }
-    if w.icmp.kind != ECHO || w.icmp.code != 0 {
-        return drop(Reason::DropVipProtocol);
-    }
-    let (dst, src) = (w.head.eth.src, w.head.eth.dst);
-    // The checksum is written as it was, and then changed by type and code, one word of it. The addresses trade places, which changes no sum.
-    let (from, to) = (u16::from_ne_bytes([ECHO, 0]), u16::from_ne_bytes([ECHO_REPLY, 0]));
-    w.icmp.kind = ECHO_REPLY;
-    if skb.store(w.l4, &w.icmp)
-        && skb.icmp_checksum(w.l4 + 2, from, to)
-        && nat::swap_addresses(skb, u32::from_ne_bytes(w.head.ip.dst), u32::from_ne_bytes(w.head.ip.src))
-        && nat::ethernet(skb, w, dst, src)
-    {
+    // The checksum is written as it was, and then changed by type and code, one word of it. The
+    // addresses trade places, which changes no sum.
+    let (from, to) = (u16::from_ne_bytes([echo, 0]), u16::from_ne_bytes([reply, 0]));
+    w.icmp.kind = reply;
+    w.to = To {
+        src: w.key.dst,
+        dst: w.key.src,
+        sport: 0,
+        dport: 0,
+        eth_dst: w.head.eth.src,
+        eth_src: w.head.eth.dst,
+        hop: false,
+    };
+    if skb.store(w.l4, &w.icmp) && skb.icmp_checksum(w.l4 + 2, from, to) && nat::store_head(skb, w, 0) {
         return skb.send(skb.ifindex(), Reason::EchoAnswered);
     }
     drop(Reason::DropFailed)

@@ -11,8 +11,8 @@ use mesh_ebpf_common::{
 };
 
 use crate::{
-    maps::{REPLIES, count},
-    route::touch,
+    maps::{REPLIES, REPLIES_KEPT, count, count_packet},
+    route::{self, touch},
     skb::random,
     work::Work,
 };
@@ -23,14 +23,90 @@ const NOEXIST: u64 = 1;
 /// Ports that are tried for a flow whose own is taken.
 const TRIES: u32 = 16;
 
+/// The row of a way back, and whether it is one that is kept.
+#[inline(always)]
+pub fn find(key: &FlowKey) -> Option<(*mut Reply, bool)> {
+    match REPLIES_KEPT.get_ptr_mut(key) {
+        Some(r) => Some((r, true)),
+        None => REPLIES.get_ptr_mut(key).map(|r| (r, false)),
+    }
+}
+
+/// Puts the way back of the flow `f` into `w`, for the packet that the backend sends.
+#[inline(always)]
+fn prepare(w: &mut Work, f: *mut Flow, back: FlowKey, kind: u8, now: u64) {
+    // SAFETY: a row looked up in this run.
+    let f = unsafe { &*f };
+    w.reply_key = back;
+    w.reply = Reply {
+        last_seen: now,
+        bits: f.bits,
+        client: f.client,
+        stat: f.stat,
+        dport: w.key.dport,
+        cport: w.key.sport,
+        dst: w.key.dst,
+        entry: f.entry,
+        kind,
+        zero: 0,
+    };
+}
+
+/// What is there already of the way back in `w`.
+enum There {
+    /// This flow's own.
+    Own,
+    /// Another's, of the past: it was replaced.
+    Replaced,
+    /// Another's.
+    Taken,
+    /// Nothing.
+    Nothing,
+}
+
+#[inline(always)]
+fn there(w: &mut Work, now: u64) -> There {
+    let Some((r, kept)) = find(&w.reply_key) else {
+        return There::Nothing;
+    };
+    // SAFETY: a row looked up in this run.
+    let row = unsafe { &mut *r };
+    let want = &w.reply;
+    if row.cport == want.cport && row.dport == want.dport && row.kind == want.kind && row.dst.same(&want.dst) {
+        if opens(w.key.proto, w.flags) && closed(row.bits) {
+            row.bits = 0;
+        }
+        row.entry = want.entry;
+        touch(&raw mut row.last_seen, &raw mut row.bits, w.flags, true, now);
+        if !kept && flow::proven(w.key.proto, w.flags, row.bits) {
+            w.reply = *row;
+            if REPLIES_KEPT.insert(&w.reply_key, &w.reply, NOEXIST).is_ok() {
+                let _ = REPLIES.remove(&w.reply_key);
+            } else {
+                count(Reason::NotKept);
+            }
+        }
+        return There::Own;
+    }
+    if !stale(w.key.proto, row.bits, row.last_seen, now) {
+        return There::Taken;
+    }
+    let put = if kept {
+        REPLIES_KEPT.insert(&w.reply_key, &w.reply, ANY)
+    } else {
+        REPLIES.insert(&w.reply_key, &w.reply, ANY)
+    };
+    if put.is_ok() { There::Replaced } else { There::Taken }
+}
+
 /// Makes sure that the reverse of the flow `f` at the backend `ip:target` is this flow's, and returns
 /// the client's port as the backend sees it; `None` if no port was free.
 #[inline(always)]
 pub fn bind(w: &mut Work, f: *mut Flow, ip: Addr, target: u16, kind: u8, now: u64) -> Option<u16> {
     // SAFETY: a row looked up in this run; so below.
-    let (cport, entry, bits) = unsafe { ((*f).cport, (*f).entry, (*f).bits) };
+    let cport = unsafe { (*f).cport };
     let cport = if cport == 0 { w.key.sport } else { cport };
-    w.reply_key = FlowKey {
+    let back = FlowKey {
         src: ip,
         dst: w.key.src,
         sport: target,
@@ -38,56 +114,65 @@ pub fn bind(w: &mut Work, f: *mut Flow, ip: Addr, target: u16, kind: u8, now: u6
         proto: w.key.proto,
         zero: [0; 3],
     };
-    w.reply = Reply {
-        last_seen: now,
-        bits,
-        dport: w.key.dport,
-        cport: w.key.sport,
-        dst: w.key.dst,
-        entry,
-        kind,
-        zero: 0,
-    };
+    prepare(w, f, back, kind, now);
     // Twice: another CPU may make the row of this very flow between look-up and insert.
     for _ in 0..2 {
-        if let Some(r) = REPLIES.get_ptr_mut(&w.reply_key) {
-            // SAFETY: as above.
-            let row = unsafe { &mut *r };
-            if row.cport == w.key.sport && row.dport == w.key.dport && row.kind == kind && row.dst.same(&w.key.dst) {
-                if opens(w.key.proto, w.flags) && closed(row.bits) {
-                    row.bits = 0;
+        match there(w, now) {
+            There::Own | There::Replaced => return Some(note(f, cport)),
+            There::Taken => break,
+            There::Nothing => {
+                if REPLIES.insert(&w.reply_key, &w.reply, NOEXIST).is_ok() {
+                    return Some(note(f, cport));
                 }
-                row.entry = entry;
-                touch(&raw mut row.last_seen, &raw mut row.bits, w.flags, true, now);
-                return Some(keep(f, cport));
             }
-            if !stale(w.key.proto, row.bits, row.last_seen, now) {
-                break;
-            }
-            return REPLIES.insert(&w.reply_key, &w.reply, ANY).ok().map(|()| keep(f, cport));
-        }
-        if REPLIES.insert(&w.reply_key, &w.reply, NOEXIST).is_ok() {
-            return Some(keep(f, cport));
         }
     }
     for _ in 0..TRIES {
         let port = flow::port(random());
         w.reply_key.dport = port;
-        if REPLIES.insert(&w.reply_key, &w.reply, NOEXIST).is_ok() {
+        if REPLIES_KEPT.get_ptr(&w.reply_key).is_none() && REPLIES.insert(&w.reply_key, &w.reply, NOEXIST).is_ok() {
             count(Reason::PortTranslated);
-            return Some(keep(f, port));
+            return Some(note(f, port));
         }
     }
     // Nearly every port of this client is in TIME_WAIT at the backend. A SYN on one of them costs the
     // client a round trip, if its clock is behind; none costs it the connection.
     w.reply_key.dport = cport;
+    let (r, kept) = find(&w.reply_key)?;
     // SAFETY: as above.
-    let over = REPLIES.get_ptr(&w.reply_key).is_some_and(|r| unsafe { closed((*r).bits) });
-    (over && REPLIES.insert(&w.reply_key, &w.reply, ANY).is_ok()).then(|| keep(f, cport))
+    if !unsafe { closed((*r).bits) } {
+        return None;
+    }
+    let put = if kept {
+        REPLIES_KEPT.insert(&w.reply_key, &w.reply, ANY)
+    } else {
+        REPLIES.insert(&w.reply_key, &w.reply, ANY)
+    };
+    put.ok().map(|()| note(f, cport))
+}
+
+/// Makes sure of the way back of a flow whose backend is its client: the backend's packets go to the
+/// address that was asked. Its ends can not collide with others'. False: there is no room.
+#[inline(always)]
+pub fn bind_hairpin(w: &mut Work, f: *mut Flow, own: Addr, target: u16, kind: u8, now: u64) -> bool {
+    let back = FlowKey {
+        src: own,
+        dst: w.key.dst,
+        sport: target,
+        dport: w.key.sport,
+        proto: w.key.proto,
+        zero: [0; 3],
+    };
+    prepare(w, f, back, kind, now);
+    match there(w, now) {
+        There::Own | There::Replaced => true,
+        There::Taken => false,
+        There::Nothing => REPLIES.insert(&w.reply_key, &w.reply, ANY).is_ok(),
+    }
 }
 
 #[inline(always)]
-fn keep(f: *mut Flow, cport: u16) -> u16 {
+fn note(f: *mut Flow, cport: u16) -> u16 {
     // SAFETY: as in `bind`.
     unsafe {
         if (*f).cport != cport {
@@ -103,8 +188,9 @@ fn keep(f: *mut Flow, cport: u16) -> u16 {
 pub fn touch_reverse(w: &mut Work, r: *mut Reply, client: Addr, asked: Addr, now: u64) {
     // SAFETY: a row looked up in this run; so below.
     let row = unsafe { &mut *r };
+    count_packet(row.stat, w.len, false);
     // The flow's own row is written when this one is, which is seldom: it costs a look-up.
-    let due = flow::advance(w.flags, false) != 0 || now.saturating_sub(row.last_seen) > flow::TOUCH_NS;
+    let due = flow::advance(w.flags, false) & !row.bits != 0 || now.saturating_sub(row.last_seen) > flow::TOUCH_NS;
     if !due {
         return;
     }
@@ -117,7 +203,7 @@ pub fn touch_reverse(w: &mut Work, r: *mut Reply, client: Addr, asked: Addr, now
         proto: w.key.proto,
         zero: [0; 3],
     };
-    if let Some(f) = crate::maps::FLOWS.get_ptr_mut(&w.reply_key) {
+    if let Some((f, _)) = route::find(&w.reply_key) {
         // SAFETY: as above.
         unsafe { touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, false, now) };
     }

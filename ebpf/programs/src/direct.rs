@@ -9,9 +9,10 @@ use mesh_ebpf_common::{
 };
 
 use crate::{
-    bind::touch_reverse,
-    maps::{LOCAL_BY_MAC, REPLIES, count},
-    nat,
+    bind::{self, touch_reverse},
+    icmp,
+    maps::{LOCAL_BY_MAC, count},
+    nat::{self, To},
     parse::{Packet, remember_fragment},
     skb::{Skb, drop, now},
     work::Work,
@@ -26,27 +27,43 @@ pub fn endpoint(mac: [u8; 6], network: u32) -> Option<&'static Local> {
     if local.network == network { Some(local) } else { None }
 }
 
-/// The way back of a VIP's flow, if the packet in `w` is its backend's.
+/// The way back of a VIP's flow, if the packet in `w` is its backend's, or an error about what its
+/// backend got.
 #[inline(always)]
-pub fn vip_reply(w: &Work, packet: Packet) -> Option<*mut Reply> {
-    if packet != Packet::Flow {
+pub fn vip_reply(skb: Skb, w: &mut Work, packet: Packet) -> Option<*mut Reply> {
+    let r = if packet == Packet::Flow {
+        bind::find(&w.key)?.0
+    } else if icmp::is_error(skb, w, packet) {
+        icmp::reply(w)?
+    } else {
         return None;
-    }
-    let r = REPLIES.get_ptr_mut(&w.key)?;
+    };
     // SAFETY: a row looked up in this run.
     if unsafe { (*r).kind } == kind::VIP { Some(r) } else { None }
 }
 
 /// A VIP's backend answers, the client sees the VIP. False: the kernel refused to change the packet.
 #[inline(always)]
-pub fn show_vip(skb: Skb, w: &mut Work, r: *mut Reply) -> bool {
+pub fn show_vip(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> bool {
+    let (eth_dst, eth_src) = (w.head.eth.dst, w.head.eth.src);
+    if packet != Packet::Flow {
+        return icmp::outward(skb, w, r, eth_dst, eth_src);
+    }
     // SAFETY: a row looked up in this run.
-    let row = unsafe { *r };
+    let row = unsafe { &*r };
     remember_fragment(w);
     let client = w.key.dst;
     touch_reverse(w, r, client, row.dst, now());
-    let sport = w.key.sport;
-    if nat::source(skb, w, row.dst.raw_v4()) && nat::ports(skb, w, sport, row.cport) {
+    w.to = To {
+        src: row.dst,
+        dst: client,
+        sport: row.dport,
+        dport: row.cport,
+        eth_dst,
+        eth_src,
+        hop: false,
+    };
+    if nat::rewrite(skb, w) {
         count(Reason::VipReply);
         return true;
     }
@@ -55,9 +72,9 @@ pub fn show_vip(skb: Skb, w: &mut Work, r: *mut Reply) -> bool {
 
 /// Gives the packet to an endpoint here; `reply`: it is one of a VIP.
 #[inline(always)]
-pub fn deliver(skb: Skb, w: &mut Work, to: &Local, reply: Option<*mut Reply>, reason: Reason) -> i32 {
+pub fn deliver(skb: Skb, w: &mut Work, packet: Packet, to: &Local, reply: Option<*mut Reply>, reason: Reason) -> i32 {
     if let Some(r) = reply
-        && !show_vip(skb, w, r)
+        && !show_vip(skb, w, packet, r)
     {
         return drop(Reason::DropFailed);
     }

@@ -1,35 +1,35 @@
-//! TC ingress of an endpoint's host-side veth: source check, replies of published ports, VIPs, and the
-//! way past the bridge.
+//! TC ingress of an endpoint's host-side veth: source check, replies of published ports, VIPs, the
+//! published ports of the node itself, and the way past the bridge.
 
 use mesh_ebpf_common::{
     Reason,
-    header::{ARP_IPV4, ARP_REQUEST, ETH_ARP, ETH_IPV6, ETH_LEN, Eth},
-    rows::{Addr, Flow, FlowKey, ICMP, Local, Reply, Vip, kind},
+    header::{ARP_IPV4, ARP_REQUEST, ETH_LEN},
+    rows::{Addr, Local, Reply, Vip, kind},
 };
 
 use crate::{
     answer,
-    bind::{bind, touch_reverse},
+    bind::{self, bind, touch_reverse},
     direct,
-    maps::{LOCALS, REPLIES, VIPS, config, count, work},
-    nat,
-    parse::{self, Packet, dst, head, is_ipv4, remember_fragment, src},
+    from_uplink::{enter, hairpin},
+    icmp,
+    maps::{LOCALS, NODE_ADDRS, VIPS, begin, config, count, published},
+    nat::{self, To},
+    parse::{self, Kind, Packet, addr6, head, remember_fragment},
     route::{New, Route, route},
     skb::{Skb, drop, now, pass},
     work::Work,
 };
 
-/// BPF_ANY.
-const ANY: u64 = 0;
-
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
-    let Some(w) = work() else { return drop(Reason::DropFailed) };
+    let Some(w) = begin(skb) else { return drop(Reason::DropFailed) };
     // SAFETY: rows of these maps are replaced as a whole and outlive this run; so below.
     let Some(local) = (unsafe { LOCALS.get(&skb.ifindex()) }) else {
         return pass(Reason::PassUnknownDevice);
     };
-    if !skb.load(0, &mut w.head.eth) {
+    let kind = head(skb, w);
+    if kind == Kind::Short {
         return drop(Reason::DropMalformed);
     }
     if !same(&w.head.eth.src, &local.mac) {
@@ -38,13 +38,10 @@ pub fn run(skb: Skb) -> i32 {
     if skb.tagged() {
         return drop(Reason::DropEthertype);
     }
-    if is_ipv4(w) {
-        return ipv4(skb, w, local);
-    }
-    match w.head.eth.ethertype {
-        ETH_ARP => arp(skb, w, local),
-        ETH_IPV6 => drop(Reason::DropIpv6),
-        _ => drop(Reason::DropEthertype),
+    match kind {
+        Kind::Ip => ip(skb, w, local),
+        Kind::Arp => arp(skb, w, local),
+        Kind::Other | Kind::Short => drop(Reason::DropEthertype),
     }
 }
 
@@ -55,9 +52,9 @@ fn same(a: &[u8; 6], b: &[u8; 6]) -> bool {
 
 /// The VIP of the container's network that has this address.
 #[inline(always)]
-fn vip_of(ip: Addr, local: &Local) -> Option<&'static Vip> {
+fn vip_of(ip: &Addr, local: &Local) -> Option<&'static Vip> {
     // SAFETY: as in `run`.
-    let vip = unsafe { VIPS.get(&ip) }?;
+    let vip = unsafe { VIPS.get(ip) }?;
     if vip.network == local.network { Some(vip) } else { None }
 }
 
@@ -73,178 +70,256 @@ fn arp(skb: Skb, w: &mut Work, local: &Local) -> i32 {
     }
     // 0.0.0.0 asks whether an address is taken, and claims none (RFC 5227).
     let sender = u32::from_ne_bytes(w.arp.sender_ip);
-    if !same(&w.arp.sender_mac, &local.mac) || (sender != 0 && sender != local.ip.raw_v4()) {
+    if !same(&w.arp.sender_mac, &local.mac) || (sender != 0 && sender != local.ip4) {
         return drop(Reason::DropSpoofedArp);
     }
     let asked = Addr::v4(u32::from_ne_bytes(w.arp.target_ip));
-    if w.arp.op[0] == ARP_REQUEST[0] && w.arp.op[1] == ARP_REQUEST[1] && vip_of(asked, local).is_some() {
+    if w.arp.op[0] == ARP_REQUEST[0] && w.arp.op[1] == ARP_REQUEST[1] && vip_of(&asked, local).is_some() {
         return answer::arp(skb, w, local);
     }
     pass(Reason::PassBridge)
 }
 
 #[inline(always)]
-fn ipv4(skb: Skb, w: &mut Work, local: &Local) -> i32 {
-    if !head(skb, w) {
-        return drop(Reason::DropMalformed);
+fn ip(skb: Skb, w: &mut Work, local: &Local) -> i32 {
+    if w.v6 && local.ip6.is_none() {
+        return drop(Reason::DropIpv6);
     }
-    if src(w) != local.ip.raw_v4() {
+    let own = local.addr(&w.key.src).same(&w.key.src);
+    if !own && !w.v6 {
         return drop(Reason::DropSpoofedIp);
     }
     let packet = parse::packet(skb, w);
     if packet == Packet::Malformed {
         return drop(Reason::DropMalformed);
     }
-    if packet == Packet::Flow
-        && let Some(r) = REPLIES.get_ptr_mut(&w.key)
-    {
-        // SAFETY: a row looked up in this run; so below.
-        match unsafe { (*r).kind } {
-            kind::INGRESS => return ingress_reply(skb, w, r),
-            kind::HAIRPIN => return hairpin_reply(skb, w, local, r),
-            // Translated where it reaches its client.
-            _ => return forward(skb, w, local, w.head.eth.dst, Some(r)),
+    if w.v6 {
+        if packet == Packet::Icmp && is_discovery(w.icmp.kind) {
+            return discovery(skb, w, local, own);
+        }
+        if !own {
+            return drop(Reason::DropSpoofedIp);
         }
     }
-    let Some(found) = vip_of(Addr::v4(dst(w)), local) else {
-        return forward(skb, w, local, w.head.eth.dst, None);
+    let row = if packet == Packet::Flow {
+        bind::find(&w.key).map(|(r, _)| r)
+    } else if icmp::is_error(skb, w, packet) {
+        icmp::reply(w)
+    } else {
+        None
     };
-    match packet {
-        Packet::Flow => vip(skb, w, local, found.service),
-        Packet::Other if w.head.ip.proto == ICMP => answer::echo(skb, w),
-        Packet::Other => drop(Reason::DropVipProtocol),
-        Packet::Orphan | Packet::Malformed => drop(Reason::DropFragment),
+    if let Some(r) = row {
+        // SAFETY: a row looked up in this run.
+        match unsafe { (*r).kind } {
+            kind::INGRESS | kind::DIRECT => return ingress_reply(skb, w, packet, r),
+            kind::HAIRPIN if packet == Packet::Flow => return hairpin_reply(skb, w, local, r),
+            kind::HAIRPIN => return drop(Reason::DropVipProtocol),
+            // Translated where it reaches its client.
+            _ => return forward(skb, w, local, packet, w.head.eth.dst, Some(r)),
+        }
     }
+    // VIPs and the rest of the world are behind the gateway's Ethernet address.
+    if same(&w.head.eth.dst, &local.gateway_mac) {
+        if let Some(found) = vip_of(&w.key.dst, local) {
+            return match packet {
+                Packet::Flow => vip(skb, w, local, found.service),
+                Packet::Icmp if icmp::is_error(skb, w, packet) => vip_error(skb, w, local),
+                Packet::Icmp => answer::echo(skb, w),
+                Packet::Other => drop(Reason::DropVipProtocol),
+                Packet::Orphan | Packet::Malformed => drop(Reason::DropFragment),
+            };
+        }
+        if packet == Packet::Flow
+            && NODE_ADDRS.get_ptr(&w.key.dst).is_some()
+            && let Some(published) = published(&w.key.dst, w.key.dport, w.key.proto)
+            && let Some(config) = config()
+        {
+            count(Reason::FromOwnNode);
+            return enter(skb, w, published, config, Some(local));
+        }
+    }
+    forward(skb, w, local, packet, w.head.eth.dst, None)
+}
+
+/// Neighbour discovery (RFC 4861 section 4: 133 to 137) and multicast listener discovery (RFC 2710, RFC
+/// 3810: 130 to 132, 143): what a host says to its link.
+#[inline(always)]
+fn is_discovery(kind: u8) -> bool {
+    (kind >= 130 && kind <= 137) || kind == 143
+}
+
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const REDIRECT: u8 = 137;
+
+/// A container's word to its link. `own`: from its own address.
+#[inline(never)]
+fn discovery(skb: Skb, w: &mut Work, local: &Local, own: bool) -> i32 {
+    if !own && !w.key.src.is_none() && !w.key.src.is_link_local() {
+        return drop(Reason::DropSpoofedIp);
+    }
+    let kind = w.icmp.kind;
+    if kind == ROUTER_ADVERTISEMENT || kind == REDIRECT {
+        return drop(Reason::DropSpoofedNd);
+    }
+    if kind == SOLICITATION || kind == ADVERTISEMENT {
+        if !skb.load(w.l4, &mut w.neighbor) {
+            return drop(Reason::DropMalformed);
+        }
+        let target = addr6(&w.neighbor.target);
+        if kind == ADVERTISEMENT && !target.same(&local.ip6) && !target.is_link_local() {
+            return drop(Reason::DropSpoofedNd);
+        }
+        if kind == SOLICITATION && own && vip_of(&target, local).is_some() {
+            return answer::neighbor(skb, w, local);
+        }
+    }
+    pass(Reason::PassBridge)
 }
 
 /// To the station `to` of the container's network. `reply`: the packet is one of a VIP.
 #[inline(always)]
-fn forward(skb: Skb, w: &mut Work, local: &Local, to: [u8; 6], reply: Option<*mut Reply>) -> i32 {
+fn forward(skb: Skb, w: &mut Work, local: &Local, packet: Packet, to: [u8; 6], reply: Option<*mut Reply>) -> i32 {
     // The host itself, and groups.
     if same(&to, &local.gateway_mac) || to[0] & 1 != 0 {
         return pass(Reason::PassBridge);
     }
     match direct::endpoint(to, local.network) {
-        Some(other) if other.ifindex != local.ifindex => direct::deliver(skb, w, other, reply, Reason::DirectLocal),
+        Some(other) if other.ifindex != local.ifindex => direct::deliver(skb, w, packet, other, reply, Reason::DirectLocal),
         // The device's forwarding entry names the node; what has none ends there.
         _ => skb.send(local.vxlan_ifindex, Reason::DirectRemote),
     }
 }
 
-/// A reply to a client of a published port: back to where the client came in.
-#[inline(always)]
-fn ingress_reply(skb: Skb, w: &mut Work, r: *mut Reply) -> i32 {
+/// A reply to a client of a published port: back to where the client came in, or straight to it.
+#[inline(never)]
+fn ingress_reply(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> i32 {
     let Some(config) = config() else {
         return drop(Reason::DropUnconfigured);
     };
-    // SAFETY: as above.
-    let row = unsafe { *r };
-    remember_fragment(w);
-    let client = w.key.dst;
-    touch_reverse(w, r, client, row.dst, now());
-    if !nat::source(skb, w, row.dst.raw_v4()) || !nat::ports(skb, w, row.dport, row.cport) {
-        return drop(Reason::DropFailed);
-    }
-    if same(&row.entry, &config.ingress_mac) {
-        if config.uplink_ifindex == 0 {
-            return drop(Reason::DropUnconfigured);
-        }
-        return skb.route(config.uplink_ifindex, Reason::ReplySent);
-    }
-    if config.ingress_ifindex == 0 {
+    // SAFETY: a row looked up in this run.
+    let row = unsafe { &*r };
+    let here = same(&row.entry, &config.ingress_mac) || row.kind == kind::DIRECT;
+    let device = if here { config.uplink_ifindex } else { config.ingress_ifindex };
+    if device == 0 {
         return drop(Reason::DropUnconfigured);
     }
-    if !nat::ethernet(skb, w, row.entry, config.ingress_mac) {
+    let own = config.ingress_mac;
+    if packet == Packet::Flow {
+        if (if w.v6 { w.ip6.hop_limit } else { w.head.ip.ttl }) <= 1 {
+            return drop(Reason::DropTtl);
+        }
+        remember_fragment(w);
+        let client = w.key.dst;
+        touch_reverse(w, r, client, row.dst, now());
+        w.to = To {
+            src: row.dst,
+            dst: client,
+            sport: row.dport,
+            dport: row.cport,
+            eth_dst: row.entry,
+            eth_src: own,
+            hop: true,
+        };
+        if !nat::rewrite(skb, w) {
+            return drop(Reason::DropFailed);
+        }
+    } else if !icmp::outward(skb, w, r, row.entry, own) {
         return drop(Reason::DropFailed);
     }
-    skb.send(config.ingress_ifindex, Reason::ReplyCarried)
+    if !here {
+        return skb.send(device, Reason::ReplyCarried);
+    }
+    if row.client != 0 {
+        return skb.hand_over(row.client, Reason::ReplySent);
+    }
+    skb.route(device, Reason::ReplySent)
 }
 
-/// To a VIP.
-#[inline(always)]
+/// A container's packet to a VIP of its network.
+#[inline(never)]
 fn vip(skb: Skb, w: &mut Work, local: &Local, service: u32) -> i32 {
     remember_fragment(w);
     let now = now();
     let new = New {
         service,
         kind: kind::VIP,
+        direct: false,
         target: w.key.dport,
         entry: [0; 6],
+        client: 0,
+        admitted: true,
     };
-    let (f, backend) = match route(w, new, Some(local.ip), now) {
+    let own = w.key.src;
+    let (f, backend) = match route(w, new, Some(own), now) {
         Route::To(f, backend) => (f, backend),
-        Route::Empty => return answer::refuse(skb, w, Reason::ResetNoBackend),
+        Route::Empty | Route::Denied => return answer::refuse(skb, w, Reason::ResetNoBackend),
         Route::Gone => return answer::refuse(skb, w, Reason::ResetGone),
         Route::Stray => return drop(Reason::DropReset),
         Route::Full => return drop(Reason::DropFailed),
     };
-    if backend.ip.same(&local.ip) {
-        return hairpin(skb, w, local, f, now);
+    let (port, ip) = (w.key.dport, backend.addr(&own));
+    if ip.same(&own) {
+        return hairpin(skb, w, f, local, port, now);
     }
-    let port = w.key.dport;
-    let Some(cport) = bind(w, f, backend.ip, port, kind::VIP, now) else {
+    let Some(cport) = bind(w, f, ip, port, kind::VIP, now) else {
         return drop(Reason::DropNoPort);
     };
-    if nat::destination(skb, w, backend.ip.raw_v4())
-        && nat::ports(skb, w, cport, port)
-        && nat::ethernet(skb, w, backend.mac, w.head.eth.src)
-    {
+    w.to = To {
+        src: own,
+        dst: ip,
+        sport: cport,
+        dport: port,
+        eth_dst: backend.mac,
+        eth_src: local.mac,
+        hop: false,
+    };
+    if nat::rewrite(skb, w) {
         count(Reason::VipForwarded);
-        return forward(skb, w, local, backend.mac, None);
+        return forward(skb, w, local, Packet::Flow, backend.mac, None);
     }
     drop(Reason::DropFailed)
 }
 
-/// The backend is the client itself: it gets its packet back as one from the VIP, so that its answer
-/// comes here and not to its own stack. The two ends of such a flow can not collide with others.
-#[inline(always)]
-fn hairpin(skb: Skb, w: &mut Work, local: &Local, f: *mut Flow, now: u64) -> i32 {
-    // SAFETY: as above.
-    let bits = unsafe { (*f).bits };
-    w.reply_key = FlowKey {
-        src: local.ip,
-        dst: w.key.dst,
-        sport: w.key.dport,
-        dport: w.key.sport,
-        proto: w.key.proto,
-        zero: [0; 3],
+/// A container's ICMP error to a VIP, about what the VIP sent: to the backend that did.
+#[inline(never)]
+fn vip_error(skb: Skb, w: &mut Work, local: &Local) -> i32 {
+    let Some(f) = icmp::flow(w) else {
+        return drop(Reason::DropVipProtocol);
     };
-    w.reply = Reply {
-        last_seen: now,
-        bits,
-        dport: w.key.dport,
-        cport: w.key.sport,
-        dst: w.key.dst,
-        entry: [0; 6],
-        kind: kind::HAIRPIN,
-        zero: 0,
+    // SAFETY: a row looked up in this run.
+    let slot = unsafe { (*f).backend };
+    // SAFETY: as in `run`.
+    let Some(backend) = (unsafe { crate::maps::BACKENDS.get(&slot) }) else {
+        return drop(Reason::DropVipProtocol);
     };
-    if REPLIES.get_ptr(&w.reply_key).is_none() && REPLIES.insert(&w.reply_key, &w.reply, ANY).is_err() {
-        return drop(Reason::DropFailed);
+    let ip = backend.addr(&w.key.src);
+    if ip.is_none() || ip.same(&w.key.src) || !icmp::inward(skb, w, f, ip, backend.mac, local.mac) {
+        return drop(Reason::DropVipProtocol);
     }
-    turn_around(skb, w, local)
+    forward(skb, w, local, Packet::Icmp, backend.mac, None)
 }
 
-#[inline(always)]
+/// A container answers itself: to the address that it asked, as that one.
+#[inline(never)]
 fn hairpin_reply(skb: Skb, w: &mut Work, local: &Local, r: *mut Reply) -> i32 {
     remember_fragment(w);
-    let asked = w.key.dst;
-    touch_reverse(w, r, local.ip, asked, now());
-    turn_around(skb, w, local)
-}
-
-/// From the container to the VIP becomes from the VIP to the container. Only the addresses trade
-/// places: no sum changes.
-#[inline(always)]
-fn turn_around(skb: Skb, w: &mut Work, local: &Local) -> i32 {
-    let (vip, own) = (u32::from_ne_bytes(w.head.ip.dst), u32::from_ne_bytes(w.head.ip.src));
-    let eth = Eth {
-        dst: local.mac,
-        src: local.gateway_mac,
-        ethertype: w.head.eth.ethertype,
+    let (own, asked) = (w.key.src, w.key.dst);
+    // SAFETY: a row looked up in this run.
+    let row = unsafe { &*r };
+    touch_reverse(w, r, own, asked, now());
+    w.to = To {
+        src: asked,
+        dst: own,
+        sport: row.dport,
+        dport: row.cport,
+        eth_dst: local.mac,
+        eth_src: local.gateway_mac,
+        hop: false,
     };
-    if nat::swap_addresses(skb, vip, own) && nat::ethernet(skb, w, eth.dst, eth.src) {
-        return skb.send(skb.ifindex(), Reason::Hairpin);
+    if nat::rewrite(skb, w) {
+        return skb.send(local.ifindex, Reason::Hairpin);
     }
     drop(Reason::DropFailed)
 }

@@ -4,15 +4,15 @@ use mesh_ebpf_common::Reason;
 
 use crate::{
     direct,
-    maps::{NETWORKS, work},
-    parse::{self, head, is_ipv4},
+    maps::{NETWORKS, begin},
+    parse::{self, Kind, head},
     skb::{Skb, drop, pass},
 };
 
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
-    let Some(w) = work() else { return drop(Reason::DropFailed) };
-    if skb.tagged() || !head(skb, w) || !is_ipv4(w) {
+    let Some(w) = begin(skb) else { return drop(Reason::DropFailed) };
+    if skb.tagged() || head(skb, w) != Kind::Ip {
         return pass(Reason::PassBridge);
     }
     // SAFETY: rows of this map are replaced as a whole and outlive this run.
@@ -23,6 +23,6 @@ pub fn run(skb: Skb) -> i32 {
         return pass(Reason::PassBridge);
     };
     let packet = parse::packet(skb, w);
-    let reply = direct::vip_reply(w, packet);
-    direct::deliver(skb, w, to, reply, Reason::DirectArrived)
+    let reply = direct::vip_reply(skb, w, packet);
+    direct::deliver(skb, w, packet, to, reply, Reason::DirectArrived)
 }

@@ -1,20 +1,22 @@
-//! TC ingress of the ingress VXLAN device: clients' packets that another node carried here, and
-//! backends' replies to clients that came in here.
+//! TC ingress of the ingress VXLAN device: clients' packets that another node carried here, backends'
+//! replies to clients that came in here, and what other nodes' own processes send to published ports.
 //!
-//! A carried packet has the endpoint's Ethernet address as its destination, a reply this node's. Both
-//! have their sender node's as source, which must be a known one.
+//! A carried packet has the endpoint's Ethernet address as its destination, the others this node's.
+//! All have their sender node's as source, which must be a known one.
 
 use mesh_ebpf_common::{
     Reason,
     flow::{advance, closed, opens},
-    rows::{Addr, Config, Flow, Local, MacKey, PortKey, TCP, kind},
+    rows::{Addr, Config, Flow, LOCAL, Local, MacKey, Published, TCP, V6, kind},
 };
 
 use crate::{
-    from_uplink::deliver,
-    maps::{FLOWS, LOCAL_BY_MAC, NODE_ADDRS, PEERS, PUBLISHED, config, work},
-    parse::{self, Packet, head, is_ipv4, remember_fragment, src},
-    route::touch,
+    answer,
+    from_uplink::{BY_ENTRY, deliver},
+    icmp,
+    maps::{FLOWS, FLOWS_KEPT, LOCAL_BY_MAC, NODE_ADDRS, PEERS, UNCOUNTED, begin, config, count, count_packet, published},
+    parse::{self, Kind, Packet, head, remember_fragment},
+    route::{self, New, Route, touch},
     skb::{Skb, drop, now, pass},
     work::Work,
 };
@@ -24,15 +26,15 @@ const ANY: u64 = 0;
 
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
-    let Some(w) = work() else { return drop(Reason::DropFailed) };
-    if skb.tagged() || !head(skb, w) || !is_ipv4(w) || w.head.eth.dst[0] & 1 != 0 {
+    let Some(w) = begin(skb) else { return drop(Reason::DropFailed) };
+    if skb.tagged() || head(skb, w) != Kind::Ip || w.head.eth.dst[0] & 1 != 0 {
         return pass(Reason::Pass);
     }
     let Some(config) = config() else {
         return drop(Reason::DropUnconfigured);
     };
     if same(w.head.eth.dst, config.ingress_mac) {
-        return reply(skb, w, config);
+        return own(skb, w, config);
     }
     // SAFETY: rows of this map are replaced as a whole and outlive this run; so below.
     match unsafe { LOCAL_BY_MAC.get(&MacKey::new(w.head.eth.dst)) } {
@@ -47,104 +49,199 @@ fn same(a: [u8; 6], b: [u8; 6]) -> bool {
 }
 
 #[inline(always)]
-fn from_peer(w: &Work) -> bool {
-    PEERS.get_ptr(&MacKey::new(w.head.eth.src)).is_some()
+fn from_peer(entry: [u8; 6]) -> bool {
+    PEERS.get_ptr(&MacKey::new(entry)).is_some()
 }
 
 /// A client's packet, unmodified, for an endpoint here.
 #[inline(always)]
 fn carried(skb: Skb, w: &mut Work, local: &Local) -> i32 {
-    if !from_peer(w) {
+    let mut entry = w.head.eth.src;
+    let by_entry = entry[0] & BY_ENTRY != 0;
+    entry[0] &= !BY_ENTRY;
+    if !from_peer(entry) {
         return drop(Reason::DropUnknownPeer);
     }
-    match parse::packet(skb, w) {
+    let packet = parse::packet(skb, w);
+    match packet {
         Packet::Flow => {}
-        Packet::Other => return drop(Reason::DropUnpublished),
+        Packet::Icmp if icmp::is_error(skb, w, packet) => {
+            return match icmp::flow(w) {
+                // SAFETY: a row looked up in this run.
+                Some(f) if unsafe { (*f).backend } == local.slot => icmp::deliver(skb, w, f, local),
+                _ => drop(Reason::DropUnpublished),
+            };
+        }
+        Packet::Icmp | Packet::Other => return drop(Reason::DropUnpublished),
         Packet::Orphan => return drop(Reason::DropFragment),
         Packet::Malformed => return drop(Reason::DropMalformed),
     }
     let now = now();
-    let entry = w.head.eth.src;
-    let port = PortKey {
-        port: w.key.dport,
-        proto: w.key.proto,
-        zero: 0,
-    };
-    // SAFETY: as above.
-    let published = unsafe { PUBLISHED.get(&port) };
+    let published = published(&w.key.dst, w.key.dport, w.key.proto);
     let opens = opens(w.key.proto, w.flags);
-    let known = FLOWS.get_ptr_mut(&w.key).filter(|f| {
+    let family = if w.v6 { V6 } else { 0 };
+    let old = route::find(&w.key);
+    let known = old.filter(|(f, _)| {
         // SAFETY: a row looked up in this run; so below.
         let f = unsafe { &**f };
         // A port that has become another service's keeps its connections, and nothing else.
-        let ours = w.key.proto == TCP && !opens || published.is_none_or(|p| f.service == p.service && f.target == p.target);
+        let ours = w.key.proto == TCP && !opens || published.is_none_or(|p| f.service == p.service | family && f.target == p.target);
         // The node that the client came in at may have chosen anew: its choice counts.
         f.backend == local.slot && ours && !(opens && closed(f.bits))
     });
-    let f = if let Some(f) = known {
+    let f = if let Some((f, kept)) = known {
         // SAFETY: as above.
         unsafe {
             // An address that moved between nodes brings its flows along.
             (*f).entry = entry;
             touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, true, now);
         }
-        f
+        route::keep(w, f, kept)
     } else {
         let Some(published) = published else {
             return drop(Reason::DropUnpublished);
         };
+        let direct = published.direct == 1 && !by_entry;
         w.flow = Flow {
             last_seen: now,
             backend: local.slot,
             bits: advance(w.flags, true),
-            service: published.service,
+            service: published.service | family,
+            client: 0,
+            stat: UNCOUNTED,
             cport: 0,
             target: published.target,
             entry,
-            kind: kind::INGRESS,
+            kind: if direct { kind::DIRECT } else { kind::INGRESS },
             zero: 0,
         };
-        let _ = FLOWS.insert(&w.key, &w.flow, ANY);
-        let Some(f) = FLOWS.get_ptr_mut(&w.key) else {
+        let row = if old.is_some_and(|(_, kept)| kept) {
+            let _ = FLOWS_KEPT.insert(&w.key, &w.flow, ANY);
+            FLOWS_KEPT.get_ptr_mut(&w.key)
+        } else {
+            let _ = FLOWS.insert(&w.key, &w.flow, ANY);
+            FLOWS.get_ptr_mut(&w.key)
+        };
+        let Some(f) = row else {
             return drop(Reason::DropFailed);
         };
         f
     };
     remember_fragment(w);
-    deliver(skb, w, f, local.mac, now)
+    // SAFETY: as above.
+    let kind = unsafe { (*f).kind };
+    deliver(skb, w, f, local.mac, kind, now)
 }
 
-/// To this node itself: a backend's reply to a client of a published port, or host traffic.
+/// To this node itself: a backend's reply to a client that came in here, another node's own process
+/// that asks for a published port, or what is the host's.
 #[inline(always)]
-fn reply(skb: Skb, w: &mut Work, config: &Config) -> i32 {
-    if NODE_ADDRS.get_ptr(&Addr::v4(src(w))).is_none() {
+fn own(skb: Skb, w: &mut Work, config: &Config) -> i32 {
+    if config.ingress_ip != 0 && w.key.dst.same(&Addr::v4(config.ingress_ip)) {
+        return process(skb, w);
+    }
+    if NODE_ADDRS.get_ptr(&w.key.src).is_none() {
         return pass(Reason::Pass);
     }
-    match parse::packet(skb, w) {
+    let packet = parse::packet(skb, w);
+    match packet {
         Packet::Flow => {}
-        Packet::Other => return pass(Reason::Pass),
+        // An error about what a client sent, translated where the backend is.
+        Packet::Icmp if icmp::is_error(skb, w, packet) => {
+            // The quoted packet is the client's own.
+            w.reply_key = w.quoted;
+            return match route::find(&w.reply_key) {
+                Some((f, _)) if from_peer(w.head.eth.src) => leave(skb, config, f),
+                _ => pass(Reason::Pass),
+            };
+        }
+        Packet::Icmp | Packet::Other => return pass(Reason::Pass),
         Packet::Orphan => return drop(Reason::DropFragment),
         Packet::Malformed => return drop(Reason::DropMalformed),
     }
     w.reply_key = w.key.reversed();
-    let port = PortKey {
-        port: w.key.sport,
-        proto: w.key.proto,
-        zero: 0,
-    };
-    match FLOWS.get_ptr_mut(&w.reply_key) {
+    let found = route::find(&w.reply_key);
+    match found {
         // SAFETY: a row looked up in this run.
-        Some(f) => unsafe { touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, false, now()) },
+        Some((f, _)) => unsafe {
+            touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, false, now());
+            count_packet((*f).stat, w.len, false);
+        },
         // A flow that the table had no room for: the packet says all that is needed.
-        None if PUBLISHED.get_ptr(&port).is_some() => {}
+        None if published(&w.key.src, w.key.sport, w.key.proto).is_some() => {}
         None => return pass(Reason::Pass),
     }
-    if !from_peer(w) {
+    if !from_peer(w.head.eth.src) {
         return drop(Reason::DropUnknownPeer);
+    }
+    remember_fragment(w);
+    match found {
+        Some((f, _)) => leave(skb, config, f),
+        None if config.uplink_ifindex == 0 => drop(Reason::DropUnconfigured),
+        None => skb.route(config.uplink_ifindex, Reason::ReplySent),
+    }
+}
+
+/// Out to the client of the flow `f`.
+#[inline(always)]
+fn leave(skb: Skb, config: &Config, f: *mut Flow) -> i32 {
+    // SAFETY: a row looked up in this run.
+    let client = unsafe { (*f).client };
+    if client != 0 {
+        return skb.hand_over(client, Reason::ReplySent);
     }
     if config.uplink_ifindex == 0 {
         return drop(Reason::DropUnconfigured);
     }
-    remember_fragment(w);
     skb.route(config.uplink_ifindex, Reason::ReplySent)
+}
+
+/// To this node's own address in the ingress network: the connect hook of another node has sent one of
+/// its processes here, where a backend is. Which of them it is, is chosen here.
+#[inline(always)]
+fn process(skb: Skb, w: &mut Work) -> i32 {
+    let packet = parse::packet(skb, w);
+    if packet != Packet::Flow {
+        return pass(Reason::Pass);
+    }
+    let Some(published) = published(&w.key.dst, w.key.dport, w.key.proto) else {
+        return pass(Reason::Pass);
+    };
+    // What a published port of another node sends to a process here whose own port happens to be a
+    // published one, too.
+    let opens = w.key.proto == TCP && opens(w.key.proto, w.flags);
+    if !opens && crate::maps::published(&w.key.src, w.key.sport, w.key.proto).is_some() && route::find(&w.key).is_none() {
+        return pass(Reason::Pass);
+    }
+    let entry = w.head.eth.src;
+    if !from_peer(entry) {
+        return drop(Reason::DropUnknownPeer);
+    }
+    remember_fragment(w);
+    arrive(skb, w, published, entry)
+}
+
+#[inline(always)]
+fn arrive(skb: Skb, w: &mut Work, published: &Published, entry: [u8; 6]) -> i32 {
+    let now = now();
+    let new = New {
+        service: published.service | LOCAL,
+        kind: kind::INGRESS,
+        direct: false,
+        target: published.target,
+        entry,
+        client: 0,
+        admitted: true,
+    };
+    match route::route(w, new, None, now) {
+        Route::To(f, backend) => {
+            count(Reason::FromPeerNode);
+            deliver(skb, w, f, backend.mac, kind::INGRESS, now)
+        }
+        Route::Empty => answer::refuse(skb, w, Reason::ResetNoBackend),
+        Route::Gone => answer::refuse(skb, w, Reason::ResetGone),
+        Route::Stray => drop(Reason::DropReset),
+        Route::Full => drop(Reason::DropFailed),
+        Route::Denied => drop(Reason::DropSource),
+    }
 }

@@ -2,54 +2,64 @@
 
 use mesh_ebpf_common::{
     Reason,
-    rows::{Addr, Backend, Flow, MacKey, PortKey, kind},
+    rows::{Backend, Config, Flow, Local, MacKey, Published, V6, kind},
 };
 
 use crate::{
     answer,
-    bind::bind,
-    maps::{LOCAL_BY_MAC, NODE_ADDRS, PUBLISHED, config, work},
-    nat,
-    parse::{self, Packet, dst, head, is_ipv4, remember_fragment},
+    bind::{bind, bind_hairpin},
+    icmp,
+    maps::{BACKENDS, LOCAL_BY_MAC, NODE_ADDRS, begin, config, published},
+    nat::{self, To},
+    parse::{self, Kind, Packet, head, remember_fragment},
     route::{New, Route, route},
     skb::{Skb, drop, now, pass},
     work::Work,
 };
 
+/// In the Ethernet address of the node that carries a packet: its replies must come back by it, also
+/// those of a service whose replies go straight to the client, which is behind that node.
+pub const BY_ENTRY: u8 = 4;
+
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
-    let Some(w) = work() else { return drop(Reason::DropFailed) };
-    if skb.tagged() || !skb.to_host() || !head(skb, w) || !is_ipv4(w) {
+    let Some(w) = begin(skb) else { return drop(Reason::DropFailed) };
+    if skb.tagged() || !skb.to_host() || head(skb, w) != Kind::Ip {
         return pass(Reason::Pass);
     }
-    if NODE_ADDRS.get_ptr(&Addr::v4(dst(w))).is_none() {
+    if NODE_ADDRS.get_ptr(&w.key.dst).is_none() {
         return pass(Reason::Pass);
     }
-    match parse::packet(skb, w) {
+    let packet = parse::packet(skb, w);
+    match packet {
         Packet::Flow => {}
-        Packet::Other => return pass(Reason::Pass),
+        Packet::Icmp if icmp::is_error(skb, w, packet) => return error(skb, w),
+        Packet::Icmp | Packet::Other => return pass(Reason::Pass),
         Packet::Orphan => return pass(Reason::PassFragment),
         Packet::Malformed => return pass(Reason::PassMalformed),
     }
-    let port = PortKey {
-        port: w.key.dport,
-        proto: w.key.proto,
-        zero: 0,
-    };
-    // SAFETY: rows of this map are replaced as a whole and outlive this run; so below.
-    let Some(published) = (unsafe { PUBLISHED.get(&port) }) else {
+    let Some(published) = published(&w.key.dst, w.key.dport, w.key.proto) else {
         return pass(Reason::Pass);
     };
     let Some(config) = config() else {
         return drop(Reason::DropUnconfigured);
     };
+    enter(skb, w, published, config, None)
+}
+
+/// A client's packet to a published port of this node. `client`: it is a container of this host.
+#[inline(never)]
+pub fn enter(skb: Skb, w: &mut Work, published: &Published, config: &Config, client: Option<&Local>) -> i32 {
     remember_fragment(w);
     let now = now();
     let new = New {
-        service: published.service,
+        service: published.service | if w.v6 { V6 } else { 0 },
         kind: kind::INGRESS,
+        direct: published.direct == 1 && client.is_none(),
         target: published.target,
         entry: config.ingress_mac,
+        client: client.map_or(0, |c| c.ifindex),
+        admitted: false,
     };
     let (f, backend) = match route(w, new, None, now) {
         Route::To(f, backend) => (f, backend),
@@ -57,42 +67,115 @@ pub fn run(skb: Skb) -> i32 {
         Route::Gone => return answer::refuse(skb, w, Reason::ResetGone),
         Route::Stray => return drop(Reason::DropReset),
         Route::Full => return drop(Reason::DropFailed),
+        Route::Denied => return drop(Reason::DropSource),
     };
     if backend.local == 1 {
-        return deliver(skb, w, f, backend.mac, now);
+        let kind = if new.direct { kind::DIRECT } else { kind::INGRESS };
+        return deliver(skb, w, f, backend.mac, kind, now);
     }
-    carry(skb, w, backend, config.ingress_mac, config.ingress_ifindex)
+    carry(skb, w, backend, config, client.is_some())
 }
 
 /// Sends the packet as it is to the backend's node.
 #[inline(always)]
-fn carry(skb: Skb, w: &mut Work, backend: &Backend, own: [u8; 6], ifindex: u32) -> i32 {
-    if ifindex == 0 {
+fn carry(skb: Skb, w: &mut Work, backend: &Backend, config: &Config, by_entry: bool) -> i32 {
+    if config.ingress_ifindex == 0 {
         return drop(Reason::DropUnconfigured);
+    }
+    let mut own = config.ingress_mac;
+    if by_entry {
+        own[0] |= BY_ENTRY;
     }
     if !nat::ethernet(skb, w, backend.mac, own) {
         return drop(Reason::DropFailed);
     }
-    skb.send(ifindex, Reason::Carried)
+    skb.send(config.ingress_ifindex, Reason::Carried)
 }
 
 /// Gives the packet to an endpoint on this host. Also from_overlay's.
 #[inline(always)]
-pub fn deliver(skb: Skb, w: &mut Work, f: *mut Flow, mac: [u8; 6], now: u64) -> i32 {
-    // SAFETY: as above.
+pub fn deliver(skb: Skb, w: &mut Work, f: *mut Flow, mac: [u8; 6], kind: u8, now: u64) -> i32 {
+    // SAFETY: rows of this map are replaced as a whole and outlive this run.
     let Some(local) = (unsafe { LOCAL_BY_MAC.get(&MacKey::new(mac)) }) else {
         return drop(Reason::DropNoInterface);
     };
     // SAFETY: a row looked up in this run.
-    let target = unsafe { (*f).target };
-    let Some(cport) = bind(w, f, local.ip, target, kind::INGRESS, now) else {
+    let (target, client) = unsafe { ((*f).target, (*f).client) };
+    let own = local.addr(&w.key.dst);
+    if own.is_none() {
+        return drop(Reason::DropNoInterface);
+    }
+    if client == local.ifindex {
+        return hairpin(skb, w, f, local, target, now);
+    }
+    if (if w.v6 { w.ip6.hop_limit } else { w.head.ip.ttl }) <= 1 {
+        return drop(Reason::DropTtl);
+    }
+    let Some(cport) = bind(w, f, own, target, kind, now) else {
         return drop(Reason::DropNoPort);
     };
-    if nat::destination(skb, w, local.ip.raw_v4())
-        && nat::ports(skb, w, cport, target)
-        && nat::ethernet(skb, w, local.mac, local.gateway_mac)
-    {
+    w.to = To {
+        src: w.key.src,
+        dst: own,
+        sport: cport,
+        dport: target,
+        eth_dst: local.mac,
+        eth_src: local.gateway_mac,
+        hop: true,
+    };
+    if nat::rewrite(skb, w) {
         return skb.hand_over(local.ifindex, Reason::Delivered);
     }
     drop(Reason::DropFailed)
+}
+
+/// The backend is the client itself: it gets its packet back as one from the address that it asked, so
+/// that its answer comes here and not to its own stack. Also from_container's.
+#[inline(always)]
+pub fn hairpin(skb: Skb, w: &mut Work, f: *mut Flow, local: &Local, target: u16, now: u64) -> i32 {
+    let own = w.key.src;
+    if !bind_hairpin(w, f, own, target, kind::HAIRPIN, now) {
+        return drop(Reason::DropNoPort);
+    }
+    w.to = To {
+        src: w.key.dst,
+        dst: own,
+        sport: w.key.sport,
+        dport: target,
+        eth_dst: local.mac,
+        eth_src: local.gateway_mac,
+        hop: false,
+    };
+    if nat::rewrite(skb, w) {
+        return skb.send(local.ifindex, Reason::Hairpin);
+    }
+    drop(Reason::DropFailed)
+}
+
+/// An ICMP error to a node address about what a published port sent.
+#[inline(always)]
+fn error(skb: Skb, w: &mut Work) -> i32 {
+    let Some(f) = icmp::flow(w) else {
+        return pass(Reason::Pass);
+    };
+    // SAFETY: a row looked up in this run.
+    let slot = unsafe { (*f).backend };
+    // SAFETY: as above.
+    let Some(backend) = (unsafe { BACKENDS.get(&slot) }) else {
+        return pass(Reason::Pass);
+    };
+    if backend.local != 1 {
+        let Some(config) = config() else {
+            return drop(Reason::DropUnconfigured);
+        };
+        if !nat::ethernet(skb, w, backend.mac, config.ingress_mac) {
+            return drop(Reason::DropFailed);
+        }
+        return skb.send(config.ingress_ifindex, Reason::IcmpCarried);
+    }
+    // SAFETY: as above.
+    match unsafe { LOCAL_BY_MAC.get(&MacKey::new(backend.mac)) } {
+        Some(local) => icmp::deliver(skb, w, f, local),
+        None => drop(Reason::DropNoInterface),
+    }
 }

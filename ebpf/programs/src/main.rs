@@ -1,4 +1,4 @@
-//! meshd's data path in the kernel: five TC programs. Loaded by ebpf/loader, built by
+//! meshd's data path in the kernel: five TC programs and the hooks of sockets. Loaded by ebpf/loader, built by
 //! scripts/build-ebpf into the object that the loader carries.
 //!
 //! Every packet is parsed into the per-CPU [`work::Work`], so that the 512 bytes of BPF stack hold
@@ -15,21 +15,28 @@
 mod answer;
 mod bind;
 mod direct;
+mod event;
 mod from_container;
 mod from_network;
 mod from_overlay;
 mod from_uplink;
+mod icmp;
 mod maps;
 mod nat;
 mod parse;
 mod route;
 mod skb;
+mod sockets;
 mod to_container;
 mod work;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
 
 use skb::Skb;
+use sockets::Call;
 
 /// TC ingress of the uplink.
 #[classifier]
@@ -59,6 +66,54 @@ pub fn from_container(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_container(ctx: TcContext) -> i32 {
     to_container::run(Skb::new(ctx.skb.skb))
+}
+
+/// A socket connects, IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    sockets::out(Call::new(ctx.sock_addr, false), true)
+}
+
+/// A socket connects, IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    sockets::out(Call::new(ctx.sock_addr, true), true)
+}
+
+/// A socket that is not connected sends a datagram, IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    sockets::out(Call::new(ctx.sock_addr, false), false)
+}
+
+/// A socket that is not connected sends a datagram, IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    sockets::out(Call::new(ctx.sock_addr, true), false)
+}
+
+/// A socket is told where a datagram came from, IPv4.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    sockets::back(Call::new(ctx.sock_addr, false))
+}
+
+/// A socket is told where a datagram came from, IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    sockets::back(Call::new(ctx.sock_addr, true))
+}
+
+/// A socket asks whom it is connected to, IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    sockets::back(Call::new(ctx.sock_addr, false))
+}
+
+/// A socket asks whom it is connected to, IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    sockets::back(Call::new(ctx.sock_addr, true))
 }
 
 // The kernel lends some helpers to GPL-compatible programs only; of the two licences of this crate it

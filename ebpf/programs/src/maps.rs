@@ -2,11 +2,15 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
-use mesh_ebpf_common::{Reason, rows, spec};
+use mesh_ebpf_common::{
+    Reason,
+    rows::{self, Addr, PortKey, Published},
+    spec,
+};
 
-use crate::work::Work;
+use crate::{skb::Skb, work::Work};
 
 macro_rules! hash {
     ($($name:ident: $k:ty => $v:ty),+ $(,)?) => {$(
@@ -24,31 +28,54 @@ macro_rules! lru {
 hash! {
     NODE_ADDRS: rows::Addr => u32,
     PUBLISHED: rows::PortKey => rows::Published,
+    BOUND: rows::BoundKey => rows::Published,
     VIPS: rows::Addr => rows::Vip,
     SERVICES: u32 => rows::Service,
-    MEMBERS: rows::MemberKey => u32,
+    MEMBERS: rows::MemberKey => rows::Member,
     TURNS: u32 => u64,
     BACKENDS: u32 => rows::Backend,
     LOCALS: u32 => rows::Local,
     LOCAL_BY_MAC: rows::MacKey => rows::Local,
     NETWORKS: u32 => rows::Network,
     PEERS: rows::MacKey => u32,
+    FLOWS_KEPT: rows::FlowKey => rows::Flow,
+    REPLIES_KEPT: rows::FlowKey => rows::Reply,
+    NAMESPACES: u64 => rows::Namespace,
 }
 lru! {
     FLOWS: rows::FlowKey => rows::Flow,
     REPLIES: rows::FlowKey => rows::Reply,
     FRAGMENTS: rows::FragmentKey => rows::FragmentPorts,
+    AFFINITY: rows::AffinityKey => rows::Affinity,
+    SOCKETS: rows::SocketKey => rows::Socket,
 }
 
 #[map]
 pub static CONFIG: Array<rows::Config> = Array::with_max_entries(spec::CONFIG.max_entries, spec::CONFIG.flags);
 
 #[map]
+static SOURCES: LpmTrie<rows::Source, u32> = LpmTrie::with_max_entries(spec::SOURCES.max_entries, spec::SOURCES.flags);
+
+#[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(spec::COUNTERS.max_entries, spec::COUNTERS.flags);
+
+#[map]
+static STATS: PerCpuArray<rows::Stat> = PerCpuArray::with_max_entries(spec::STATS.max_entries, spec::STATS.flags);
 
 /// One [`Work`] per CPU; not pinned, it holds nothing between packets.
 #[map]
 static SCRATCH: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is told of; not pinned, so that a loader that ends stops it.
+#[map]
+pub static WATCH: Array<u32> = Array::with_max_entries(1, 0);
+
+/// To whom it is told.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(spec::EVENTS_BYTES, 0);
+
+/// [`rows::Flow::stat`] of a flow that is counted elsewhere.
+pub const UNCOUNTED: u32 = u32::MAX;
 
 /// Counts one packet.
 #[inline(always)]
@@ -59,15 +86,77 @@ pub fn count(reason: Reason) {
     }
 }
 
-/// This CPU's working memory.
+/// Counts a new flow of a backend of a service.
 #[inline(always)]
-pub fn work() -> Option<&'static mut Work> {
+pub fn count_flow(stat: u32) {
+    if let Some(s) = STATS.get_ptr_mut(stat) {
+        // SAFETY: as in `count`.
+        unsafe { (*s).flows += 1 }
+    }
+}
+
+/// Counts a packet of a flow.
+#[inline(always)]
+pub fn count_packet(stat: u32, len: u32, forward: bool) {
+    if let Some(s) = STATS.get_ptr_mut(stat) {
+        // SAFETY: as in `count`.
+        let s = unsafe { &mut *s };
+        if forward {
+            s.packets += 1;
+            s.bytes += u64::from(len);
+        } else {
+            s.reply_packets += 1;
+            s.reply_bytes += u64::from(len);
+        }
+    }
+}
+
+/// This CPU's working memory, for a program that begins.
+#[inline(always)]
+pub fn begin(skb: Skb) -> Option<&'static mut Work> {
     // SAFETY: this CPU's own slot, taken once per program run; programs do not nest.
-    SCRATCH.get_ptr_mut(0).map(|w| unsafe { &mut *w })
+    let w = SCRATCH.get_ptr_mut(0).map(|w| unsafe { &mut *w })?;
+    (w.len, w.ifindex) = (skb.len(), skb.ifindex());
+    (w.key.proto, w.key.sport, w.key.dport) = (0, 0, 0);
+    (w.service, w.backend) = (0, 0);
+    Some(w)
+}
+
+/// This CPU's working memory, to tell of what is in it.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Work> {
+    SCRATCH.get_ptr_mut(0)
 }
 
 /// Own place. `None` never happens: the map is an array of one.
 #[inline(always)]
 pub fn config() -> Option<&'static rows::Config> {
     CONFIG.get(0)
+}
+
+/// What is published at `port` of `addr`.
+#[inline(always)]
+pub fn published(addr: &Addr, port: u16, proto: u8) -> Option<&'static Published> {
+    let port = PortKey { port, proto, zero: 0 };
+    // SAFETY: rows of these maps are replaced as a whole and outlive this run; so below.
+    let found = unsafe { PUBLISHED.get(&port) }?;
+    if found.service != 0 {
+        return Some(found);
+    }
+    let key = rows::BoundKey { addr: *addr, port };
+    // SAFETY: as above.
+    unsafe { BOUND.get(&key) }
+}
+
+/// The client is admitted to the service of this set.
+#[inline(always)]
+pub fn admitted(set: u32, client: &Addr) -> bool {
+    let key = Key::new(
+        32 + 128,
+        rows::Source {
+            service: set & !(rows::V6 | rows::LOCAL),
+            addr: *client,
+        },
+    );
+    matches!(SOURCES.get(&key), Some(1))
 }

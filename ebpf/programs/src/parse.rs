@@ -1,8 +1,11 @@
 //! From bytes to a 5-tuple. Called by every program.
 
 use mesh_ebpf_common::{
-    header::{ETH_IPV4, Part, Udp, shape, tcp_fits, udp_fits},
-    rows::{Addr, FlowKey, FragmentKey, FragmentPorts, TCP, UDP},
+    header::{
+        ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, EXTENSIONS, FRAGMENT, Icmp, Part, Shape, Udp, end_v6, extension_len, is_extension, part_v6,
+        shape, tcp_fits, udp_fits,
+    },
+    rows::{Addr, FragmentKey, FragmentPorts, ICMP, ICMP6, TCP, UDP},
 };
 
 use crate::{maps::FRAGMENTS, skb::Skb, work::Work};
@@ -17,12 +20,27 @@ pub const LATER: u8 = 2;
 /// BPF_ANY.
 const ANY: u64 = 0;
 
+/// What a frame is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// IPv4 or IPv6, with its addresses in [`Work::key`].
+    Ip,
+    /// ARP.
+    Arp,
+    /// Something else.
+    Other,
+    /// Shorter than its headers.
+    Short,
+}
+
 /// What a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Packet {
     /// TCP or UDP, with its 5-tuple in [`Work::key`].
     Flow,
-    /// IPv4 of another protocol; [`Work::l4`] is set.
+    /// ICMP of its family, whole, its header in [`Work::icmp`].
+    Icmp,
+    /// Another protocol.
     Other,
     /// A later fragment of TCP or UDP whose first was not seen.
     Orphan,
@@ -30,38 +48,97 @@ pub enum Packet {
     Malformed,
 }
 
-/// Loads Ethernet and IPv4; false if the frame is too short.
+/// Loads Ethernet and IP.
 #[inline(always)]
-pub fn head(skb: Skb, w: &mut Work) -> bool {
-    skb.load(0, &mut w.head)
-}
-
-/// It is an IPv4 frame.
-#[inline(always)]
-pub fn is_ipv4(w: &Work) -> bool {
+pub fn head(skb: Skb, w: &mut Work) -> Kind {
+    if !skb.load(0, &mut w.head) {
+        return Kind::Short;
+    }
     let [a, b] = w.head.eth.ethertype;
-    a == ETH_IPV4[0] && b == ETH_IPV4[1]
+    let is = |t: [u8; 2]| a == t[0] && b == t[1];
+    if is(ETH_IPV4) {
+        w.v6 = false;
+        w.key.src = Addr::v4(u32::from_ne_bytes(w.head.ip.src));
+        w.key.dst = Addr::v4(u32::from_ne_bytes(w.head.ip.dst));
+        Kind::Ip
+    } else if is(ETH_IPV6) {
+        if !skb.load(ETH_LEN, &mut w.ip6) {
+            return Kind::Short;
+        }
+        w.v6 = true;
+        w.key.src = addr6(&w.ip6.src);
+        w.key.dst = addr6(&w.ip6.dst);
+        Kind::Ip
+    } else if is(ETH_ARP) {
+        Kind::Arp
+    } else {
+        Kind::Other
+    }
 }
 
-/// The source address as a word.
+/// An address as it lies in a packet.
 #[inline(always)]
-pub fn src(w: &Work) -> u32 {
-    u32::from_ne_bytes(w.head.ip.src)
+pub fn addr6(b: &[u8; 16]) -> Addr {
+    let word = |i: usize| u32::from_ne_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+    Addr([word(0), word(4), word(8), word(12)])
 }
 
-/// The destination address as a word.
+/// And back.
 #[inline(always)]
-pub fn dst(w: &Work) -> u32 {
-    u32::from_ne_bytes(w.head.ip.dst)
+pub fn bytes6(a: &Addr) -> [u8; 16] {
+    let [a0, a1, a2, a3] = a.0[0].to_ne_bytes();
+    let [b0, b1, b2, b3] = a.0[1].to_ne_bytes();
+    let [c0, c1, c2, c3] = a.0[2].to_ne_bytes();
+    let [d0, d1, d2, d3] = a.0[3].to_ne_bytes();
+    [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3]
 }
 
-/// Goes on from the IPv4 header in [`Work::head`].
+/// Where the upper layer of an IPv6 packet lies; sets [`Work::proto`] and, of a fragment, its identity.
 #[inline(always)]
+fn shape_v6(skb: Skb, w: &mut Work, gso: bool) -> Option<Shape> {
+    let end = end_v6(&w.ip6, skb.len(), gso)?;
+    let (mut next, mut at, mut part) = (w.ip6.next, ETH_LEN + 40, Part::Whole);
+    for _ in 0..EXTENSIONS {
+        if !is_extension(next) {
+            break;
+        }
+        if at + 8 > end || !skb.load(at, &mut w.extension) {
+            return None;
+        }
+        let this = next;
+        next = w.extension.next;
+        at += extension_len(this, &w.extension);
+        if this == FRAGMENT {
+            part = part_v6(&w.extension);
+            w.fragment_key.id = u32::from_ne_bytes(w.extension.id);
+            if part == Part::Later {
+                break;
+            }
+        }
+    }
+    if at > end {
+        return None;
+    }
+    w.proto = next;
+    Some(Shape {
+        l4: at,
+        l4_len: end - at,
+        part,
+    })
+}
+
+/// Goes on from the IP header that [`head`] loaded.
+#[inline(never)]
 pub fn packet(skb: Skb, w: &mut Work) -> Packet {
     let gso = skb.gso();
-    let Some(shape) = shape(&w.head.ip, skb.len(), gso) else {
-        return Packet::Malformed;
+    let found = if w.v6 {
+        shape_v6(skb, w, gso)
+    } else {
+        w.proto = w.head.ip.proto;
+        w.fragment_key.id = u16::from_ne_bytes(w.head.ip.id).into();
+        shape(&w.head.ip, skb.len(), gso)
     };
+    let Some(shape) = found else { return Packet::Malformed };
     w.l4 = shape.l4;
     w.l4_len = shape.l4_len;
     w.flags = 0;
@@ -70,33 +147,38 @@ pub fn packet(skb: Skb, w: &mut Work) -> Packet {
         Part::First => FIRST,
         Part::Later => LATER,
     };
-    let proto = w.head.ip.proto;
+    let proto = w.proto;
+    w.key.proto = proto;
     if proto != TCP && proto != UDP {
+        let icmp = proto == if w.v6 { ICMP6 } else { ICMP };
+        if icmp && shape.part == Part::Whole && shape.l4_len >= size_of::<Icmp>() as u32 && skb.load(shape.l4, &mut w.icmp) {
+            return Packet::Icmp;
+        }
         return Packet::Other;
     }
-    let (src, dst) = (Addr::v4(src(w)), Addr::v4(dst(w)));
     if shape.part != Part::Whole {
+        let id = w.fragment_key.id;
         w.fragment_key = FragmentKey {
-            src,
-            dst,
-            id: u16::from_ne_bytes(w.head.ip.id),
+            src: w.key.src,
+            dst: w.key.dst,
+            id,
             proto,
-            zero: 0,
+            zero: [0; 3],
         };
     }
-    let (sport, dport) = if shape.part == Part::Later {
+    if shape.part == Part::Later {
         let Some(ports) = FRAGMENTS.get_ptr(&w.fragment_key) else {
             return Packet::Orphan;
         };
         // SAFETY: looked up in this run; a row that is being replaced gives another packet's ports,
         // which the receiver's own checks refuse.
-        unsafe { ((*ports).sport, (*ports).dport) }
+        (w.key.sport, w.key.dport) = unsafe { ((*ports).sport, (*ports).dport) };
     } else if proto == TCP {
         if !skb.load(shape.l4, &mut w.tcp) || !tcp_fits(&w.tcp, shape.l4_len) {
             return Packet::Malformed;
         }
         w.flags = w.tcp.flags;
-        (u16::from_be_bytes(w.tcp.sport), u16::from_be_bytes(w.tcp.dport))
+        (w.key.sport, w.key.dport) = (u16::from_be_bytes(w.tcp.sport), u16::from_be_bytes(w.tcp.dport));
     } else {
         let mut udp = Udp::default();
         if !skb.load(shape.l4, &mut udp) || !udp_fits(&udp, &shape, gso) {
@@ -104,16 +186,9 @@ pub fn packet(skb: Skb, w: &mut Work) -> Packet {
         }
         (w.tcp.sport, w.tcp.dport) = (udp.sport, udp.dport);
         w.tcp.seq = [udp.len[0], udp.len[1], udp.checksum[0], udp.checksum[1]];
-        (u16::from_be_bytes(udp.sport), u16::from_be_bytes(udp.dport))
-    };
-    w.key = FlowKey {
-        src,
-        dst,
-        sport,
-        dport,
-        proto,
-        zero: [0; 3],
-    };
+        (w.key.sport, w.key.dport) = (u16::from_be_bytes(udp.sport), u16::from_be_bytes(udp.dport));
+    }
+    w.key.zero = [0; 3];
     Packet::Flow
 }
 

@@ -1,17 +1,19 @@
 //! Where a client's packet goes: the flow's backend, or one that is chosen now.
 //!
-//! Called by from_uplink and from_container.
+//! Called by from_uplink, from_overlay, from_container and sockets.
 
 use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 
 use mesh_ebpf_common::{
     Reason,
     flow::{self, Judgement},
-    rows::{Addr, Backend, Flow, MemberKey, Service, TCP},
+    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Service, TCP, method},
 };
 
 use crate::{
-    maps::{BACKENDS, FLOWS, MEMBERS, SERVICES, TURNS, count},
+    event,
+    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, TURNS, admitted, count, count_flow, count_packet},
+    skb::random,
     work::Work,
 };
 
@@ -20,6 +22,8 @@ const ANY: u64 = 0;
 const NOEXIST: u64 = 1;
 /// How many members are looked at for one choice: a list may name a backend that is just going.
 const TRIES: u32 = 4;
+/// How many members are looked at to find a client's former one whose place has changed.
+const SEARCH: u32 = 64;
 
 /// Where to.
 pub enum Route {
@@ -33,15 +37,24 @@ pub enum Route {
     Stray,
     /// No room for the flow.
     Full,
+    /// The client is not admitted.
+    Denied,
 }
 
 /// What a new flow is given.
 #[derive(Clone, Copy)]
 pub struct New {
+    /// The set that chooses, with its flags.
     pub service: u32,
     pub kind: u8,
+    /// Its replies do not come by here.
+    pub direct: bool,
     pub target: u16,
     pub entry: [u8; 6],
+    /// See [`Flow::client`].
+    pub client: u32,
+    /// Nobody asks whether the client is admitted: it is a process of a node.
+    pub admitted: bool,
 }
 
 /// Marks a flow's or a reply's row by a packet. `last_seen` and `bits` belong to one row.
@@ -51,11 +64,49 @@ pub fn touch(last_seen: *mut u64, bits: *mut u32, flags: u8, forward: bool, now:
     // SAFETY: both point into a row looked up in this run. A row that the LRU has just given to
     // another flow gets a newer time at worst.
     unsafe {
-        if add != 0 {
+        let news = add & !*bits != 0;
+        if news {
             atomic_or::<u32, u32, { AtomicOrdering::Relaxed }>(bits, add);
         }
-        if add != 0 || now.saturating_sub(*last_seen) > flow::TOUCH_NS {
+        if news || now.saturating_sub(*last_seen) > flow::TOUCH_NS {
             *last_seen = now;
+        }
+    }
+}
+
+/// The row of a flow, and whether it is one that is kept.
+#[inline(always)]
+pub fn find(key: &FlowKey) -> Option<(*mut Flow, bool)> {
+    match FLOWS_KEPT.get_ptr_mut(key) {
+        Some(f) => Some((f, true)),
+        None => FLOWS.get_ptr_mut(key).map(|f| (f, false)),
+    }
+}
+
+/// Keeps the flow of the packet in `w` from now on, if both its ends have been heard; returns where
+/// its row is.
+#[inline(always)]
+pub fn keep(w: &mut Work, f: *mut Flow, kept: bool) -> *mut Flow {
+    // SAFETY: a row looked up in this run; so below.
+    let proven = !kept && unsafe { flow::proven(w.key.proto, w.flags, (*f).bits) };
+    if !proven {
+        return f;
+    }
+    // SAFETY: as above.
+    w.flow = unsafe { *f };
+    // Another CPU may do the same: the row is the same too.
+    let there = FLOWS_KEPT.insert(&w.key, &w.flow, NOEXIST).is_ok();
+    match FLOWS_KEPT.get_ptr_mut(&w.key) {
+        Some(row) => {
+            if there {
+                let _ = FLOWS.remove(&w.key);
+                count(Reason::Kept);
+            }
+            row
+        }
+        None => {
+            count(Reason::NotKept);
+            f
         }
     }
 }
@@ -63,21 +114,24 @@ pub fn touch(last_seen: *mut u64, bits: *mut u32, flags: u8, forward: bool, now:
 /// Routes the packet in `w`. `own`: the address of the client if it may be a backend itself.
 #[inline(always)]
 pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
-    let old = FLOWS.get_ptr_mut(&w.key);
+    let old = find(&w.key);
     // SAFETY: rows looked up in this run, copied out or read at once; so below.
-    let seen = old.map(|f| unsafe { ((*f).bits, (*f).last_seen) });
-    let backend = old.and_then(|f| unsafe { BACKENDS.get(&(*f).backend) });
+    let seen = old.map(|(f, _)| unsafe { ((*f).bits, (*f).last_seen) });
+    let backend = old.and_then(|(f, _)| unsafe { BACKENDS.get(&(*f).backend) });
     // A port or VIP that has become another service's keeps its connections, and nothing else.
     let ours = w.key.proto == TCP && !flow::opens(w.key.proto, w.flags)
-        || old.is_some_and(|f| unsafe { (*f).service == new.service && (*f).target == new.target });
+        || old.is_some_and(|(f, _)| unsafe { (*f).service == new.service && (*f).target == new.target });
     match (
         flow::judge(w.key.proto, w.flags, seen, ours && backend.is_some(), now),
         old,
         backend,
     ) {
-        (Judgement::Keep, Some(f), Some(backend)) => {
+        (Judgement::Keep, Some((f, kept)), Some(backend)) => {
             // SAFETY: as above.
             unsafe { touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, true, now) };
+            let f = keep(w, f, kept);
+            // SAFETY: as above.
+            count_packet(unsafe { (*f).stat }, w.len, true);
             return Route::To(f, backend);
         }
         (Judgement::Reset, ..) => return Route::Gone,
@@ -86,77 +140,177 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
     if w.flags & flow::RST != 0 {
         return Route::Stray;
     }
-    let Some(slot) = choose(new.service, own) else {
-        return Route::Empty;
+    w.service = new.service;
+    let member = match choose(new.service, &w.key, own, new.admitted, now) {
+        Choice::Member(member) => member,
+        Choice::Empty => return Route::Empty,
+        Choice::Denied => return Route::Denied,
     };
+    w.backend = member.backend;
     w.flow = Flow {
         last_seen: now,
-        backend: slot,
-        bits: flow::advance(w.flags, true),
+        backend: member.backend,
+        bits: flow::advance(w.flags, true) | if new.direct { flow::DIRECT } else { 0 },
         service: new.service,
+        client: new.client,
+        stat: member.stat,
         cport: 0,
         target: new.target,
         entry: new.entry,
         kind: new.kind,
         zero: 0,
     };
-    // Another CPU may have chosen for the same flow meanwhile: the first one counts.
-    let _ = FLOWS.insert(&w.key, &w.flow, if old.is_some() { ANY } else { NOEXIST });
-    let Some(f) = FLOWS.get_ptr_mut(&w.key) else { return Route::Full };
+    let f = match old {
+        // In its own place, so that it is never in two.
+        Some((_, true)) => {
+            let _ = FLOWS_KEPT.insert(&w.key, &w.flow, ANY);
+            FLOWS_KEPT.get_ptr_mut(&w.key)
+        }
+        // Another CPU may have chosen for the same flow meanwhile: the first one counts.
+        _ => {
+            let _ = FLOWS.insert(&w.key, &w.flow, if old.is_some() { ANY } else { NOEXIST });
+            FLOWS.get_ptr_mut(&w.key)
+        }
+    };
+    let Some(f) = f else { return Route::Full };
     // SAFETY: as above.
     let Some(backend) = (unsafe { BACKENDS.get(&(*f).backend) }) else {
         return Route::Empty;
     };
     count(Reason::NewFlow);
+    count_flow(member.stat);
+    count_packet(member.stat, w.len, true);
+    event::flow();
     Route::To(f, backend)
 }
 
-/// The next backend in turn; the one after it, if that is the client itself and there is another.
+/// A backend for a new flow.
+pub enum Choice {
+    /// This one.
+    Member(Member),
+    /// There is none.
+    Empty,
+    /// The client is not admitted.
+    Denied,
+}
+
+/// Chooses from the set `service` for the flow `key`. If the choice falls on the client itself, whose
+/// address is `own`, the one after it is taken, if there is another.
 #[inline(always)]
-fn choose(service: u32, own: Option<Addr>) -> Option<u32> {
+pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool, now: u64) -> Choice {
     // SAFETY: rows are replaced as a whole, and these maps keep a removed row until no program that
-    // may have it runs.
-    let mut list = unsafe { *SERVICES.get(&service)? };
-    if list.count == 0 {
-        return None;
+    // may have it runs; so below.
+    let Some(mut list) = (unsafe { SERVICES.get(&service) }).copied() else {
+        return Choice::Empty;
+    };
+    if list.ranged != 0 && !is_admitted && !admitted(service, &key.src) {
+        return Choice::Denied;
     }
-    let turn = TURNS.get_ptr_mut(&service).map_or(0, |t| {
-        // Not relaxed: LLVM 22 then takes the instruction that returns nothing, and 1 for its result.
-        // SAFETY: eight aligned bytes of a row looked up in this run.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(t, 1) }
-    });
+    if list.count == 0 {
+        return Choice::Empty;
+    }
+    let client = AffinityKey { service, addr: key.src };
+    if list.affinity != 0
+        && let Some(member) = former(&client, &list, now)
+    {
+        return Choice::Member(member);
+    }
+    let start = match list.method {
+        method::RANDOM => random().into(),
+        method::SOURCE => flow::hash_source(key).into(),
+        method::FLOW => flow::hash_flow(key).into(),
+        _ => TURNS.get_ptr_mut(&service).map_or(0, |t| {
+            // Not relaxed: LLVM 22 then takes the instruction that returns nothing, and 1 for its result.
+            // SAFETY: eight aligned bytes of a row looked up in this run.
+            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(t, 1) }
+        }),
+    };
     let mut fallback = None;
     for i in 0..TRIES {
-        let slot = match member(service, &list, turn + u64::from(i)) {
-            Some(slot) => slot,
+        let at = start + u64::from(i);
+        let found = match member(service, &list, (at % u64::from(list.count)) as u32) {
+            Some(found) => found,
             None => {
                 // The list was replaced between the two look-ups.
                 // SAFETY: as above.
-                list = unsafe { *SERVICES.get(&service)? };
-                if list.count == 0 {
-                    return None;
-                }
-                let Some(slot) = member(service, &list, turn + u64::from(i)) else {
+                list = match unsafe { SERVICES.get(&service) } {
+                    Some(list) if list.count != 0 => *list,
+                    _ => return Choice::Empty,
+                };
+                let Some(found) = member(service, &list, (at % u64::from(list.count)) as u32) else {
                     continue;
                 };
-                slot
+                found
             }
         };
         // SAFETY: as above.
-        let Some(backend) = (unsafe { BACKENDS.get(&slot) }) else {
+        let Some(backend) = (unsafe { BACKENDS.get(&found.backend) }) else {
             continue;
         };
         match own {
-            Some(own) if own.same(&backend.ip) => fallback = Some(slot),
-            _ => return Some(slot),
+            Some(own) if own.same(&backend.addr(&own)) => fallback = Some(found),
+            _ => {
+                if list.affinity != 0 {
+                    remember(&client, &list, found, at, now);
+                }
+                return Choice::Member(found);
+            }
         }
     }
-    fallback
+    match fallback {
+        Some(found) => Choice::Member(found),
+        None => Choice::Empty,
+    }
+}
+
+/// The client's former backend, if that was not too long ago and it still takes new flows.
+#[inline(always)]
+fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<Member> {
+    let row = AFFINITY.get_ptr_mut(client)?;
+    // SAFETY: a row looked up in this run.
+    let row = unsafe { &mut *row };
+    if now.saturating_sub(row.last_seen) > u64::from(list.affinity) * 1_000_000_000 {
+        return None;
+    }
+    let is = |m: &Member| m.backend == row.backend;
+    let mut found = if row.index < list.count {
+        member(client.service, list, row.index).filter(is)
+    } else {
+        None
+    };
+    if found.is_none() {
+        for i in 0..SEARCH {
+            if i >= list.count {
+                break;
+            }
+            if let Some(m) = member(client.service, list, i)
+                && m.backend == row.backend
+            {
+                row.index = i;
+                found = Some(m);
+                break;
+            }
+        }
+    }
+    // Who is not in the list takes no new flows.
+    let found = found?;
+    row.last_seen = now;
+    Some(found)
 }
 
 #[inline(always)]
-fn member(service: u32, list: &Service, turn: u64) -> Option<u32> {
-    let index = (turn % u64::from(list.count)) as u32;
+fn remember(client: &AffinityKey, list: &Service, found: Member, at: u64, now: u64) {
+    let row = Affinity {
+        last_seen: now,
+        backend: found.backend,
+        index: (at % u64::from(list.count)) as u32,
+    };
+    // A failure costs the client its backend, no more.
+    let _ = AFFINITY.insert(client, &row, ANY);
+}
+
+#[inline(always)]
+fn member(service: u32, list: &Service, index: u32) -> Option<Member> {
     let key = MemberKey {
         service,
         bank: list.bank,

@@ -7,13 +7,13 @@ use aya_ebpf::{
         __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
     },
     helpers::generated::{
-        bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
 };
 use mesh_ebpf_common::{Reason, rows::Plain};
 
-use crate::maps::count;
+use crate::{event, maps::count};
 
 /// Not ours: the next program, or the kernel, decides.
 pub const PASS: i32 = TC_ACT_UNSPEC;
@@ -31,10 +31,11 @@ pub fn pass(reason: Reason) -> i32 {
     PASS
 }
 
-/// Counts and drops.
-#[inline(always)]
+/// Counts and drops, and tells who watches.
+#[inline(never)]
 pub fn drop(reason: Reason) -> i32 {
     count(reason);
+    event::dropped(reason);
     DROP
 }
 
@@ -123,20 +124,29 @@ impl Skb {
         unsafe { bpf_skb_store_bytes(self.0, offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, flags) == 0 }
     }
 
-    /// Changes the IP header's checksum by one word.
+    /// Changes the upper layer's checksum by one word. `udp`: a checksum of zero is none and stays so.
     #[inline(always)]
-    pub fn l3_checksum(self, offset: u32, from: u32, to: u32) -> bool {
-        // SAFETY: only numbers beside the context.
-        unsafe { bpf_l3_csum_replace(self.0, offset, u64::from(from), u64::from(to), 4) == 0 }
-    }
-
-    /// Changes the upper layer's checksum by one word. `pseudo`: the word is an address. `udp`: a
-    /// checksum of zero is none and stays so.
-    #[inline(always)]
-    pub fn l4_checksum(self, offset: u32, from: u32, to: u32, pseudo: bool, udp: bool) -> bool {
-        let flags = 4 | if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 } | if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+    pub fn l4_checksum(self, offset: u32, from: u32, to: u32, udp: bool) -> bool {
+        let flags = 4 | if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         // SAFETY: as above.
         unsafe { bpf_l4_csum_replace(self.0, offset, u64::from(from), u64::from(to), flags) == 0 }
+    }
+
+    /// Changes the upper layer's checksum by a difference. `pseudo`: of its pseudo header. `udp`: as for
+    /// [`Self::l4_checksum`].
+    #[inline(always)]
+    pub fn l4_checksum_by(self, offset: u32, by: u32, pseudo: bool, udp: bool) -> bool {
+        let flags = if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 } | if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.0, offset, 0, u64::from(by), flags) == 0 }
+    }
+
+    /// Changes the kernel's note of the sum over the packet, where it has one.
+    #[inline(always)]
+    pub fn sum_by(self, by: u32) {
+        // Fails where there is no such note.
+        // SAFETY: as above.
+        unsafe { bpf_csum_update(self.0, by) };
     }
 
     /// Changes ICMP's checksum by half a word.

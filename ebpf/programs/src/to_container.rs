@@ -5,20 +5,20 @@ use mesh_ebpf_common::Reason;
 
 use crate::{
     direct,
-    maps::work,
-    parse::{self, head, is_ipv4},
+    maps::begin,
+    parse::{self, Kind, head},
     skb::{PASS, Skb, drop},
 };
 
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
-    let Some(w) = work() else { return drop(Reason::DropFailed) };
-    if skb.tagged() || !head(skb, w) || !is_ipv4(w) {
+    let Some(w) = begin(skb) else { return drop(Reason::DropFailed) };
+    if skb.tagged() || head(skb, w) != Kind::Ip {
         return PASS;
     }
     let packet = parse::packet(skb, w);
-    match direct::vip_reply(w, packet) {
-        Some(r) if !direct::show_vip(skb, w, r) => drop(Reason::DropFailed),
+    match direct::vip_reply(skb, w, packet) {
+        Some(r) if !direct::show_vip(skb, w, packet, r) => drop(Reason::DropFailed),
         _ => PASS,
     }
 }

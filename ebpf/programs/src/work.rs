@@ -2,11 +2,14 @@
 
 use mesh_ebpf_common::{
     answer::{PortUnreachable, TcpReset},
-    header::{Arp, Eth, Icmp, Ipv4, Tcp},
-    rows::{Flow, FlowKey, FragmentKey, FragmentPorts, Plain, Reply},
+    answer6::{Advertisement, PortUnreachable6, TcpReset6},
+    header::{Arp, Eth, Extension, Icmp, Ipv4, Ipv6, Neighbor, Tcp},
+    rows::{Event, Flow, FlowKey, FragmentKey, FragmentPorts, Plain, Reply},
 };
 
-/// The first headers, loaded at once.
+use crate::nat::To;
+
+/// Ethernet and IPv4, loaded and stored at once.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Head {
@@ -31,7 +34,7 @@ unsafe impl Plain for Macs {}
 /// One program run's memory. Everything is written before it is read in the same run.
 #[repr(C)]
 pub struct Work {
-    /// The packet's own 5-tuple.
+    /// The packet's own 5-tuple; the addresses are there as soon as the head is parsed.
     pub key: FlowKey,
     /// The tuple of the opposite direction at the backend.
     pub reply_key: FlowKey,
@@ -39,25 +42,57 @@ pub struct Work {
     pub flow: Flow,
     /// Row to be written.
     pub reply: Reply,
+    /// Record to be told.
+    pub event: Event,
     /// Offset of the upper layer's header.
     pub l4: u32,
     /// Its length.
     pub l4_len: u32,
+    /// Length of the frame as it came.
+    pub len: u32,
+    /// Device that it came in at.
+    pub ifindex: u32,
+    /// The set that chose, and the backend, for who watches.
+    pub service: u32,
+    pub backend: u32,
     /// Fragment's identity.
     pub fragment_key: FragmentKey,
     /// Row to be written.
     pub fragment_ports: FragmentPorts,
-    /// Ethernet and IP as they came.
+    /// Ethernet and IPv4 as they came.
     pub head: Head,
+    /// IPv6 as it came.
+    pub ip6: Ipv6,
+    pub extension: Extension,
     /// TCP as it came; of UDP the first eight bytes.
     pub tcp: Tcp,
+    /// It is IPv6.
+    pub v6: bool,
+    /// Protocol of the upper layer.
+    pub proto: u8,
     /// TCP flags; 0 for UDP and later fragments.
     pub flags: u8,
     /// See [`crate::parse`].
     pub part: u8,
     pub icmp: Icmp,
+    /// The 5-tuple that an ICMP error quotes.
+    pub quoted: FlowKey,
+    /// Offset of the quoted IP header.
+    pub quoted_at: u32,
+    /// Offset of the quoted upper layer.
+    pub quoted_l4: u32,
+    pub quoted_ip: Ipv4,
+    pub quoted_ip6: Ipv6,
+    /// What it becomes.
+    pub requoted: FlowKey,
+    /// What the packet becomes.
+    pub to: To,
     pub macs: Macs,
     pub arp: Arp,
+    pub neighbor: Neighbor,
     pub reset: TcpReset,
     pub unreachable: PortUnreachable,
+    pub reset6: TcpReset6,
+    pub unreachable6: PortUnreachable6,
+    pub advertisement: Advertisement,
 }

@@ -127,6 +127,12 @@ impl Frame {
         self
     }
 
+    /// One hop on.
+    pub fn hop(mut self) -> Self {
+        self.ttl -= 1;
+        self
+    }
+
     /// Between other ends; the checksum is made right if it was.
     pub fn between(mut self, src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Self {
         (self.src, self.dst) = (src.0, dst.0);

@@ -1,0 +1,222 @@
+//! Services and the lists of their members, for [`super::Store`].
+//!
+//! A list is written as a second one beside the valid one; one update of the service's row makes it
+//! valid. Every backend of every service has a row of `STATS` of its own, which it keeps while it is in
+//! the list; freed rows are given out again as late as possible, for flows that still count in them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use mesh_core::lb::{self, Method, Pool};
+use mesh_ebpf_common::rows::{self, method};
+
+use super::{Store, table::Bytes};
+use crate::Error;
+
+/// A service without flags, and a backend.
+type Pair = (u32, u32);
+
+/// Rows of `STATS`.
+#[derive(Debug, Default)]
+pub struct Stats {
+    of: BTreeMap<Pair, u32>,
+    /// Sets that name a pair: that of each family, and that of this host.
+    users: BTreeMap<Pair, BTreeSet<u32>>,
+    free: VecDeque<u32>,
+}
+
+impl Stats {
+    /// Row 0 is for those that find no room.
+    pub fn new(capacity: u32) -> Self {
+        Self {
+            free: (1..capacity).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Who has which row.
+    pub fn pairs(&self) -> impl Iterator<Item = (Pair, u32)> {
+        self.of.iter().map(|(pair, row)| (*pair, *row))
+    }
+
+    fn adopt(&mut self, set: u32, backend: u32, row: u32) {
+        let pair = (base(set), backend);
+        self.users.entry(pair).or_default().insert(set);
+        if row != 0 && self.of.insert(pair, row).is_none() {
+            self.free.retain(|r| *r != row);
+        }
+    }
+
+    /// The row, and whether it was given out just now.
+    fn take(&mut self, set: u32, backend: u32) -> (u32, bool) {
+        let pair = (base(set), backend);
+        self.users.entry(pair).or_default().insert(set);
+        if let Some(row) = self.of.get(&pair) {
+            return (*row, false);
+        }
+        match self.free.pop_front() {
+            Some(row) => {
+                self.of.insert(pair, row);
+                (row, true)
+            }
+            None => (0, false),
+        }
+    }
+
+    fn release(&mut self, set: u32, backend: u32) {
+        let pair = (base(set), backend);
+        let Some(users) = self.users.get_mut(&pair) else { return };
+        users.remove(&set);
+        if users.is_empty() {
+            self.users.remove(&pair);
+            self.free.extend(self.of.remove(&pair));
+        }
+    }
+}
+
+/// A set's number without flags.
+pub fn base(set: u32) -> u32 {
+    set & !(lb::V6 | lb::LOCAL)
+}
+
+fn number(m: Method) -> u8 {
+    match m {
+        Method::Turn => method::TURN,
+        Method::Random => method::RANDOM,
+        Method::Source => method::SOURCE,
+        Method::Flow => method::FLOW,
+    }
+}
+
+fn named(number: u8) -> Method {
+    match number {
+        method::RANDOM => Method::Random,
+        method::SOURCE => Method::Source,
+        method::FLOW => Method::Flow,
+        _ => Method::Turn,
+    }
+}
+
+impl Store {
+    /// Reads all services with their valid lists.
+    pub(super) fn read_services(&mut self) -> Result<(), Error> {
+        let valid: BTreeMap<u32, rows::Service> = self.services.rows()?.into_iter().map(|(set, Bytes(s))| (set, s)).collect();
+        let mut lists: BTreeMap<u32, BTreeMap<u32, rows::Member>> = BTreeMap::new();
+        for (key, Bytes(member)) in self.members.rows()? {
+            let Bytes(k) = key;
+            match valid.get(&k.service) {
+                Some(s) if s.bank == k.bank && k.index < s.count => drop(lists.entry(k.service).or_default().insert(k.index, member)),
+                // Left by a loader that was stopped between writing a list and making it valid.
+                _ => self.members.remove(&key)?,
+            }
+        }
+        for (set, row) in valid {
+            let members: Vec<rows::Member> = lists.remove(&set).unwrap_or_default().into_values().collect();
+            for m in &members {
+                self.stats.adopt(set, m.backend, m.stat);
+            }
+            let pool = Pool {
+                method: named(row.method),
+                affinity_secs: row.affinity,
+                ranged: row.ranged == 1,
+                list: members.iter().map(|m| m.backend).collect(),
+            };
+            self.shadow.services.insert(set, pool);
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_service(&mut self, set: u32, pool: &Pool) -> Result<(), Error> {
+        let old = self.services.get(&set)?.map(|Bytes(s)| s);
+        if old.is_some() && self.shadow.services.get(&set) == Some(pool) {
+            return Ok(());
+        }
+        self.turns.put_new(set, 0)?;
+        let bank = old.map_or(0, |s| s.bank ^ 1);
+        let key = |bank, index| Bytes(rows::MemberKey { service: set, bank, index });
+        let mut count = 0;
+        for backend in &pool.list {
+            let (stat, fresh) = self.stats.take(set, *backend);
+            if fresh {
+                self.clear_stat(stat)?;
+            }
+            let member = rows::Member { backend: *backend, stat };
+            self.members.put(key(bank, count), Bytes(member))?;
+            count += 1;
+        }
+        let row = rows::Service {
+            count,
+            bank,
+            affinity: pool.affinity_secs,
+            method: number(pool.method),
+            ranged: pool.ranged.into(),
+            zero: [0; 2],
+        };
+        self.services.put(set, Bytes(row))?;
+        let former = self.shadow.services.insert(set, pool.clone());
+        self.forget(set, former, &pool.list);
+        if let Some(old) = old {
+            for i in 0..old.count {
+                self.members.remove(&key(old.bank, i))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the rows of `STATS` of backends that are no longer in the list.
+    fn forget(&mut self, set: u32, former: Option<Pool>, list: &[u32]) {
+        let stay: BTreeSet<_> = list.iter().collect();
+        for backend in former.into_iter().flat_map(|p| p.list) {
+            if !stay.contains(&backend) {
+                self.stats.release(set, backend);
+            }
+        }
+    }
+
+    pub(super) fn remove_service(&mut self, set: u32) -> Result<(), Error> {
+        let old = self.services.get(&set)?;
+        self.services.remove(&set)?;
+        let former = self.shadow.services.remove(&set);
+        self.forget(set, former, &[]);
+        if let Some(Bytes(old)) = old {
+            for index in 0..old.count {
+                self.members.remove(&Bytes(rows::MemberKey {
+                    service: set,
+                    bank: old.bank,
+                    index,
+                }))?;
+            }
+        }
+        self.turns.remove(&set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_statistics_are_shared_by_families_and_rest_when_freed() {
+        let mut s = Stats::new(4);
+        assert_eq!(s.take(7, 1), (1, true));
+        assert_eq!(s.take(7 | lb::V6, 1), (1, false), "the same backend of the same service");
+        assert_eq!(s.take(8, 1), (2, true), "of another service");
+        s.release(7, 1);
+        assert_eq!(s.take(7, 1), (1, false), "still in use");
+        s.release(7, 1);
+        s.release(7 | lb::V6, 1);
+        assert_eq!(s.take(9, 9), (3, true), "the freed one comes last");
+        assert_eq!(s.take(9, 10), (1, true));
+        assert_eq!(s.take(9, 11), (0, false), "no room");
+        s.release(9, 11);
+        assert_eq!(s.pairs().count(), 3);
+    }
+
+    #[test]
+    fn rows_of_statistics_are_taken_over() {
+        let mut s = Stats::new(4);
+        s.adopt(7, 1, 1);
+        s.adopt(7 | lb::LOCAL, 1, 1);
+        assert_eq!(s.take(7, 1), (1, false));
+        assert_eq!(s.take(7, 2), (2, true));
+    }
+}

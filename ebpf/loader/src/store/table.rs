@@ -1,0 +1,123 @@
+//! Maps with their names, for [`super::Store`].
+
+use std::{borrow::Borrow, io};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key},
+    sys::SyscallError,
+};
+use mesh_ebpf_common::{rows::Plain, spec::MapSpec};
+
+use crate::Error;
+
+/// BPF_ANY and BPF_NOEXIST.
+pub const ANY: u64 = 0;
+const NOEXIST: u64 = 1;
+
+/// A row as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Bytes<T>(pub T);
+
+// SAFETY: `Plain` is the same promise as `Pod`, and the wrapper is transparent.
+#[expect(unsafe_code, reason = "aya's marker for a type of another crate")]
+unsafe impl<T: Plain> Pod for Bytes<T> {}
+
+/// A hash map.
+pub struct Table<K: Pod, V: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    /// Takes the map out of the object.
+    pub fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Self, Error> {
+        let name = spec.name;
+        let map = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
+        let map = map.try_into().map_err(|source| Error::map(name, "open", source))?;
+        Ok(Self { name, map })
+    }
+
+    /// Puts a row.
+    pub fn put(&mut self, key: impl Borrow<K>, value: impl Borrow<V>) -> Result<(), Error> {
+        self.map
+            .insert(key, value, ANY)
+            .map_err(|source| Error::map(self.name, "write to", source))
+    }
+
+    /// Puts a row where none is.
+    pub fn put_new(&mut self, key: impl Borrow<K>, value: impl Borrow<V>) -> Result<(), Error> {
+        match self.map.insert(key, value, NOEXIST) {
+            Err(MapError::SyscallError(SyscallError { io_error, .. })) if io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other.map_err(|source| Error::map(self.name, "write to", source)),
+        }
+    }
+
+    /// Removes a row; what is gone is gone.
+    pub fn remove(&mut self, key: &K) -> Result<(), Error> {
+        gone(self.name, self.map.remove(key))
+    }
+
+    /// One row.
+    pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
+        match self.map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(Error::map(self.name, "read", source)),
+        }
+    }
+
+    /// All rows.
+    pub fn rows(&self) -> Result<Vec<(K, V)>, Error> {
+        self.map
+            .iter()
+            .map(|row| row.map_err(|source| Error::map(self.name, "read", source)))
+            .collect()
+    }
+}
+
+fn gone(name: &'static str, removed: Result<(), MapError>) -> Result<(), Error> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(SyscallError { io_error, .. })) if io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| Error::map(name, "remove from", source)),
+    }
+}
+
+/// A longest-prefix-match map.
+pub struct Trie<K: Pod, V: Pod> {
+    name: &'static str,
+    map: LpmTrie<MapData, K, V>,
+}
+
+impl<K: Pod, V: Pod> Trie<K, V> {
+    /// Takes the map out of the object.
+    pub fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Self, Error> {
+        let name = spec.name;
+        let map = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
+        let map = map.try_into().map_err(|source| Error::map(name, "open", source))?;
+        Ok(Self { name, map })
+    }
+
+    /// Puts a row whose first `bits` bits count.
+    pub fn put(&mut self, bits: u32, data: K, value: V) -> Result<(), Error> {
+        self.map
+            .insert(&Key::new(bits, data), value, ANY)
+            .map_err(|source| Error::map(self.name, "write to", source))
+    }
+
+    /// Removes a row; what is gone is gone.
+    pub fn remove(&mut self, bits: u32, data: K) -> Result<(), Error> {
+        gone(self.name, self.map.remove(&Key::new(bits, data)))
+    }
+
+    /// All rows, each with how many of its bits count.
+    pub fn rows(&self) -> Result<Vec<(u32, K, V)>, Error> {
+        self.map
+            .iter()
+            .map(|row| row.map_err(|source| Error::map(self.name, "read", source)))
+            .map(|row| row.map(|(key, value)| (key.prefix_len(), key.data(), value)))
+            .collect()
+    }
+}
