@@ -82,6 +82,11 @@ impl Executor {
         })
     }
 
+    /// Removes flows that are over from a part of the tables.
+    pub fn reclaim(&mut self) -> Result<u64, StepError> {
+        Ok(self.loader.reclaim()?)
+    }
+
     /// Carries out one step.
     pub async fn execute(&mut self, action: &Action) -> Result<(), StepError> {
         match action {

@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{FutureExt, StreamExt};
@@ -27,7 +28,7 @@ use mesh_core::{
 use mesh_overlay::HostFacts;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,9 @@ use crate::{
 
 /// Routes of the host that are told; a report of so many is well below what a manager takes.
 const ROUTES: usize = 4096;
+
+/// Flows that are over are looked for so often, in a part of the tables each time.
+const RECLAIM: Duration = Duration::from_secs(2);
 
 /// Outcome of the last pass.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -110,6 +114,8 @@ impl Reconciler {
         let mut events = self.executor.overlay.monitor()?;
         let mut revisions = self.ledger.subscribe();
         let mut pace = Pace::new(Instant::now());
+        let mut reclaim = tokio::time::interval(RECLAIM);
+        reclaim.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // What came until here, this pass sees.
             while events.next().now_or_never().flatten().is_some() {}
@@ -131,6 +137,11 @@ impl Reconciler {
                         Some(()) => pace.event(Instant::now()),
                         // Its sockets failed; the next pass looks at everything anyway.
                         None => pace.blind(Instant::now()),
+                    },
+                    _ = reclaim.tick() => match self.executor.reclaim() {
+                        Ok(0) => {}
+                        Ok(removed) => tracing::debug!(removed, "flows that are over"),
+                        Err(e) => tracing::warn!(error = %chain(&e), "flows that are over cannot be removed"),
                     },
                     () = tokio::time::sleep_until(pace.due()) => break,
                 }

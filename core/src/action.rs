@@ -4,7 +4,7 @@
 //! Each step is idempotent: making what is there already as wanted, or removing what is gone, is
 //! success.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -59,6 +59,14 @@ pub enum NetAction {
     DelNeigh(Neigh),
     /// Replaces the packet filter's table in one transaction; `None` removes it.
     SetNft(Option<Nft>),
+    /// Ends TCP and connected UDP sockets to an endpoint that is gone: they were given it when they
+    /// connected, and no packet of theirs would be answered.
+    EndSockets {
+        /// Path and inode of the container's namespace; `None`: the host's own.
+        sandbox: Option<(String, u64)>,
+        /// The endpoint's address.
+        peer: IpAddr,
+    },
 }
 
 /// A step that the loader does.
@@ -107,6 +115,10 @@ impl fmt::Display for Action {
                 NetAction::DelNeigh(n) => write!(f, "neigh del {} dev {}", n.ip, n.dev),
                 NetAction::SetNft(Some(n)) => write!(f, "nft set {} bridges {} peers", n.bridges.len(), n.peers.len()),
                 NetAction::SetNft(None) => write!(f, "nft delete table"),
+                NetAction::EndSockets { sandbox, peer } => match sandbox {
+                    Some((netns, _)) => write!(f, "sockets end to {peer} in {netns}"),
+                    None => write!(f, "sockets end to {peer}"),
+                },
             },
             Self::Bpf(BpfAction::Row(row)) => write!(f, "map {row:?}"),
             Self::Bpf(BpfAction::Attach(h)) => write!(f, "attach {:?} dev {}", h.program, h.dev),

@@ -134,6 +134,8 @@ pub struct Desired {
     pub hooks: BTreeSet<lb::Hook>,
     /// Names.
     pub names: NameTable,
+    /// Addresses of endpoints that are on hosts that do not answer.
+    pub unreachable: BTreeSet<IpAddr>,
 }
 
 /// The mark of a link: `mesh:CLUSTER:OBJECT` in its ifalias.

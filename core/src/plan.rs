@@ -5,7 +5,10 @@
 //! services that send flows to them, names and tables before the container that uses them; and the
 //! other way round for what goes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::{
     Id,
@@ -47,8 +50,38 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Vec<Action> {
             .map(|h| Action::Bpf(BpfAction::Detach(h.clone()))),
     );
     out.extend(rows.del.into_iter().map(row));
+    out.extend(sockets(desired, seen).into_iter().map(Action::Net));
     out.extend(net.last.into_iter().map(Action::Net));
     out
+}
+
+/// Sockets to backends that are gone, or out of reach, are ended: a socket that was given its backend
+/// when it connected would be left hanging. A backend that only left its service goes on.
+fn sockets(desired: &Desired, seen: &Observed) -> Vec<NetAction> {
+    let there: BTreeSet<IpAddr> = desired
+        .neighs
+        .iter()
+        .map(|n| n.ip)
+        .chain(desired.tables.locals.values().flat_map(|l| addresses(l.ip4, l.ip6)))
+        .collect();
+    let sandboxes: BTreeSet<(String, u64)> = desired.veths.values().map(|v| (v.peer.netns.clone(), v.peer.inode)).collect();
+    let left = seen
+        .tables
+        .backends
+        .iter()
+        .filter(|(slot, _)| !desired.tables.backends.contains_key(slot))
+        .flat_map(|(_, b)| addresses(b.ip4, b.ip6));
+    let mut steps = Vec::new();
+    for peer in left.filter(|ip| desired.unreachable.contains(ip) || !there.contains(ip)) {
+        for sandbox in sandboxes.iter().cloned().map(Some).chain([None]) {
+            steps.push(NetAction::EndSockets { sandbox, peer });
+        }
+    }
+    steps
+}
+
+fn addresses(ip4: Option<Ipv4Addr>, ip6: Option<Ipv6Addr>) -> impl Iterator<Item = IpAddr> {
+    ip4.map(IpAddr::V4).into_iter().chain(ip6.map(IpAddr::V6))
 }
 
 #[derive(Default)]

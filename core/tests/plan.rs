@@ -116,6 +116,7 @@ fn net(seen: &mut Observed, step: NetAction) {
         }
         NetAction::DelNeigh(n) => drop(o.neighs.remove(&n)),
         NetAction::SetNft(n) => o.nft = n,
+        NetAction::EndSockets { .. } => {}
     }
 }
 
@@ -224,6 +225,44 @@ fn nobody_is_sent_to_a_host_that_does_not_answer() {
     );
     lab.ok(liveness(NodeState::Ready, Dataplane::Reachable));
     assert_eq!(desired(&lab, 1).tables.services[&1].list.len(), 3);
+}
+
+#[test]
+fn sockets_to_backends_that_are_gone_are_ended() {
+    let mut lab = hostname();
+    let seen = |lab: &Lab| {
+        let mut seen = Observed::default();
+        let want = desired(lab, 1);
+        let steps = plan(&want, &seen);
+        carry_out(&mut seen, &steps);
+        seen
+    };
+    let ends = |lab: &Lab, seen: &Observed| -> Vec<(bool, String)> {
+        let steps = plan(&desired(lab, 1), seen);
+        let ended = steps.into_iter().filter_map(|s| match s {
+            Action::Net(NetAction::EndSockets { sandbox, peer }) => Some((sandbox.is_some(), peer.to_string())),
+            _ => None,
+        });
+        ended.collect()
+    };
+    let before = seen(&lab);
+    lab.ok(C::NodeLiveness {
+        id: node_id(2),
+        state: NodeState::Down,
+        dataplane: Dataplane::Unreachable,
+    });
+    let both = |ip: &str| vec![(true, ip.to_owned()), (false, ip.to_owned())];
+    assert_eq!(ends(&lab, &before), both("172.30.0.4"), "in the container and on the host");
+    assert_eq!(ends(&lab, &seen(&lab)), [], "once");
+    let before = seen(&lab);
+    lab.ok(C::EndpointRemove { id: id(0x9003) });
+    assert_eq!(ends(&lab, &before), both("172.30.0.5"));
+    // Who leaves a service is still there.
+    let before = seen(&lab);
+    lab.ok(C::ServiceRemove {
+        service: "hostname".into(),
+    });
+    assert_eq!(ends(&lab, &before), []);
 }
 
 #[test]
@@ -491,6 +530,7 @@ fn programs_sit_where_they_belong() {
         (Program::FromNetwork, vxlan),
         (Program::FromContainer, veth.clone()),
         (Program::ToContainer, veth),
+        (Program::Sockets, String::new()),
     ];
     assert_eq!(hooks, want.into());
 }

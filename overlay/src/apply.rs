@@ -8,7 +8,7 @@ use mesh_core::{
     desired::{self, Link, Veth},
 };
 
-use crate::{Overlay, addr, bridge, error::Error, fdb, link, neigh, route, veth, vxlan};
+use crate::{Overlay, addr, bridge, error::Error, fdb, link, neigh, netns::Netns, route, sockets, veth, vxlan};
 
 /// Does it.
 pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), Error> {
@@ -64,7 +64,25 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
         NetAction::AddNeigh(neigh) => neigh::add(socket, neigh).await,
         NetAction::DelNeigh(neigh) => neigh::remove(socket, neigh).await,
         NetAction::SetNft(nft) => overlay.filter.set(nft.as_ref()).await,
+        NetAction::EndSockets { sandbox, peer } => end_sockets(sandbox.as_ref(), *peer).await,
     }
+}
+
+/// A container that is gone has no sockets any more.
+async fn end_sockets(sandbox: Option<&(String, u64)>, peer: IpAddr) -> Result<(), Error> {
+    let netns = match sandbox {
+        None => Netns::current()?,
+        Some((path, inode)) => match Netns::open_sandbox(path, *inode) {
+            Err(Error::SandboxGone { .. }) => return Ok(()),
+            other => other?,
+        },
+    };
+    let ended = netns.run(move || sockets::end(peer)).await?;
+    let ended = ended.map_err(Error::io(format!("end the sockets to {peer} in {}", netns.path())))?;
+    if ended > 0 {
+        tracing::info!(%peer, netns = netns.path(), ended, "ended sockets to an endpoint that is gone");
+    }
+    Ok(())
 }
 
 /// What is known to be wrong before anything is made.

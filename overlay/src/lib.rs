@@ -19,6 +19,7 @@ pub mod netns;
 mod port;
 mod route;
 mod socket;
+mod sockets;
 mod sweep;
 mod sysctl;
 mod veth;

@@ -24,6 +24,8 @@ impl Host<'_> {
         t.uplink = facts.uplink.clone();
         t.node_addrs = facts.addrs.clone();
         t.peers = self.others().map(Node::ingress_mac).collect();
+        let lost = self.objects.endpoints.values().filter(|e| !self.is_reachable(e));
+        out.unreachable = lost.flat_map(|e| e.ips()).collect();
         let members = self.objects.members();
         for service in self.objects.services.values() {
             let all = members.get(&service.id).map_or(&[][..], Vec::as_slice);

@@ -1,0 +1,135 @@
+//! Ends sockets whose other end is gone: a connection that was given its backend when it was made has
+//! no packet path that could reset it. Called by apply, for the host's namespace and the containers'.
+//!
+//! sock_diag(7): a dump with inet_diag, then SOCK_DESTROY for each (kernel 4.5, CONFIG_INET_DIAG_DESTROY;
+//! net/ipv4/inet_diag.c). A socket that is ended gets ECONNABORTED.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+/// SOCK_DIAG_BY_FAMILY and SOCK_DESTROY (include/uapi/linux/sock_diag.h).
+const BY_FAMILY: u16 = 20;
+const DESTROY: u16 = 21;
+const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
+const DUMP: u16 = libc::NLM_F_DUMP as u16;
+const ACK: u16 = libc::NLM_F_ACK as u16;
+/// TCP_ESTABLISHED, TCP_SYN_SENT, TCP_FIN_WAIT1, TCP_CLOSE_WAIT; UDP sockets that are connected are
+/// ESTABLISHED too (include/net/tcp_states.h).
+const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8;
+/// `struct inet_diag_sockid`, and where it begins in `struct inet_diag_req_v2` and `inet_diag_msg`.
+const ID: usize = 48;
+const ID_AT_REQUEST: usize = 8;
+const ID_AT_ANSWER: usize = 4;
+const HEADER: usize = 16;
+
+/// Ends the calling thread's namespace's TCP and connected UDP sockets to `peer`; how many.
+///
+/// # Errors
+/// The kernel does not list sockets, or cannot end them.
+pub fn end(peer: IpAddr) -> io::Result<usize> {
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    )?;
+    let mut ended = 0;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
+            let (family, protocol) = (family as u8, protocol as u8);
+            for id in sockets(&fd, family, protocol, peer)? {
+                ask(&fd, DESTROY, REQUEST | ACK, family, protocol, &id)?;
+                match status(&fd)? {
+                    None => ended += 1,
+                    // It ended by itself meanwhile.
+                    Some(libc::ENOENT) => {}
+                    Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                }
+            }
+        }
+    }
+    Ok(ended)
+}
+
+fn ask(fd: &OwnedFd, kind: u16, flags: u16, family: u8, protocol: u8, id: &[u8; ID]) -> io::Result<()> {
+    let mut message = Vec::with_capacity(HEADER + ID_AT_REQUEST + ID);
+    message.extend(((HEADER + ID_AT_REQUEST + ID) as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    // Sequence number and sender's port: the kernel fills in what it needs.
+    message.extend([0; 8]);
+    message.extend([family, protocol, 0, 0]);
+    message.extend(STATES.to_ne_bytes());
+    message.extend(id);
+    send(fd.as_raw_fd(), &message, MsgFlags::empty())?;
+    Ok(())
+}
+
+/// The messages of one datagram: their type and what follows the header.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let len = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
+        let body = rest.get(HEADER..len)?;
+        // Aligned to four bytes.
+        rest = rest.get((len + 3) & !3..).unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
+/// The error number of an acknowledgement; `None`: it went well.
+fn errno(body: &[u8]) -> Option<i32> {
+    let code = body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    (code != 0).then_some(-code)
+}
+
+fn status(fd: &OwnedFd) -> io::Result<Option<i32>> {
+    let mut buffer = vec![0; 8192];
+    let len = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    let answer = messages(&buffer[..len]).find(|(kind, _)| *kind == libc::NLMSG_ERROR as u16);
+    answer
+        .map(|(_, body)| errno(body))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no acknowledgement"))
+}
+
+/// The ids of sockets whose other end is `peer`.
+fn sockets(fd: &OwnedFd, family: u8, protocol: u8, peer: IpAddr) -> io::Result<Vec<[u8; ID]>> {
+    ask(fd, BY_FAMILY, REQUEST | DUMP, family, protocol, &[0; ID])?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let len = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        for (kind, body) in messages(&buffer[..len]) {
+            if kind == libc::NLMSG_DONE as u16 {
+                return Ok(found);
+            }
+            if kind == libc::NLMSG_ERROR as u16 {
+                return match errno(body) {
+                    // A kernel without this family or protocol has no such sockets.
+                    Some(libc::ENOENT) | None => Ok(found),
+                    Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                };
+            }
+            let id: Option<[u8; ID]> = body.get(ID_AT_ANSWER..ID_AT_ANSWER + ID).and_then(|b| b.try_into().ok());
+            found.extend(id.filter(|id| destination(family, id) == peer));
+        }
+    }
+}
+
+/// The other end in an id: after the two ports and the source.
+fn destination(family: u8, id: &[u8; ID]) -> IpAddr {
+    let mut octets = [0; 16];
+    octets.copy_from_slice(&id[20..36]);
+    if i32::from(family) == libc::AF_INET {
+        let [a, b, c, d, ..] = octets;
+        IpAddr::from([a, b, c, d])
+    } else {
+        IpAddr::from(octets).to_canonical()
+    }
+}

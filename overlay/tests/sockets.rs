@@ -1,0 +1,74 @@
+//! Sockets to an endpoint that is gone are ended, and no others.
+#![expect(clippy::unwrap_used, reason = "test")]
+
+mod lab;
+
+use std::{
+    io::{ErrorKind, Read},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use lab::*;
+use mesh_core::action::NetAction;
+
+const GONE: [&str; 2] = ["127.0.0.2", "::1"];
+const THERE: &str = "127.0.0.3";
+
+/// A connection within the namespace: both its ends, so that neither closes.
+fn connection(to: &str) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(SocketAddr::new(ip(to), 0)).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+fn read(mut stream: &TcpStream) -> ErrorKind {
+    stream.read(&mut [0]).unwrap_err().kind()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_to_who_is_gone_are_ended() {
+    let (host, container) = (Ns::new(), Ns::new());
+    container.ok("ip link set lo up");
+    let overlay = host.overlay().await;
+    let netns = container.open();
+    let open = || {
+        let gone = GONE.map(connection);
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        datagrams.connect("127.0.0.2:9").unwrap();
+        datagrams.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        (gone, connection(THERE), datagrams)
+    };
+    let (gone, there, datagrams) = netns.run(open).await.unwrap();
+    let sandbox = Some((container.path(), netns.inode()));
+    for peer in GONE {
+        let sandbox = sandbox.clone();
+        // Twice: what is ended is ended.
+        for _ in 0..2 {
+            let (peer, sandbox) = (ip(peer), sandbox.clone());
+            apply(&overlay, [NetAction::EndSockets { sandbox, peer }]).await;
+        }
+    }
+    for (client, _) in &gone {
+        assert_eq!(read(client), ErrorKind::ConnectionAborted);
+    }
+    assert_eq!(datagrams.recv(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
+    assert_eq!(read(&there.0), ErrorKind::WouldBlock, "it is still there");
+    // The host's own, and a container that is gone.
+    apply(
+        &overlay,
+        [
+            NetAction::EndSockets {
+                sandbox: None,
+                peer: ip(THERE),
+            },
+            NetAction::EndSockets {
+                sandbox: Some(("/run/netns/no-such".into(), 1)),
+                peer: ip(THERE),
+            },
+        ],
+    )
+    .await;
+    assert_eq!(read(&there.0), ErrorKind::WouldBlock, "another namespace's");
+}
