@@ -20,7 +20,7 @@ use aya::{
 };
 use mesh_core::lb::{Hook, Program};
 
-use crate::{Error, PROGRAMS, classifier, sys};
+use crate::{Error, PROGRAMS, classifier, migrate, sys};
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +143,17 @@ impl Hooks {
         Ok(hooks)
     }
 
-    /// Attaches a program, or puts the loaded one in the place of what is attached.
-    pub fn attach(&self, ebpf: &mut Ebpf, hook: &Hook) -> Result<(), Error> {
+    /// Attaches a program, or puts the loaded one in the place of what is attached, if only by a former
+    /// version.
+    pub fn attach(&self, ebpf: &mut Ebpf, hook: &Hook, former: &[PathBuf]) -> Result<(), Error> {
         let index = sys::ifindex(&hook.dev).ok_or_else(|| Error::NoDevice { name: hook.dev.clone() })?;
         let pin = self.pin(hook.program, index);
+        if !pin.exists()
+            && let Some(name) = pin.file_name().and_then(|n| n.to_str())
+            && migrate::take_link(former, &self.dir, name)?
+        {
+            tracing::info!(hook = name, "taken over from another version");
+        }
         if pin.exists() {
             if self.live(&pin, hook.program, index)? {
                 return self.replace(ebpf, &pin, hook.program, &hook.dev);

@@ -11,6 +11,7 @@
 mod error;
 mod events;
 mod hooks;
+mod migrate;
 mod pins;
 mod reclaim;
 mod sockets;
@@ -89,6 +90,10 @@ pub struct Loader {
     reclaim: Reclaim,
     switch: Switch,
     flow_table_size: u32,
+    /// Pins of other versions, until all hooks are this one's.
+    former: Vec<PathBuf>,
+    /// Where the maps are pinned.
+    maps: PathBuf,
 }
 
 /// How full a map is.
@@ -111,7 +116,7 @@ impl std::fmt::Debug for Loader {
 impl Loader {
     /// Loads the programs, taking over what a former loader left: its maps with their rows, its
     /// attachments, which run this loader's programs from then on. What a meshd with maps of another
-    /// shape left is removed.
+    /// shape left goes on until its hooks are attached by this one, and takes its flows along then.
     ///
     /// # Errors
     ///
@@ -137,8 +142,7 @@ impl Loader {
             })?;
         }
         sockets::load(&mut ebpf)?;
-        // The programs of another version would see the packets first.
-        pins::retire(&opts.bpffs)?;
+        let former = pins::former(&opts.bpffs)?;
         let store = Store::open(&mut ebpf)?;
         let switch = Switch::take(&mut ebpf)?;
         let hooks = Hooks::adopt(&mut ebpf, pins::links(&opts.bpffs), opts.attach)?;
@@ -152,6 +156,8 @@ impl Loader {
             reclaim,
             switch,
             flow_table_size: opts.flow_table_size,
+            former,
+            maps,
         })
     }
 
@@ -165,6 +171,12 @@ impl Loader {
     pub fn observe(&mut self) -> Result<(lb::Tables, BTreeSet<lb::Hook>), Error> {
         self.store.refresh()?;
         let mut hooks = self.hooks.observe()?;
+        // Whoever asks again has carried out a plan, whose hooks came after its rows.
+        if !hooks.is_empty() && !self.former.is_empty() {
+            let rows = migrate::flows(&self.former, &self.maps)?;
+            tracing::debug!(rows, "flows of another version that came while its hooks were taken over");
+            pins::retire(&std::mem::take(&mut self.former))?;
+        }
         // Where they are not possible none is missing.
         if self.sockets.attached() || !self.sockets.possible() {
             hooks.insert(SOCKETS);
@@ -182,7 +194,13 @@ impl Loader {
             BpfAction::Row(row) => self.store.put(row),
             BpfAction::Attach(hook) if *hook == SOCKETS => self.sockets.attach(&mut self.ebpf),
             BpfAction::Detach(hook) if *hook == SOCKETS => self.sockets.detach(),
-            BpfAction::Attach(hook) => self.hooks.attach(&mut self.ebpf, hook),
+            BpfAction::Attach(hook) => {
+                if !self.former.is_empty() {
+                    let rows = migrate::flows(&self.former, &self.maps)?;
+                    tracing::debug!(rows, "flows of another version");
+                }
+                self.hooks.attach(&mut self.ebpf, hook, &self.former)
+            }
             BpfAction::Detach(hook) => self.hooks.detach(hook),
         }
     }

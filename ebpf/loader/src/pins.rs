@@ -2,7 +2,7 @@
 //! `<bpffs>/vN/sockets/<hook>`.
 //!
 //! The version N changes whenever the shape or meaning of a map does; what is pinned under another one
-//! is removed once the programs of this one are loaded.
+//! goes on until the programs of this one have taken its place ([`crate::migrate`]).
 
 use std::{
     fs, io,
@@ -143,11 +143,21 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, Error> {
     first.map_or(Ok(removed), Err)
 }
 
-/// Detaches and removes what another version of meshd has left; its flows are lost.
-pub fn retire(bpffs: &Path) -> Result<(), Error> {
+/// Directories of other versions of meshd, the latest first.
+pub fn former(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut former = versions(bpffs)?;
+    former.retain(|v| !v.ends_with(VERSION));
+    let number = |v: &PathBuf| v.file_name().and_then(|n| n.to_str()?.get(1..)?.parse::<u64>().ok());
+    former.sort_by_key(number);
+    former.reverse();
+    Ok(former)
+}
+
+/// Detaches and removes what is left of other versions.
+pub fn retire(former: &[PathBuf]) -> Result<(), Error> {
     let (mut removed, mut first) = (Vec::new(), None);
-    for version in versions(bpffs)?.iter().filter(|v| !v.ends_with(VERSION)) {
-        tracing::info!(pins = %version.display(), "removing the data path of another version");
+    for version in former {
+        tracing::info!(pins = %version.display(), "removing what is left of another version");
         remove_version(version, &mut removed, &mut first);
     }
     first.map_or(Ok(()), Err)

@@ -17,6 +17,7 @@ use mesh_ebpf_common::rows::Plain;
 /// bpf(2) commands.
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -141,17 +142,35 @@ pub fn lookup_batch<K: Plain, V: Plain>(
     Ok((attr.count as usize, (!last).then_some(next)))
 }
 
+/// `union bpf_attr` for BPF_MAP_*_ELEM.
+#[repr(C)]
+struct Elem {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Puts a row where none is.
+pub fn put_new<K: Plain, V: Plain>(map: &MapData, key: &K, value: &V) -> io::Result<()> {
+    /// BPF_NOEXIST.
+    const NOEXIST: u64 = 1;
+    let mut attr = Elem {
+        map_fd: unsigned(map.fd().as_fd().as_raw_fd())?,
+        pad: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags: NOEXIST,
+    };
+    match bpf(BPF_MAP_UPDATE_ELEM, &mut attr) {
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// Removes a row; what is gone is gone.
 pub fn delete<K: Plain>(map: &MapData, key: &K) -> io::Result<()> {
-    /// `union bpf_attr` for BPF_MAP_*_ELEM.
-    #[repr(C)]
-    struct Elem {
-        map_fd: u32,
-        pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
     let mut attr = Elem {
         map_fd: unsigned(map.fd().as_fd().as_raw_fd())?,
         pad: 0,

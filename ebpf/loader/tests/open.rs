@@ -9,6 +9,7 @@ use mesh_core::{
     action::BpfAction,
     lb::{Hook, Program, Row},
 };
+use mesh_ebpf_common::rows::{Addr, FlowKey};
 use mesh_loader::{AttachKind, Error, Loader, Options};
 use support::{
     Ns,
@@ -129,9 +130,9 @@ fn a_vxlan_device_made_anew_is_another_one() {
 }
 
 #[test]
-fn what_another_version_pinned_is_removed() {
+fn what_another_version_pinned_is_taken_over() {
     let ns = Ns::new();
-    ns.ip("link add up0 type veth peer name far0");
+    ns.ip("link add up0 type veth peer name far0 && ip link add up1 type veth peer name far1");
     let dir = tempfile::tempdir().unwrap();
     let pins = support::pins(dir.path());
     ns.run(move || {
@@ -139,28 +140,71 @@ fn what_another_version_pinned_is_removed() {
             flow_table_size: 1024,
             ..Options::new(&pins)
         };
-        let hook = Hook {
+        let hook = |dev: &str| Hook {
             program: Program::FromUplink,
-            dev: "up0".into(),
+            dev: dev.into(),
         };
         let mut loader = Loader::open(&opts).unwrap();
-        loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
+        for dev in ["up0", "up1"] {
+            loader.apply(&BpfAction::Attach(hook(dev))).unwrap();
+        }
         drop(loader);
         let current = std::fs::read_dir(&pins).unwrap().map(|e| e.unwrap().path());
         let current = current.filter(|p| p.join("maps").exists()).collect::<Vec<_>>();
         let [current] = &current[..] else { panic!("{current:?}") };
-        let former = pins.join("v1");
+        let former = pins.join("v2");
         std::fs::rename(current, &former).unwrap();
+        for map in ["FLOWS", "REPLIES"] {
+            std::fs::remove_file(former.join("maps").join(map)).unwrap();
+        }
+        // As version 2 had them: one flow that lives, one that is over, and the way back of the first.
+        let now = support::boot_ns();
+        let key = |sport: u16| FlowKey {
+            src: Addr::v4(1),
+            dst: Addr::v4(2),
+            sport,
+            dport: 80,
+            proto: 6,
+            zero: [0; 3],
+        };
+        let flow = |bits: u32| {
+            let mut b = now.to_ne_bytes().to_vec();
+            b.extend([7u32, bits, 3].map(u32::to_ne_bytes).concat());
+            b.extend([1000u16, 8000].map(u16::to_ne_bytes).concat());
+            b.extend([2, 0x6d, 10, 1, 0, 9, 1, 0]);
+            b
+        };
+        let mut reply = now.to_ne_bytes().to_vec();
+        reply.extend(0u32.to_ne_bytes());
+        reply.extend([80u16, 1000].map(u16::to_ne_bytes).concat());
+        reply.extend([0; 10].iter().chain(&[0xff, 0xff, 2, 0, 0, 0]));
+        reply.extend([2, 0x6d, 10, 1, 0, 9, 1, 0]);
+        support::old_map(&former.join("maps/FLOWS"), &[(key(1), flow(0)), (key(2), flow(4))]);
+        support::old_map(&former.join("maps/REPLIES"), &[(key(1).reversed(), reply)]);
+
+        let attached = |dev: &str| {
+            let way = aya::programs::TcAttachType::Ingress;
+            let (_, programs) = aya::programs::SchedClassifier::query_tcx(dev, way).unwrap();
+            programs.iter().map(|p| p.id()).collect::<Vec<_>>()
+        };
+        let before = attached("up0");
         let mut loader = Loader::open(&opts).unwrap();
         assert_eq!(loader.observe().unwrap().1, BTreeSet::new());
-        assert!(current.join("maps/FLOWS_KEPT").exists() && !former.exists());
-        let attached = || {
-            let way = aya::programs::TcAttachType::Ingress;
-            aya::programs::SchedClassifier::query_tcx("up0", way).unwrap().1.len()
+        assert_eq!(attached("up0"), before, "nothing is without a program");
+        loader.apply(&BpfAction::Attach(hook("up0"))).unwrap();
+        let after = attached("up0");
+        assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
+        assert_eq!(loader.observe().unwrap().1, [hook("up0")].into());
+        assert!(!former.exists() && attached("up1").is_empty(), "what nobody wants goes");
+        assert!(current.join("maps/FLOWS_KEPT").exists());
+        let rows = |loader: &mut Loader| {
+            let usage = loader.usage().unwrap().into_iter();
+            usage.filter(|u| u.map.ends_with("KEPT")).map(|u| u.rows).collect::<Vec<_>>()
         };
-        assert_eq!(attached(), 0);
-        loader.apply(&BpfAction::Attach(hook)).unwrap();
-        assert_eq!(attached(), 1);
+        assert_eq!(rows(&mut loader), [1, 1]);
+        assert_eq!(loader.live_flows(7).unwrap(), 1);
+        loader.reclaim().unwrap();
+        assert_eq!(rows(&mut loader), [1, 1], "it goes on");
     });
 }
 

@@ -104,3 +104,35 @@ pub fn wait<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
 pub fn pins(dir: &Path) -> std::path::PathBuf {
     dir.join("bpf")
 }
+
+/// CLOCK_MONOTONIC in nanoseconds, as the programs take it.
+#[expect(unsafe_code, reason = "nix has this behind a feature of its own")]
+pub fn boot_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid struct.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Makes an LRU map with these rows at `pin`, as another version would have.
+#[expect(unsafe_code, reason = "bpf(2) is called directly")]
+pub fn old_map(pin: &std::path::Path, rows: &[(mesh_ebpf_common::rows::FlowKey, Vec<u8>)]) {
+    let bpf = |command: libc::c_long, attr: &mut [u64; 8]| {
+        // SAFETY: union bpf_attr's members for these commands; the pointers in it live until the call returns.
+        let ret = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
+        assert!(ret >= 0, "bpf({command}): {}", std::io::Error::last_os_error());
+        ret as u64
+    };
+    let value_size = rows[0].1.len() as u64;
+    // BPF_MAP_CREATE: type and key size, value size and capacity.
+    let fd = bpf(0, &mut [9 | 40 << 32, value_size | 1024 << 32, 0, 0, 0, 0, 0, 0]);
+    for (key, value) in rows {
+        // BPF_MAP_UPDATE_ELEM.
+        bpf(2, &mut [fd, std::ptr::from_ref(key) as u64, value.as_ptr() as u64, 0, 0, 0, 0, 0]);
+    }
+    let path = std::ffi::CString::new(pin.to_str().unwrap()).unwrap();
+    // BPF_OBJ_PIN.
+    bpf(6, &mut [path.as_ptr() as u64, fd, 0, 0, 0, 0, 0, 0]);
+    // SAFETY: our own descriptor, used no more.
+    unsafe { libc::close(fd as i32) };
+}
