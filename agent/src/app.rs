@@ -93,6 +93,7 @@ impl App {
             service: request.service,
             name: request.hostname.unwrap_or(found.name),
             ip: request.ip,
+            ip6: request.ip6,
             mac: request.mac,
             aliases: request.aliases,
             labels: request.labels,

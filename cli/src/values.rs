@@ -2,7 +2,10 @@
 //!
 //! Called by clap; the errors are sentences that it puts behind the option's name.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ipnet::IpNet;
@@ -21,6 +24,12 @@ pub fn subnet(s: &str) -> Result<IpNet, String> {
 /// An address.
 pub fn ip(s: &str) -> Result<IpAddr, String> {
     s.parse().map_err(|_| "not an IP address: use one like 172.30.0.5".to_owned())
+}
+
+/// An IPv6 address.
+pub fn ip6(s: &str) -> Result<Ipv6Addr, String> {
+    s.parse()
+        .map_err(|_| "not an IPv6 address: use one like fd12:3456:789a:1::5".to_owned())
 }
 
 /// An Ethernet address that a host may have.

@@ -101,6 +101,7 @@ fn create(on: u64) -> Command {
         service: None,
         name: "e".into(),
         ip: None,
+        ip6: None,
         mac: None,
         aliases: Vec::new(),
         labels: Default::default(),

@@ -54,6 +54,7 @@ fn endpoint(id: Id, node: Id, name: &str) -> Command {
         service: None,
         name: name.into(),
         ip: None,
+        ip6: None,
         mac: None,
         aliases: Vec::new(),
         labels: Default::default(),

@@ -96,14 +96,17 @@ impl fmt::Display for Action {
         match self {
             Self::Net(a) => match a {
                 NetAction::PutLink { name, link, .. } => match link {
-                    Link::Bridge { mac, mtu } => write!(f, "link put {name} bridge mac {mac} mtu {mtu}"),
+                    Link::Bridge { mac, mtu, .. } => write!(f, "link put {name} bridge mac {mac} mtu {mtu}"),
                     Link::Vxlan { vni, local, mtu, .. } => write!(f, "link put {name} vxlan vni {vni} local {local} mtu {mtu}"),
                 },
                 NetAction::DelLink(name) => write!(f, "link del {name}"),
                 NetAction::PutVeth { name, veth, .. } => write!(
                     f,
                     "veth put {name} bridge {} mtu {} peer {} in {}",
-                    veth.bridge, veth.mtu, veth.peer.addr, veth.peer.netns
+                    veth.bridge,
+                    veth.mtu,
+                    Words(&veth.peer.addrs),
+                    veth.peer.netns
                 ),
                 NetAction::AddAddr(dev, a) => write!(f, "addr add {a} dev {dev}"),
                 NetAction::DelAddr(dev, a) => write!(f, "addr del {a} dev {dev}"),
@@ -125,6 +128,17 @@ impl fmt::Display for Action {
             Self::Bpf(BpfAction::Detach(h)) => write!(f, "detach {:?} dev {}", h.program, h.dev),
             Self::Names(t) => write!(f, "names swap {} zones {} listeners", t.zones.len(), t.listeners.len()),
         }
+    }
+}
+
+struct Words<'a>(&'a [IpNet]);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, word) in self.0.iter().enumerate() {
+            write!(f, "{}{word}", if i > 0 { " " } else { "" })?;
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`crate::state::State::apply`] carries them out. All that is not deterministic (ids, secrets,
 //! the time) is drawn by the proposer and carried in the command.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -49,8 +49,11 @@ pub struct NewEndpoint {
     pub service: Option<String>,
     /// Its name.
     pub name: String,
-    /// Address asked for.
+    /// Address asked for, of either family.
     pub ip: Option<IpAddr>,
+    /// IPv6 address asked for.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     /// Ethernet address asked for.
     pub mac: Option<Mac>,
     /// Further names.

@@ -25,6 +25,8 @@ pub enum Link {
         mac: Mac,
         /// MTU in bytes.
         mtu: u32,
+        /// The host has IPv6 on it.
+        ipv6: bool,
     },
     /// The VXLAN device of a network: no learning, static entries only.
     Vxlan {
@@ -39,6 +41,8 @@ pub enum Link {
         bridge: Option<String>,
         /// Ethernet address; the kernel's choice when `None`.
         mac: Option<Mac>,
+        /// The host has IPv6 on it.
+        ipv6: bool,
     },
 }
 
@@ -66,11 +70,11 @@ pub struct Peer {
     pub ifname: String,
     /// Ethernet address.
     pub mac: Mac,
-    /// Address with the network's prefix length.
-    pub addr: IpNet,
-    /// Gateway of the default route; `None`: another network of the container has it, or this one
-    /// is internal.
-    pub gateway: Option<IpAddr>,
+    /// Addresses with their subnets' prefix lengths, one of each family at most.
+    pub addrs: Vec<IpNet>,
+    /// Gateways of the default routes, one of each family at most; none: another network of the
+    /// container has the route, or this one is internal.
+    pub gateways: Vec<IpAddr>,
 }
 
 /// A forwarding entry. With `vtep` it belongs to the VXLAN device itself, without it to the bridge

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use crate::{
     Id, Mac,
     desired::{Desired, Fdb, Link, Neigh, Peer, Route, Veth},
-    lb,
+    ipam, lb,
     nft::{BridgeRules, Nft},
     objects::{Availability, Dataplane, Endpoint, EndpointState, Network, Node, Objects},
 };
@@ -58,8 +58,9 @@ pub fn desired(objects: &Objects, revision: u64, cluster: Id, me: Id, facts: &Fa
         objects,
         node,
         local: local_networks(objects, me),
+        own: own_addresses(objects, cluster, ingress, node),
     };
-    host.ingress(ingress, facts, &mut out);
+    host.ingress(cluster, ingress, facts, &mut out);
     for network in host.local.iter().filter_map(|id| objects.networks.get(id)) {
         host.network(network, &mut out);
     }
@@ -73,10 +74,24 @@ fn local_networks(objects: &Objects, node: Id) -> BTreeSet<Id> {
     objects.endpoints.values().filter(|e| e.node == node).map(|e| e.network).collect()
 }
 
+/// The node's own addresses, from which its host speaks into networks, with their ranges: in the
+/// ingress network, and an IPv6 one once any network has IPv6.
+fn own_addresses(objects: &Objects, cluster: Id, ingress: &Network, node: &Node) -> Vec<IpNet> {
+    let v4 = ingress.subnet_of(node.ingress_ip).map(|s| with_prefix(node.ingress_ip, s.subnet));
+    let v6 = objects
+        .networks
+        .values()
+        .any(|n| n.has_ip6())
+        .then(|| with_prefix(ipam::node_address(cluster, node.id).into(), ipam::node_range(cluster).into()));
+    v4.into_iter().chain(v6).collect()
+}
+
 struct Host<'a> {
     objects: &'a Objects,
     node: &'a Node,
     local: BTreeSet<Id>,
+    /// See [`own_addresses`].
+    own: Vec<IpNet>,
 }
 
 impl Host<'_> {
@@ -94,7 +109,7 @@ impl Host<'_> {
     }
 
     /// The ingress device, and the packet filter's frame.
-    fn ingress(&self, ingress: &Network, facts: &Facts, out: &mut Desired) {
+    fn ingress(&self, cluster: Id, ingress: &Network, facts: &Facts, out: &mut Desired) {
         let dev = vxlan_name(ingress.id);
         let link = Link::Vxlan {
             vni: ingress.vni,
@@ -102,23 +117,25 @@ impl Host<'_> {
             mtu: self.objects.mtu(ingress),
             bridge: None,
             mac: Some(self.node.ingress_mac()),
+            ipv6: self.own.iter().any(|a| a.addr().is_ipv6()),
         };
         out.links.insert(dev.clone(), (ingress.id, link));
-        let net = ingress.subnets.iter().map(|s| s.subnet).find(|s| s.contains(&self.node.ingress_ip));
-        if let Some(net) = net {
-            out.addrs.insert((dev.clone(), with_prefix(self.node.ingress_ip, net)));
+        for own in &self.own {
+            out.addrs.insert((dev.clone(), *own));
             out.routes.insert(Route {
-                dst: net,
+                dst: own.trunc(),
                 dev: dev.clone(),
-                src: self.node.ingress_ip,
+                src: own.addr(),
             });
         }
         for peer in self.others() {
-            out.neighs.insert(Neigh {
-                dev: dev.clone(),
-                ip: peer.ingress_ip,
-                mac: peer.ingress_mac(),
-            });
+            for ip in own_addresses(self.objects, cluster, ingress, peer) {
+                out.neighs.insert(Neigh {
+                    dev: dev.clone(),
+                    ip: ip.addr(),
+                    mac: peer.ingress_mac(),
+                });
+            }
             out.fdb.insert(Fdb {
                 dev: dev.clone(),
                 mac: peer.ingress_mac(),
@@ -129,7 +146,7 @@ impl Host<'_> {
         out.nft = Some(Nft {
             peers,
             bridges: BTreeMap::new(),
-            ingress: net,
+            ingress: self.own.iter().map(IpNet::trunc).collect(),
             ingress_dev: dev.clone(),
         });
         out.hooks.insert(lb::Hook {
@@ -160,6 +177,7 @@ impl Host<'_> {
                 Link::Bridge {
                     mac: Mac::for_ip(first.gateway),
                     mtu,
+                    ipv6: network.has_ip6(),
                 },
             ),
         );
@@ -169,6 +187,7 @@ impl Host<'_> {
             mtu,
             bridge: Some(bridge.clone()),
             mac: None,
+            ipv6: false,
         };
         out.links.insert(vxlan.clone(), (network.id, link));
         out.tables.networks.insert(vxlan.clone(), network.vni);
@@ -178,11 +197,13 @@ impl Host<'_> {
         });
         for s in &network.subnets {
             out.addrs.insert((bridge.clone(), with_prefix(s.gateway, s.subnet)));
-            out.routes.insert(Route {
-                dst: s.subnet,
-                dev: bridge.clone(),
-                src: self.node.ingress_ip,
-            });
+            let v4 = s.subnet.addr().is_ipv4();
+            out.routes
+                .extend(self.own.iter().find(|own| own.addr().is_ipv4() == v4).map(|own| Route {
+                    dst: s.subnet,
+                    dev: bridge.clone(),
+                    src: own.addr(),
+                }));
         }
         if let Some(nft) = &mut out.nft {
             // Sorted, as they are read back.
@@ -210,11 +231,7 @@ impl Host<'_> {
         for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
             match self.vtep(e) {
                 Some(vtep) => {
-                    out.neighs.insert(Neigh {
-                        dev: bridge.clone(),
-                        ip: e.ip,
-                        mac: e.mac,
-                    });
+                    out.neighs.extend(e.ips().map(|ip| neighbour(&bridge, ip, e.mac)));
                     out.fdb.insert(Fdb {
                         dev: vxlan.clone(),
                         mac: e.mac,
@@ -235,17 +252,19 @@ impl Host<'_> {
 
     /// One endpoint of this host.
     fn endpoint(&self, network: &Network, e: &Endpoint, bridge: &str, mtu: u32, out: &mut Desired) {
-        let Some(subnet) = network.subnets.iter().find(|s| s.subnet.contains(&e.ip)) else {
-            return;
-        };
+        // The bridge has no link-local address to ask for a neighbour from.
+        out.neighs
+            .extend(e.ips().filter(IpAddr::is_ipv6).map(|ip| neighbour(bridge, ip, e.mac)));
+        let subnets = || e.ips().filter_map(|ip| Some((ip, network.subnet_of(ip)?)));
+        let gateways = subnets().filter(|(ip, _)| self.has_default_route(e, *ip)).map(|(_, s)| s.gateway);
         let name = veth_name(e.id);
         let peer = Peer {
             netns: e.sandbox.netns.clone(),
             inode: e.sandbox.inode,
             ifname: e.ifname.clone(),
             mac: e.mac,
-            addr: with_prefix(e.ip, subnet.subnet),
-            gateway: self.has_default_route(e).then_some(subnet.gateway),
+            addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),
+            gateways: gateways.collect(),
         };
         out.veths.insert(
             name.clone(),
@@ -268,7 +287,9 @@ impl Host<'_> {
             });
         }
         // VIPs stand behind the gateway's Ethernet address, which is that of the first subnet.
-        let gateway = network.subnets.first().map_or(subnet.gateway, |s| s.gateway);
+        let Some(gateway) = network.subnets.first().map(|s| s.gateway) else {
+            return;
+        };
         let (vni, vxlan) = (network.vni, vxlan_name(network.id));
         out.tables.locals.insert(
             name,
@@ -284,9 +305,12 @@ impl Host<'_> {
         );
     }
 
-    /// A container's default route goes over its oldest network that has a way out.
-    fn has_default_route(&self, e: &Endpoint) -> bool {
-        let outward = |o: &&Endpoint| self.objects.networks.get(&o.network).is_some_and(|n| !n.internal);
+    /// A container's default route of a family goes over its oldest network that has a way out and
+    /// that family.
+    fn has_default_route(&self, e: &Endpoint, ip: IpAddr) -> bool {
+        let has_family = |o: &&Endpoint| o.ips().any(|other| other.is_ipv4() == ip.is_ipv4());
+        let is_outward = |o: &&Endpoint| self.objects.networks.get(&o.network).is_some_and(|n| !n.internal);
+        let outward = |o: &&Endpoint| has_family(o) && is_outward(o);
         let first = self.siblings(e).filter(outward).min_by_key(|o| o.slot);
         first.is_some_and(|o| o.id == e.id)
     }
@@ -315,6 +339,14 @@ impl Host<'_> {
             .get(&e.node)
             .is_some_and(|n| n.availability != Availability::Drain);
         e.state == EndpointState::Ready && willing && self.is_reachable(e)
+    }
+}
+
+fn neighbour(dev: &str, ip: IpAddr, mac: Mac) -> Neigh {
+    Neigh {
+        dev: dev.to_owned(),
+        ip,
+        mac,
     }
 }
 

@@ -1,14 +1,39 @@
 //! Which address, subnet or port is handed out next. Pure: the replicated state calls it, so every
 //! manager finds the same answer.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::{Refusal, objects::Subnet, spec::overlap};
+use crate::{Id, Refusal, objects::Subnet, spec::overlap};
 
 /// Ports that are handed out when none is asked for (those that users of Swarm know).
 pub const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+/// Prefix length of an IPv6 subnet that is handed out (RFC 4291 section 2.5.4).
+pub const IPV6_PREFIX: u8 = 64;
+
+/// The range that a cluster's IPv6 subnets are taken from when no pool of IPv6 was given: unique
+/// local addresses (RFC 4193 section 3.1), `fd` and 40 random bits, which are those of the cluster's
+/// id.
+pub fn local_pool(cluster: Id) -> Ipv6Net {
+    let global_id = u128::from(cluster.bits()) & ((1 << 40) - 1);
+    Ipv6Net::new_assert(Ipv6Addr::from(0xfd << 120 | global_id << 80), 48)
+}
+
+/// The first subnet of [`local_pool`]: where the nodes' own IPv6 addresses are.
+pub fn node_range(cluster: Id) -> Ipv6Net {
+    Ipv6Net::new_assert(local_pool(cluster).addr(), IPV6_PREFIX)
+}
+
+/// A node's own IPv6 address, from which it speaks into networks. It follows from the two ids and so
+/// is taken by nobody else.
+pub fn node_address(cluster: Id, node: Id) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(node_range(cluster).addr()) | u128::from(node.bits()))
+}
 
 fn number(ip: IpAddr) -> u128 {
     match ip {
@@ -39,7 +64,7 @@ fn bounds(subnet: &Subnet) -> (u128, u128) {
 /// Addresses that can be handed out at all, gateway and auxiliary ones included.
 pub fn capacity(subnet: &Subnet) -> u128 {
     let (first, last) = bounds(subnet);
-    (last + 1).saturating_sub(first)
+    last.checked_sub(first).map_or(0, |room| room + 1)
 }
 
 /// The next free address behind the cursor, round once. A released address is thus the last to be

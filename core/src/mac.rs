@@ -1,7 +1,8 @@
 //! Ethernet addresses.
 //!
-//! Those that meshd assigns are made from the IP address they belong to (`02:6d` and the last four
-//! bytes for IPv4), so that a capture can be read without a table. Networks never overlap, so they
+//! Those that meshd assigns are made from the IP address they belong to. For IPv4 they are `02:6d` and
+//! its four bytes, so that a capture can be read without a table; networks never overlap, so no two
+//! are the same. For IPv6 they are a hash, and the next one is taken where two meet. Either way they
 //! are unique in the cluster, which the ingress network relies on.
 
 use std::{fmt, net::IpAddr, str::FromStr};
@@ -20,16 +21,32 @@ impl Mac {
                 let o = v4.octets();
                 Self([0x02, 0x6d, o[0], o[1], o[2], o[3]])
             }
-            IpAddr::V6(v6) => {
-                // FNV-1a, 40 bits of it: stable over releases, which std's hashers are not.
-                let mut h = 0xcbf2_9ce4_8422_2325u64;
-                for b in v6.octets() {
-                    h = (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3);
-                }
-                let o = h.to_be_bytes();
-                Self([0x06, o[0], o[1], o[2], o[3], o[4]])
-            }
+            IpAddr::V6(v6) => Self::hashed(&v6.octets(), 0),
         }
+    }
+
+    /// The addresses that may go with `ip`, in the order in which they are tried: without end.
+    pub fn candidates(ip: IpAddr) -> impl Iterator<Item = Self> {
+        let octets = match ip {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        std::iter::once(Self::for_ip(ip)).chain((1..).map(move |n| Self::hashed(&octets, n)))
+    }
+
+    /// FNV-1a, 40 bits of it: stable over releases, which std's hashers are not.
+    fn hashed(octets: &[u8], salt: u64) -> Self {
+        let mut h = 0xcbf2_9ce4_8422_2325u64.wrapping_add(salt);
+        for b in octets {
+            h = (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+        }
+        let o = h.to_be_bytes();
+        Self([0x06, o[0], o[1], o[2], o[3], o[4]])
+    }
+
+    /// It is one that goes with an IPv4 address, whoever has that.
+    pub fn is_of_ip4(self) -> bool {
+        self.0[..2] == [0x02, 0x6d]
     }
 
     /// True for an address that one host may have: not multicast, not all zero.

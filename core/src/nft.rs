@@ -17,8 +17,8 @@ pub struct Nft {
     pub peers: BTreeSet<IpAddr>,
     /// Bridges by name.
     pub bridges: BTreeMap<String, BridgeRules>,
-    /// The ingress network's range; what comes from or goes to it is never masqueraded.
-    pub ingress: Option<IpNet>,
+    /// Where the nodes' own addresses are; what comes from or goes to them is never masqueraded.
+    pub ingress: BTreeSet<IpNet>,
     /// Name of the ingress VXLAN device.
     pub ingress_dev: String,
 }

@@ -203,6 +203,23 @@ pub struct Network {
     pub options: Labels,
 }
 
+impl Network {
+    /// It has IPv4 addresses.
+    pub fn has_ip4(&self) -> bool {
+        self.subnets.iter().any(|s| s.subnet.addr().is_ipv4())
+    }
+
+    /// It has IPv6 addresses.
+    pub fn has_ip6(&self) -> bool {
+        self.subnets.iter().any(|s| s.subnet.addr().is_ipv6())
+    }
+
+    /// The subnet that an address lies in.
+    pub fn subnet_of(&self, ip: IpAddr) -> Option<&Subnet> {
+        self.subnets.iter().find(|s| s.subnet.contains(&ip))
+    }
+}
+
 /// Transport protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -625,7 +642,7 @@ impl Objects {
     }
 
     /// MTU in bytes of a network: what was asked for, or what the smallest underlay leaves under
-    /// VXLAN over IPv4 (50 bytes, RFC 7348 section 5) or IPv6 (70).
+    /// VXLAN.
     pub fn mtu(&self, network: &Network) -> u32 {
         network.mtu.unwrap_or_else(|| self.underlay_room().unwrap_or(1450))
     }
@@ -634,9 +651,14 @@ impl Objects {
     pub fn underlay_room(&self) -> Option<u32> {
         self.nodes
             .values()
-            .map(|n| n.underlay_mtu.saturating_sub(if n.data_path_addr.is_ipv4() { 50 } else { 70 }))
+            .map(|n| n.underlay_mtu.saturating_sub(vxlan_overhead(n.data_path_addr)))
             .min()
     }
+}
+
+/// Bytes that VXLAN adds to a packet (RFC 7348 section 5): 50 over IPv4, 70 over IPv6.
+pub fn vxlan_overhead(vtep: IpAddr) -> u32 {
+    if vtep.is_ipv4() { 50 } else { 70 }
 }
 
 fn both(ip: IpAddr, ip6: Option<Ipv6Addr>) -> impl Iterator<Item = IpAddr> + use<> {

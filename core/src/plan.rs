@@ -153,15 +153,17 @@ fn same(want: &Link, is: &Link) -> bool {
                 local,
                 mtu,
                 bridge,
+                ipv6,
             },
             Link::Vxlan {
                 vni: v,
                 local: l,
                 mtu: m,
                 bridge: b,
+                ipv6: i,
                 ..
             },
-        ) => (vni, local, mtu, bridge) == (v, l, m, b),
+        ) => (vni, local, mtu, bridge, ipv6) == (v, l, m, b, i),
         _ => want == is,
     }
 }

@@ -17,6 +17,10 @@ use crate::{
 pub const MOST_WEIGHT: u32 = 1000;
 /// Longest affinity in seconds: a day.
 const MOST_AFFINITY: u32 = 86400;
+/// The least MTU in bytes that IPv6 works with (RFC 8200 section 5).
+pub const IPV6_MIN_MTU: u32 = 1280;
+/// The least MTU in bytes that a network may have: what every IPv4 host must accept (RFC 791).
+pub const MIN_MTU: u32 = 576;
 
 /// A network as asked for. `subnets`, `gateways` and `ip_ranges` belong together by family and by
 /// containment, not by position, as with `docker network create`.
@@ -29,6 +33,9 @@ pub struct NetworkSpec {
     pub driver: String,
     /// Ranges; empty: one from the cluster's pools.
     pub subnets: Vec<IpNet>,
+    /// IPv6 too: a range from the cluster's pools unless `subnets` has one. With IPv6 subnets alone
+    /// the network has no IPv4.
+    pub ipv6: bool,
     /// Gateways; a subnet without one gets its first address.
     pub gateways: Vec<IpAddr>,
     /// Parts of subnets that addresses are handed out from.
@@ -133,12 +140,6 @@ impl NetworkSpec {
                 )));
             }
         }
-        let v4 = self.subnets.iter().filter(|n| matches!(n, IpNet::V4(_))).count();
-        if v4 != self.subnets.len() {
-            return Err(Refusal::malformed(
-                "IPv6 subnets are not carried yet: give IPv4 subnets only".to_owned(),
-            ));
-        }
         for gateway in &self.gateways {
             let Some(net) = self.subnets.iter().find(|n| n.contains(gateway)) else {
                 return Err(Refusal::malformed(format!(
@@ -176,11 +177,28 @@ impl NetworkSpec {
                 )));
             }
         }
-        self.mtu()?;
+        if let Some(mtu) = self.mtu()?
+            && self.wants_ip6()
+            && mtu < IPV6_MIN_MTU
+        {
+            return Err(Refusal::malformed(format!(
+                "mtu {mtu} is too small for IPv6: use {IPV6_MIN_MTU} or more"
+            )));
+        }
         if let Some(k) = self.options.keys().find(|k| !is_mtu(k)) {
             return Err(Refusal::malformed(format!("option {k:?} is not known: use mtu")));
         }
         Ok(())
+    }
+
+    /// It shall have IPv4 addresses.
+    pub fn wants_ip4(&self) -> bool {
+        self.subnets.is_empty() || self.subnets.iter().any(|n| n.addr().is_ipv4())
+    }
+
+    /// It shall have IPv6 addresses.
+    pub fn wants_ip6(&self) -> bool {
+        self.ipv6 || self.subnets.iter().any(|n| n.addr().is_ipv6())
     }
 
     /// MTU in bytes from the options.
@@ -188,9 +206,8 @@ impl NetworkSpec {
         let Some((_, v)) = self.options.iter().find(|(k, _)| is_mtu(k)) else {
             return Ok(None);
         };
-        // 68: the least that IPv4 allows (RFC 791); 576 is the least that hosts must accept.
         match v.parse() {
-            Ok(mtu @ 576..=65485) => Ok(Some(mtu)),
+            Ok(mtu @ MIN_MTU..=65485) => Ok(Some(mtu)),
             _ => Err(Refusal::malformed(format!("mtu {v:?} is not a number of bytes from 576 to 65485"))),
         }
     }
@@ -207,28 +224,49 @@ fn list(nets: &[IpNet]) -> String {
     }
 }
 
+/// Ranges whose addresses no host can have for its own beyond its link: "this network", loopback,
+/// link-local, multicast, reserved; unspecified and loopback, IPv4-mapped, link-local, multicast.
+const NOT_UNICAST: [&str; 9] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/127",
+    "::ffff:0:0/96",
+    "fe80::/10",
+    "ff00::/8",
+];
+
 /// Checks a subnet by itself: no host bits, unicast, room for a gateway and an endpoint.
 pub fn check_subnet(net: IpNet) -> Result<(), Refusal> {
     if net.addr() != net.network() {
         return Err(Refusal::malformed(format!("subnet {net} has host bits set: use {}", net.trunc())));
     }
-    let a = net.addr();
-    if a.is_loopback()
-        || a.is_multicast()
-        || a.is_unspecified()
-        || matches!(a, IpAddr::V4(v) if v.octets()[0] >= 224 || v.octets()[0] == 0 || v.is_link_local())
-    {
+    check_unicast(net, "subnet")?;
+    let smallest = net.max_prefix_len() - 2;
+    if net.prefix_len() > smallest {
         return Err(Refusal::malformed(format!(
-            "subnet {net} is not a range of unicast addresses: use one like 172.30.0.0/16"
-        )));
-    }
-    if net.max_prefix_len() - net.prefix_len() < 2 {
-        return Err(Refusal::malformed(format!(
-            "subnet {net} is too small: it needs a gateway and an endpoint, so /30 or larger"
+            "subnet {net} is too small: it needs a gateway and an endpoint, so /{smallest} or larger"
         )));
     }
     if net.prefix_len() < 8 {
         return Err(Refusal::malformed(format!("subnet {net} is too large: use /8 or smaller")));
+    }
+    Ok(())
+}
+
+/// Checks that all addresses of a range are unicast. `what` is the word for the range in the error.
+pub fn check_unicast(net: IpNet, what: &str) -> Result<(), Refusal> {
+    let example = if net.addr().is_ipv4() {
+        "172.30.0.0/16"
+    } else {
+        "fd12:3456:789a:1::/64"
+    };
+    if NOT_UNICAST.iter().filter_map(|n| n.parse().ok()).any(|n| overlap(n, net)) {
+        return Err(Refusal::malformed(format!(
+            "{what} {net} is not a range of unicast addresses: use one like {example}"
+        )));
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -112,9 +112,8 @@ impl State {
                 data_path_addr,
                 underlay_mtu,
                 host_routes,
-            } => nodes::change(self, *id, index, |n| {
+            } => nodes::report(self, *id, index, *data_path_addr, |n| {
                 n.addr = *addr;
-                n.data_path_addr = *data_path_addr;
                 n.underlay_mtu = *underlay_mtu;
                 n.host_routes = host_routes.clone();
             }),
@@ -191,8 +190,8 @@ impl State {
                 let own = n.subnets.iter().flat_map(|s| s.aux.values().copied().chain([s.gateway]));
                 own.map(|ip| (n.id, ip)).collect()
             }
-            Object::Service(s) => s.vips.iter().map(|v| (v.network, v.ip)).collect(),
-            Object::Endpoint(e) => vec![(e.network, e.ip)],
+            Object::Service(s) => s.vips.iter().flat_map(|v| v.ips().map(|ip| (v.network, ip))).collect(),
+            Object::Endpoint(e) => e.ips().map(|ip| (e.network, ip)).collect(),
         }
     }
 
@@ -289,13 +288,13 @@ impl State {
     /// Who has an address of a network, for the error that says so.
     fn holder(&self, network: &Network, ip: IpAddr) -> String {
         let all = &self.objects;
-        if let Some(e) = all.endpoints.values().find(|e| e.network == network.id && e.ip == ip) {
+        if let Some(e) = all.endpoints.values().find(|e| e.network == network.id && e.ips().any(|a| a == ip)) {
             return format!("endpoint {:?}", e.name);
         }
         if let Some(s) = all
             .services
             .values()
-            .find(|s| s.vips.iter().any(|v| v.network == network.id && v.ip == ip))
+            .find(|s| s.vips.iter().any(|v| v.network == network.id && v.ips().any(|a| a == ip)))
         {
             return format!("the virtual address of service {:?}", s.name);
         }
@@ -308,21 +307,56 @@ impl State {
         }
     }
 
-    /// Takes the next address of `network` (a copy that the caller puts back) besides `also`.
-    fn take_address(&self, network: &mut Network, also: &[IpAddr]) -> Result<IpAddr, Refusal> {
-        let mut used = std::borrow::Cow::Borrowed(self.used.get(&network.id).unwrap_or(const { &BTreeSet::new() }));
-        if !also.is_empty() {
-            used.to_mut().extend(also);
+    /// Takes the next IPv4 address of `network` (a copy that the caller puts back).
+    fn take_ip4(&self, network: &mut Network) -> Result<Ipv4Addr, Refusal> {
+        match self.take_address(network, IpAddr::is_ipv4)? {
+            IpAddr::V4(ip) => Ok(ip),
+            IpAddr::V6(ip) => Err(Refusal::other(format!("{ip} is not an IPv4 address"))),
         }
-        let mut last = Err(Refusal::other(format!("network {:?} has no subnet", network.name)));
-        for subnet in &mut network.subnets {
-            last = crate::ipam::next_address(&network.name, subnet, &used);
+    }
+
+    /// Takes the next IPv6 address of `network`, as [`Self::take_ip4`].
+    fn take_ip6(&self, network: &mut Network) -> Result<Ipv6Addr, Refusal> {
+        match self.take_address(network, IpAddr::is_ipv6)? {
+            IpAddr::V6(ip) => Ok(ip),
+            IpAddr::V4(ip) => Err(Refusal::other(format!("{ip} is not an IPv6 address"))),
+        }
+    }
+
+    fn take_address(&self, network: &mut Network, is_wanted: fn(&IpAddr) -> bool) -> Result<IpAddr, Refusal> {
+        let used = self.used.get(&network.id).unwrap_or(const { &BTreeSet::new() });
+        let mut last = Err(Refusal::other(format!("network {:?} has no subnet of that family", network.name)));
+        for subnet in network.subnets.iter_mut().filter(|s| is_wanted(&s.subnet.addr())) {
+            last = crate::ipam::next_address(&network.name, subnet, used);
             if let Ok(ip) = last {
                 subnet.cursor = Some(ip);
                 break;
             }
         }
         last
+    }
+
+    /// Takes the next address of each family that `network` has, but for those given: the one that
+    /// the owner is known by, and the IPv6 address beside an IPv4 one.
+    fn take_addresses(
+        &self,
+        network: &mut Network,
+        ip4: Option<Ipv4Addr>,
+        ip6: Option<Ipv6Addr>,
+    ) -> Result<(IpAddr, Option<Ipv6Addr>), Refusal> {
+        let ip4 = match ip4 {
+            None if network.has_ip4() => Some(self.take_ip4(network)?),
+            given => given,
+        };
+        let ip6 = match ip6 {
+            None if network.has_ip6() => Some(self.take_ip6(network)?),
+            given => given,
+        };
+        match (ip4, ip6) {
+            (Some(ip4), ip6) => Ok((ip4.into(), ip6)),
+            (None, Some(ip6)) => Ok((ip6.into(), None)),
+            (None, None) => Err(Refusal::other(format!("network {:?} has no subnet", network.name))),
+        }
     }
 }
 

@@ -468,9 +468,16 @@ fn one_default_route_per_container() {
     }
     let d = desired(&lab, 1);
     let gateways: Vec<_> = (0..3)
-        .map(|n| d.veths[&veth_name(id(0x9000 + n))].peer.gateway.map(|g| g.to_string()))
+        .map(|n| {
+            d.veths[&veth_name(id(0x9000 + n))]
+                .peer
+                .gateways
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        })
         .collect();
-    assert_eq!(gateways, [None, Some("10.1.1.1".to_owned()), None]);
+    assert_eq!(gateways, [vec![], vec!["10.1.1.1".to_owned()], vec![]]);
 }
 
 #[test]
@@ -496,6 +503,7 @@ fn what_was_left_half_made_goes() {
     let link = Link::Bridge {
         mac: Mac::default(),
         mtu: 1500,
+        ipv6: false,
     };
     for (name, cluster) in [("mb-half", Id::default()), ("mb-foreign", id(99))] {
         let mark = (cluster, id(77));

@@ -24,18 +24,26 @@ pub(crate) struct Seen {
 /// Adds an address, for which the kernel makes no route of its own.
 pub(crate) async fn add(socket: &Socket, device: &Device, addr: IpNet) -> Result<(), Error> {
     let mut new = message(device.index, addr);
-    new.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+    new.attributes
+        .push(AddressAttribute::Flags(AddressFlags::Noprefixroute | no_dad(addr)));
     change(socket, device, addr, new, NLM_F_CREATE | NLM_F_REPLACE).await
 }
 
 /// Adds an address and, as the kernel does, the route to its network.
 pub(crate) async fn add_with_route(socket: &Socket, device: &Device, addr: IpNet) -> Result<(), Error> {
     let mut new = message(device.index, addr);
-    if addr.addr().is_ipv6() {
-        // It is known to be the only one: the control plane gave it.
-        new.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-    }
+    new.attributes.push(AddressAttribute::Flags(no_dad(addr)));
     change(socket, device, addr, new, NLM_F_CREATE | NLM_F_EXCL).await
+}
+
+/// Duplicate address detection is left out: the control plane gave the address once, or to every host
+/// (a gateway's).
+fn no_dad(addr: IpNet) -> AddressFlags {
+    if addr.addr().is_ipv6() {
+        AddressFlags::Nodad
+    } else {
+        AddressFlags::empty()
+    }
 }
 
 async fn change(socket: &Socket, device: &Device, addr: IpNet, new: AddressMessage, flags: u16) -> Result<(), Error> {

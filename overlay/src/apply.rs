@@ -21,13 +21,17 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
         } => {
             let mark = desired::mark(*cluster, *network);
             match link {
-                Link::Bridge { mac, mtu } => bridge::put(socket, sysctl, name, mark, *mac, *mtu).await,
+                Link::Bridge { mac, mtu, ipv6 } => {
+                    let (mac, mtu, ipv6) = (*mac, *mtu, *ipv6);
+                    bridge::put(socket, sysctl, name, mark, &bridge::Bridge { mac, mtu, ipv6 }).await
+                }
                 Link::Vxlan {
                     vni,
                     local,
                     mtu,
                     bridge,
                     mac,
+                    ipv6,
                 } => {
                     let want = vxlan::Vxlan {
                         vni: *vni,
@@ -35,6 +39,7 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
                         mtu: *mtu,
                         bridge: bridge.as_deref(),
                         mac: *mac,
+                        ipv6: *ipv6,
                     };
                     vxlan::put(socket, sysctl, name, mark, &want).await
                 }
@@ -95,7 +100,7 @@ fn check(veth: &Veth) -> Result<(), Error> {
             want: "a unicast one",
         });
     }
-    check_addr(veth.peer.addr)
+    veth.peer.addrs.iter().try_for_each(|a| check_addr(*a))
 }
 
 /// The kernel takes addresses that no host can have.
@@ -105,7 +110,10 @@ fn check_addr(addr: IpNet) -> Result<(), Error> {
         IpAddr::V4(v4) => {
             v4.is_broadcast() || v4.octets()[0] == 0 || (addr.prefix_len() < 31 && (ip == addr.network() || ip == addr.broadcast()))
         }
-        IpAddr::V6(_) => ip.is_unspecified(),
+        IpAddr::V6(v6) => {
+            let is_network = addr.prefix_len() < 127 && ip == addr.network();
+            v6.is_unspecified() || v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some() || is_network
+        }
     };
     if taken || ip.is_multicast() || ip.is_loopback() {
         return Err(Error::Invalid {

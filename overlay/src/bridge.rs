@@ -11,6 +11,14 @@ use crate::{
     sysctl::Sysctl,
 };
 
+/// What a bridge must be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bridge {
+    pub(crate) mac: Mac,
+    pub(crate) mtu: u32,
+    pub(crate) ipv6: bool,
+}
+
 fn settings() -> [InfoBridge; 3] {
     [
         InfoBridge::StpState(BridgeStpState::Disabled),
@@ -35,7 +43,7 @@ pub(crate) fn is_settled(device: &Device) -> bool {
 }
 
 /// Makes the bridge, or puts an existing one right.
-pub(crate) async fn put(socket: &Socket, sysctl: &Sysctl, name: &str, mark: String, mac: Mac, mtu: u32) -> Result<(), Error> {
+pub(crate) async fn put(socket: &Socket, sysctl: &Sysctl, name: &str, mark: String, want: &Bridge) -> Result<(), Error> {
     let mut found = link::find_ours(socket, name).await?;
     if let Some(old) = found.take_if(|d| d.alias != mark || d.kind != Some(InfoKind::Bridge)) {
         link::remove(socket, &old).await?;
@@ -43,7 +51,10 @@ pub(crate) async fn put(socket: &Socket, sysctl: &Sysctl, name: &str, mark: Stri
     let device = match found {
         Some(device) => device,
         None => {
-            let attributes = vec![LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::LinkInfo(info(&settings()))];
+            let attributes = vec![
+                LinkAttribute::Address(want.mac.0.to_vec()),
+                LinkAttribute::LinkInfo(info(&settings())),
+            ];
             link::create(socket, "bridge", name, attributes).await?;
             link::ours(socket, name, || format!("configure bridge {name}")).await?
         }
@@ -55,8 +66,8 @@ pub(crate) async fn put(socket: &Socket, sysctl: &Sysctl, name: &str, mark: Stri
         }
     }
     // Set and not given at creation: only then does the kernel keep it when ports come and go.
-    link::adjust(socket, &device, mtu, None, Some(mac)).await?;
-    sysctl.no_ipv6(name).await?;
+    link::adjust(socket, &device, want.mtu, None, Some(want.mac)).await?;
+    sysctl.ipv6(name, want.ipv6).await?;
     sysctl.forwarding().await?;
     link::set_up(socket, &device).await?;
     link::mark(socket, &device, mark).await

@@ -78,8 +78,9 @@ fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>
             let link = Link::Bridge {
                 mac: device.mac.unwrap_or_default(),
                 mtu: device.mtu,
+                ipv6: device.ipv6,
             };
-            let settled = whole && device.up && bridge::is_settled(device);
+            let settled = whole && device.up && device.is_ipv6_settled() && bridge::is_settled(device);
             seen.links.insert(name, SeenLink { mark, link, settled });
         }
         Some(InfoKind::Vxlan) => {
@@ -92,8 +93,9 @@ fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>
                 mtu: device.mtu,
                 bridge: master,
                 mac,
+                ipv6: device.ipv6,
             };
-            let settled = whole && device.up && vxlan::is_settled(device);
+            let settled = whole && device.up && device.is_ipv6_settled() && vxlan::is_settled(device);
             seen.links.insert(name, SeenLink { mark, link, settled });
         }
         _ => {}

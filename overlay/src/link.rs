@@ -9,8 +9,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
-        InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
-        LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute,
+        LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 
@@ -39,6 +39,10 @@ pub(crate) struct Device {
     pub(crate) bridge: Vec<InfoBridge>,
     pub(crate) vxlan: Vec<InfoVxlan>,
     pub(crate) port: Vec<InfoBridgePort>,
+    /// The host has IPv6 on it.
+    pub(crate) ipv6: bool,
+    /// It takes router advertisements, or makes itself a link-local address.
+    pub(crate) configures_itself: bool,
 }
 
 /// Whose a link is.
@@ -68,6 +72,11 @@ impl Device {
         self.owner() != Owner::Other
     }
 
+    /// IPv6 is off, or on without addresses and routes that meshd did not give.
+    pub(crate) fn is_ipv6_settled(&self) -> bool {
+        !(self.ipv6 && self.configures_itself)
+    }
+
     fn of(message: LinkMessage) -> Self {
         let mut d = Self {
             index: message.header.index,
@@ -84,10 +93,28 @@ impl Device {
                 LinkAttribute::Controller(v) => d.master = Some(v),
                 LinkAttribute::Link(v) => d.peer = Some(v),
                 LinkAttribute::LinkInfo(infos) => d.read_info(infos),
+                LinkAttribute::AfSpecUnspec(families) => d.read_families(families),
                 _ => {}
             }
         }
         d
+    }
+
+    fn read_families(&mut self, families: Vec<AfSpecUnspec>) {
+        let inet6 = families.into_iter().filter_map(|f| match f {
+            AfSpecUnspec::Inet6(v) => Some(v),
+            _ => None,
+        });
+        for attribute in inet6.flatten() {
+            match attribute {
+                AfSpecInet6::DevConf(conf) => {
+                    self.ipv6 = conf.disable_ipv6 == 0;
+                    self.configures_itself |= conf.accept_ra != 0;
+                }
+                AfSpecInet6::AddrGenMode(mode) => self.configures_itself |= mode != In6AddrGenMode::None,
+                _ => {}
+            }
+        }
     }
 
     fn read_info(&mut self, infos: Vec<LinkInfo>) {

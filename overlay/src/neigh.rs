@@ -1,5 +1,5 @@
-//! Permanent neighbours: on a bridge they are what ARP is answered from (neighbour suppression), on
-//! the ingress VXLAN device they spare ARP altogether.
+//! Permanent neighbours: on a bridge they are what ARP and ND are answered from (neighbour suppression), on
+//! the ingress VXLAN device they spare both altogether.
 
 use std::{collections::HashMap, net::IpAddr};
 

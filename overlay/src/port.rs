@@ -1,5 +1,5 @@
 //! How a port of a bridge floods, learns and answers for neighbours. Every entry is put by meshd, so
-//! no port learns; the VXLAN device floods nothing and has ARP answered on this side of it.
+//! no port learns; the VXLAN device floods nothing and has ARP and ND answered on this side of it.
 
 use netlink_packet_route::link::{InfoBridgePort, InfoPortData, InfoPortKind, LinkInfo};
 

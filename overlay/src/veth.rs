@@ -5,6 +5,8 @@
 //! final name, and the mark comes last, so that a pair whose making was cut short is never taken for
 //! a good one.
 
+use std::sync::Arc;
+
 use mesh_core::desired::{Peer, Veth};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
 
@@ -36,7 +38,7 @@ pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth
         }
         link::remove(socket, &device).await?;
     }
-    let netns = netns?;
+    let netns = Arc::new(netns?);
     if netns.inode() == overlay.netns.inode() {
         let value = veth.peer.netns.clone();
         return Err(Error::Invalid {
@@ -54,7 +56,16 @@ pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth
     }
     create(socket, name, veth, &netns).await?;
     let device = link::ours(socket, name, || format!("configure veth {name}")).await?;
-    let made = finish(socket, &sandbox, &overlay.sysctl, &device, bridge.index, mark, veth).await;
+    let made = finish(
+        socket,
+        (&sandbox, &Sysctl::new(netns)),
+        &overlay.sysctl,
+        &device,
+        bridge.index,
+        mark,
+        veth,
+    )
+    .await;
     if made.is_err() {
         // The first failure is the one to tell; what is left is half-made and goes with the next try.
         if let Err(e) = link::remove(socket, &device).await {
@@ -87,23 +98,23 @@ async fn create(socket: &Socket, name: &str, veth: &Veth, netns: &Netns) -> Resu
 
 async fn finish(
     socket: &Socket,
-    sandbox: &Socket,
+    (sandbox, inside): (&Socket, &Sysctl),
     sysctl: &Sysctl,
     device: &Device,
     bridge: u32,
     mark: String,
     veth: &Veth,
 ) -> Result<(), Error> {
-    sysctl.no_ipv6(&device.name).await?;
+    sysctl.ipv6(&device.name, false).await?;
     link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
     port::settle(socket, device, port::CONTAINER).await?;
     link::set_up(socket, device).await?;
-    configure(sandbox, &veth.peer).await?;
+    configure(sandbox, inside, &veth.peer).await?;
     link::mark(socket, device, mark).await
 }
 
-/// The container's side: loopback and interface up, address, default route.
-async fn configure(sandbox: &Socket, peer: &Peer) -> Result<(), Error> {
+/// The container's side: loopback and interface up, addresses, default routes.
+async fn configure(sandbox: &Socket, sysctl: &Sysctl, peer: &Peer) -> Result<(), Error> {
     let request = || format!("configure {} in {}", peer.ifname, peer.netns);
     let missing = |name: &str| Error::NoLink {
         request: request(),
@@ -112,15 +123,20 @@ async fn configure(sandbox: &Socket, peer: &Peer) -> Result<(), Error> {
     let lo = link::find(sandbox, "lo").await?.ok_or_else(|| missing("lo"))?;
     link::set_up(sandbox, &lo).await?;
     let device = link::find(sandbox, &peer.ifname).await?.ok_or_else(|| missing(&peer.ifname))?;
-    addr::add_with_route(sandbox, &device, peer.addr).await?;
-    link::set_up(sandbox, &device).await?;
-    let Some(gateway) = peer.gateway else {
-        return Ok(());
-    };
-    match route::add_default(sandbox, &device, gateway).await {
-        Err(e) if e.is(&[libc::EEXIST]) => Err(Error::DefaultRouteTaken { path: peer.netns.clone() }),
-        done => done,
+    if peer.addrs.iter().any(|a| a.addr().is_ipv6()) {
+        sysctl.ipv6_in_container(&device.name).await?;
     }
+    for addr in &peer.addrs {
+        addr::add_with_route(sandbox, &device, *addr).await?;
+    }
+    link::set_up(sandbox, &device).await?;
+    for gateway in &peer.gateways {
+        match route::add_default(sandbox, &device, *gateway).await {
+            Err(e) if e.is(&[libc::EEXIST]) => return Err(Error::DefaultRouteTaken { path: peer.netns.clone() }),
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 /// Puts an existing pair right, with its far end if the container is there. False when the far end

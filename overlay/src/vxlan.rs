@@ -29,24 +29,24 @@ pub(crate) struct Vxlan<'a> {
     pub(crate) mtu: u32,
     pub(crate) bridge: Option<&'a str>,
     pub(crate) mac: Option<Mac>,
+    pub(crate) ipv6: bool,
 }
 
 /// The properties that can not be changed in place.
 fn identity(vni: u32, local: IpAddr) -> Vec<InfoVxlan> {
-    let local = match local {
-        IpAddr::V4(a) => InfoVxlan::Local(a),
-        IpAddr::V6(a) => InfoVxlan::Local6(a),
+    // The inner packet has checksums of its own. Over IPv6 leaving out the outer one has to be asked
+    // for at both ends (RFC 6935), which all devices of a host share.
+    let family = match local {
+        IpAddr::V4(a) => vec![InfoVxlan::Local(a), InfoVxlan::UDPCsum(false)],
+        IpAddr::V6(a) => vec![InfoVxlan::Local6(a), InfoVxlan::UDPZeroCsumTX(true), InfoVxlan::UDPZeroCsumRX(true)],
     };
-    // The inner packet has checksums of its own; over IPv6 the outer one is not optional (RFC 8200).
-    let csum = InfoVxlan::UDPCsum(false);
     let fixed = [
         InfoVxlan::Port(VXLAN_PORT),
         InfoVxlan::Learning(false),
         InfoVxlan::Ttl(TTL),
         InfoVxlan::Tos(TOS_INHERIT),
-        csum,
     ];
-    [InfoVxlan::Id(vni), local].into_iter().chain(fixed).collect()
+    [InfoVxlan::Id(vni)].into_iter().chain(family).chain(fixed).collect()
 }
 
 /// VNI and local address of a device as seen.
@@ -91,7 +91,7 @@ pub(crate) async fn put(socket: &Socket, sysctl: &Sysctl, name: &str, mark: Stri
         None => create(socket, name, want).await?,
     };
     link::adjust(socket, &device, want.mtu, master, want.mac).await?;
-    sysctl.no_ipv6(name).await?;
+    sysctl.ipv6(name, want.ipv6).await?;
     match master {
         // A port starts out flooding and learning, whether this link was one before or not.
         Some(_) => {

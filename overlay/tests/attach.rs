@@ -66,7 +66,7 @@ async fn a_failed_attach_leaves_nothing() {
         "127.0.0.1/8",
         "255.255.255.255/32",
     ] {
-        let e = lab.refused(|v| v.peer.addr = net(bad)).await;
+        let e = lab.refused(|v| v.peer.addrs = vec![net(bad)]).await;
         assert!(e.to_string().contains(bad), "{e}");
     }
     let e = lab.refused(|v| v.peer.mac = Mac([1, 0, 0, 0, 0, 1])).await;
@@ -75,7 +75,7 @@ async fn a_failed_attach_leaves_nothing() {
     let e = lab.refused(|v| (v.peer.netns, v.peer.inode) = (own, inode)).await;
     assert!(e.to_string().contains("not the host's"), "{e}");
     // These fail only when half of it is done.
-    let e = lab.refused(|v| v.peer.gateway = Some(ip("10.99.0.1"))).await;
+    let e = lab.refused(|v| v.peer.gateways = vec![ip("10.99.0.1")]).await;
     assert!(
         chain(&e).contains("10.99.0.1") && chain(&e).contains("unreachable"),
         "{}",

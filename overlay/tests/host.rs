@@ -32,7 +32,7 @@ fn value() -> Nft {
     Nft {
         peers: [ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")].into(),
         bridges: BTreeMap::from([("mb-shop".into(), shop), ("mb-back".into(), back)]),
-        ingress: Some(net("10.255.0.0/16")),
+        ingress: BTreeSet::from([net("10.255.0.0/16")]),
         ingress_dev: "mx-ingress".into(),
     }
 }

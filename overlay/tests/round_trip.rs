@@ -41,6 +41,7 @@ async fn every_step_and_its_opposite() {
     let link = Link::Bridge {
         mac: Mac::for_ip(net1.gateway),
         mtu: 1450,
+        ipv6: false,
     };
     want.links.insert(net1.bridge(), SeenLink { mark, link, settled: true });
     assert_eq!(twice(&overlay, net1.put_bridge()).await, want);
@@ -57,6 +58,7 @@ async fn every_step_and_its_opposite() {
         mtu: 1450,
         bridge: Some(net1.bridge()),
         mac: None,
+        ipv6: false,
     };
     want.links.insert(net1.vxlan(), SeenLink { mark, link, settled: true });
     assert_eq!(twice(&overlay, net1.put_vxlan("192.0.2.1")).await, want);
@@ -68,6 +70,7 @@ async fn every_step_and_its_opposite() {
         mtu: 1450,
         bridge: None,
         mac: Some(Mac::for_ip(ip("10.255.0.1"))),
+        ipv6: false,
     };
     let name = "mx-000000000000".to_owned();
     want.links.insert(
@@ -158,7 +161,7 @@ async fn every_step_and_its_opposite() {
     let nft = Nft {
         peers: BTreeSet::from([ip("192.0.2.2")]),
         bridges: BTreeMap::from([(net1.bridge(), rules)]),
-        ingress: Some(net("10.255.0.0/16")),
+        ingress: BTreeSet::from([net("10.255.0.0/16")]),
         ingress_dev: name.clone(),
     };
     want.nft = Some(nft.clone());

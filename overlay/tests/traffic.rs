@@ -58,6 +58,7 @@ fn ingress(here: usize) -> Vec<NetAction> {
         mtu: 1450,
         bridge: None,
         mac: Some(Mac::for_ip(own)),
+        ipv6: false,
     };
     vec![
         NetAction::PutLink {
@@ -93,7 +94,7 @@ fn nft(net1: &Network, peers: &[&str], internal: bool) -> Nft {
     Nft {
         peers: peers.iter().map(|p| ip(p)).collect(),
         bridges: BTreeMap::from([(net1.bridge(), rules)]),
-        ingress: Some(net("10.255.0.0/16")),
+        ingress: BTreeSet::from([net("10.255.0.0/16")]),
         ingress_dev: INGRESS_DEV.into(),
     }
 }
@@ -235,7 +236,7 @@ async fn networks_are_kept_apart() {
     let want = Nft {
         peers: BTreeSet::new(),
         bridges,
-        ingress: None,
+        ingress: BTreeSet::new(),
         ingress_dev: INGRESS_DEV.into(),
     };
     apply(&overlay, [NetAction::SetNft(Some(want))]).await;

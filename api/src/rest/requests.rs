@@ -1,6 +1,9 @@
 //! What is asked for, and the answers that are no view of an object.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use mesh_core::{
@@ -121,6 +124,9 @@ pub struct ConnectRequest {
     /// Address asked for; else the next free one.
     #[schema(value_type = Option<String>)]
     pub ip: Option<IpAddr>,
+    /// IPv6 address asked for, in a network that has both.
+    #[schema(value_type = Option<String>)]
+    pub ip6: Option<Ipv6Addr>,
     /// Ethernet address asked for.
     #[schema(value_type = Option<String>)]
     pub mac: Option<Mac>,

@@ -24,6 +24,8 @@ pub struct NetworkSpec {
     pub ip_ranges: Vec<String>,
     /// Addresses never handed out, by name.
     pub aux_addresses: BTreeMap<String, String>,
+    /// IPv6 too: a range of the cluster's own, unless `subnets` has one.
+    pub ipv6: bool,
     /// No way out.
     pub internal: bool,
     /// Containers outside a service may attach.

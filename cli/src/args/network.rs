@@ -1,6 +1,6 @@
 //! network create, ls, inspect, rm, prune, connect, disconnect.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
@@ -64,6 +64,8 @@ Examples:
   meshctl network create kafka --driver overlay --subnet 172.30.0.0/16 --attachable
   meshctl network create kafka --subnet 172.30.0.0/16 --gateway 172.30.0.254 \\
           --ip-range 172.30.8.0/24 --aux-address router=172.30.0.2
+  meshctl network create kafka --ipv6                                      IPv4 and IPv6
+  meshctl network create kafka --subnet fd12:3456:789a:1::/64              IPv6 only
   meshctl network create db --internal --opt mtu=1400 --label team=data")]
 pub struct Create {
     /// Its name: 1 to 63 letters, digits and hyphens
@@ -84,6 +86,9 @@ pub struct Create {
     /// Address that is never handed out; may be given several times
     #[arg(long = "aux-address", value_name = "NAME=ADDRESS", value_parser = values::aux_address)]
     pub aux_addresses: Vec<(String, IpAddr)>,
+    /// IPv6 too: a range of the cluster's own, unless --subnet gives one
+    #[arg(long)]
+    pub ipv6: bool,
     /// No way out of the network
     #[arg(long)]
     pub internal: bool,
@@ -121,6 +126,9 @@ pub struct Connect {
     /// Address [default: the next free one]
     #[arg(long, value_name = "ADDRESS", value_parser = values::ip)]
     pub ip: Option<IpAddr>,
+    /// IPv6 address in a network that has both [default: the next free one]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::ip6)]
+    pub ip6: Option<Ipv6Addr>,
     /// Ethernet address [default: made from the address]
     #[arg(long, value_name = "MAC", value_parser = values::mac)]
     pub mac: Option<Mac>,

@@ -26,13 +26,14 @@ pub async fn list(session: &Session, path: &str) -> Result<(), Failure> {
     session.answer(&value, |paint| {
         let mut table = Table::new(&["ID", "NAME", "NODE", "NETWORK", "ADDRESS", "SERVICE", "WEIGHT", "STATE"]);
         for e in Vec::<EndpointView>::deserialize(&value)? {
+            let ips: Vec<_> = e.ips().map(|ip| ip.to_string()).collect();
             let service = e.service.unwrap_or_default();
             table.row(vec![
                 e.id.to_string(),
                 e.name,
                 e.node,
                 e.network,
-                e.ip.to_string(),
+                ips.join(","),
                 service,
                 e.weight.to_string(),
                 e.state.as_str().to_owned(),

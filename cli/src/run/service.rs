@@ -50,7 +50,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
         let mut table = Table::new(&["ID", "NAME", "MODE", "READY", "VIPS", "PORTS"]);
         for s in Vec::<ServiceView>::deserialize(&value)? {
             let ready = s.endpoints.iter().filter(|e| e.state == StateView::Ready).count();
-            let vips: Vec<_> = s.vips.iter().map(|v| v.ip.to_string()).collect();
+            let vips: Vec<_> = s.vips.iter().flat_map(|v| v.ips()).map(|ip| ip.to_string()).collect();
             let ports: Vec<_> = s.ports.iter().map(ports::display).collect();
             let mode = serde_json::to_value(s.endpoint_mode)?.as_str().unwrap_or_default().to_owned();
             table.row(vec![

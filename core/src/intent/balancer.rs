@@ -15,6 +15,9 @@ use crate::{
     objects::{Algorithm, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service},
 };
 
+/// The families that a set of backends exists for, with their bit in its number and who is in it.
+const FAMILIES: [(u32, fn(&Endpoint) -> bool); 2] = [(0, |e| e.ip4().is_some()), (lb::V6, |e| e.ip6().is_some())];
+
 impl Host<'_> {
     pub(super) fn balancer(&self, ingress: &Network, facts: &Facts, out: &mut Desired) {
         let t = &mut out.tables;
@@ -34,11 +37,7 @@ impl Host<'_> {
     }
 
     fn service(&self, service: &Service, members: &[&Endpoint], ingress_dev: &str, out: &mut Desired) {
-        let mut seen = BTreeSet::new();
-        // A container that serves over two networks is one backend of a published port.
-        let once: Vec<_> = members.iter().copied().filter(|e| seen.insert((e.node, e.sandbox.inode))).collect();
-        let here: Vec<_> = once.iter().copied().filter(|e| e.node == self.node.id).collect();
-        let runs = here.iter().any(|e| e.state != EndpointState::Starting);
+        let runs = members.iter().any(|e| e.node == self.node.id && e.state != EndpointState::Starting);
         let (mut everywhere, mut only_here) = (false, false);
         for port in &service.ports {
             let set = match port.mode {
@@ -59,20 +58,27 @@ impl Host<'_> {
             affinity_secs: service.affinity_secs,
             ranged: !service.source_ranges.is_empty(),
         };
-        if everywhere {
-            self.pool(service.slot, &once, options, out);
-            for e in &once {
-                if let Some(vtep) = self.vtep(e) {
-                    out.fdb.insert(Fdb {
-                        dev: ingress_dev.to_owned(),
-                        mac: e.mac,
-                        vtep: Some(vtep),
-                    });
+        for (family, has) in FAMILIES {
+            let mut seen = BTreeSet::new();
+            // A container that serves over two networks is one backend of a published port.
+            let mut is_first = |e: &&Endpoint| has(e) && seen.insert((e.node, e.sandbox.inode));
+            let once: Vec<_> = members.iter().copied().filter(|e| is_first(e)).collect();
+            if everywhere {
+                self.pool(service.slot | family, &once, options, out);
+                for e in &once {
+                    if let Some(vtep) = self.vtep(e) {
+                        out.fdb.insert(Fdb {
+                            dev: ingress_dev.to_owned(),
+                            mac: e.mac,
+                            vtep: Some(vtep),
+                        });
+                    }
                 }
             }
-        }
-        if only_here {
-            self.pool(service.slot | lb::LOCAL, &here, options, out);
+            if only_here {
+                let here: Vec<_> = once.into_iter().filter(|e| e.node == self.node.id).collect();
+                self.pool(service.slot | lb::LOCAL | family, &here, options, out);
+            }
         }
         if everywhere || only_here {
             sources(service, &mut out.tables);
@@ -81,16 +87,19 @@ impl Host<'_> {
             let Some(network) = self.objects.networks.get(&vip.network) else {
                 continue;
             };
-            let there: Vec<_> = members.iter().copied().filter(|e| e.network == vip.network).collect();
-            out.tables.vips.insert(
-                vip.ip,
-                lb::Vip {
-                    service: vip.slot,
+            for ip in vip.ips() {
+                let (family, has) = FAMILIES[usize::from(ip.is_ipv6())];
+                let there = members.iter().copied().filter(|e| e.network == vip.network && has(e));
+                let there: Vec<_> = there.collect();
+                let set = vip.slot | family;
+                let row = lb::Vip {
+                    service: set,
                     network: network.vni,
-                },
-            );
-            // Source ranges are about clients from outside.
-            self.pool(vip.slot, &there, PoolOptions { ranged: false, ..options }, out);
+                };
+                out.tables.vips.insert(ip, row);
+                // Source ranges are about clients from outside.
+                self.pool(set, &there, PoolOptions { ranged: false, ..options }, out);
+            }
         }
     }
 

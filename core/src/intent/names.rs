@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{Host, bridge_name};
 use crate::{
     names::{Listener, NameTable, Zone},
-    objects::{EndpointMode, Network},
+    objects::{EndpointMode, Network, Vip},
 };
 
 impl Host<'_> {
@@ -25,7 +25,8 @@ impl Host<'_> {
             let mut others: Vec<_> = self.siblings(e).filter(|o| o.id != e.id).collect();
             others.sort_by_key(|o| o.slot);
             let networks = std::iter::once(e.network).chain(others.iter().map(|o| o.network)).collect();
-            out.clients.insert(e.ip, networks);
+            let networks: Vec<_> = networks;
+            out.clients.extend(e.ips().map(|ip| (ip, networks.clone())));
         }
     }
 
@@ -34,9 +35,13 @@ impl Host<'_> {
             network: network.name.to_ascii_lowercase(),
             ..Zone::default()
         };
-        let mut add = |name: String, ip: Option<IpAddr>| {
+        let mut add = |name: String, ips: Vec<IpAddr>| {
             let list = zone.names.entry(name.to_ascii_lowercase()).or_default();
-            list.extend(ip.filter(|ip| !list.contains(ip)));
+            for ip in ips {
+                if !list.contains(&ip) {
+                    list.push(ip);
+                }
+            }
         };
         let services: Vec<_> = self
             .objects
@@ -46,8 +51,9 @@ impl Host<'_> {
             .collect();
         let taken: BTreeSet<_> = services.iter().map(|s| s.name.to_ascii_lowercase()).collect();
         for s in &services {
-            add(format!("tasks.{}", s.name), None);
-            add(s.name.clone(), s.vips.iter().find(|v| v.network == network.id).map(|v| v.ip));
+            add(format!("tasks.{}", s.name), Vec::new());
+            let vip = s.vips.iter().find(|v| v.network == network.id);
+            add(s.name.clone(), vip.into_iter().flat_map(Vip::ips).collect());
         }
         for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
             // A service's name is the service's, also when a container has it too.
@@ -55,12 +61,12 @@ impl Host<'_> {
                 .chain(&e.aliases)
                 .filter(|n| !taken.contains(&n.to_ascii_lowercase()))
             {
-                add(name.clone(), Some(e.ip));
+                add(name.clone(), e.ips().collect());
             }
             for s in services.iter().filter(|s| s.has(e) && self.takes_new(e)) {
-                add(format!("tasks.{}", s.name), Some(e.ip));
+                add(format!("tasks.{}", s.name), e.ips().collect());
                 if s.endpoint_mode == EndpointMode::Dnsrr {
-                    add(s.name.clone(), Some(e.ip));
+                    add(s.name.clone(), e.ips().collect());
                 }
             }
         }
@@ -69,10 +75,14 @@ impl Host<'_> {
             .endpoints
             .values()
             .filter(|e| e.network == network.id)
-            .map(|e| (e.ip, e.name.clone()));
-        let vips = services
-            .iter()
-            .flat_map(|s| s.vips.iter().filter(|v| v.network == network.id).map(|v| (v.ip, s.name.clone())));
+            .flat_map(|e| e.ips().map(|ip| (ip, e.name.clone())));
+        let vips = services.iter().flat_map(|s| {
+            s.vips
+                .iter()
+                .filter(|v| v.network == network.id)
+                .flat_map(Vip::ips)
+                .map(|ip| (ip, s.name.clone()))
+        });
         zone.reverse = endpoints.chain(vips).map(|(ip, name)| (ip, name.to_ascii_lowercase())).collect();
         zone
     }

@@ -1,6 +1,9 @@
 //! Endpoints: attached, moved on in their life, detached.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
@@ -75,24 +78,8 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         None => free_ifname(&siblings),
     };
     let mut network = Network::clone(network);
-    let ip = match new.ip {
-        Some(ip) => {
-            networks::check_address(state, &network, ip)?;
-            ip
-        }
-        None => state.take_address(&mut network, &[])?,
-    };
-    let mac = new.mac.unwrap_or_else(|| Mac::for_ip(ip));
-    if !mac.is_usable() {
-        return Err(Refusal::malformed(format!(
-            "ethernet address {mac} is not one that a host can have: give a unicast one"
-        )));
-    }
-    if let Some(other) = state.macs.get(&mac) {
-        return Err(Refusal::conflict(format!(
-            "ethernet address {mac} is taken by endpoint {other}: choose another"
-        )));
-    }
+    let (ip, ip6) = addresses(state, new, &mut network)?;
+    let mac = mac(state, new.mac, ip, &network)?;
     let endpoint = Endpoint {
         id: new.id,
         version: index,
@@ -102,7 +89,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         node: node.id,
         network: network.id,
         ip,
-        ip6: None,
+        ip6,
         mac,
         aliases: new.aliases.clone(),
         service: service.map(|s| s.id),
@@ -121,6 +108,53 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
             put_endpoint(endpoint),
         ],
     ))
+}
+
+/// Its addresses: those asked for, and the next ones of the families left open.
+fn addresses(state: &State, new: &NewEndpoint, network: &mut Network) -> Result<(IpAddr, Option<Ipv6Addr>), Refusal> {
+    let (ip4, also6) = match new.ip {
+        Some(IpAddr::V4(ip)) => (Some(ip), None),
+        Some(IpAddr::V6(ip)) => (None, Some(ip)),
+        None => (None, None),
+    };
+    if let (Some(a), Some(b)) = (also6, new.ip6) {
+        return Err(Refusal::malformed(format!(
+            "two IPv6 addresses are asked for, {a} and {b}: give one"
+        )));
+    }
+    let ip6 = also6.or(new.ip6);
+    for ip in ip4.map(IpAddr::V4).into_iter().chain(ip6.map(IpAddr::V6)) {
+        networks::check_address(state, network, ip)?;
+    }
+    state.take_addresses(network, ip4, ip6)
+}
+
+/// Its Ethernet address: the one asked for, or the first free one that goes with its address.
+fn mac(state: &State, asked: Option<Mac>, ip: IpAddr, network: &Network) -> Result<Mac, Refusal> {
+    let is_gateway = |mac: Mac| network.subnets.iter().any(|s| Mac::for_ip(s.gateway) == mac);
+    let Some(mac) = asked else {
+        let is_free = |mac: &Mac| !state.macs.contains_key(mac) && !is_gateway(*mac);
+        return Mac::candidates(ip)
+            .find(is_free)
+            .ok_or_else(|| Refusal::other(format!("no ethernet address is free for {ip}")));
+    };
+    if !mac.is_usable() {
+        return Err(Refusal::malformed(format!(
+            "ethernet address {mac} is not one that a host can have: give a unicast one"
+        )));
+    }
+    if let Some(other) = state.macs.get(&mac) {
+        return Err(Refusal::conflict(format!(
+            "ethernet address {mac} is taken by endpoint {other}: choose another"
+        )));
+    }
+    // It belongs to whoever gets that address, an endpoint, a gateway or a node.
+    if is_gateway(mac) || (mac.is_of_ip4() && mac != Mac::for_ip(ip)) {
+        return Err(Refusal::conflict(format!(
+            "ethernet address {mac} is one that meshd gives itself: choose another, not beginning with 02:6d"
+        )));
+    }
+    Ok(mac)
 }
 
 /// The kernel's rule for interface names (dev_valid_name in net/core/dev.c), and printable.

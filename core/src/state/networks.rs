@@ -10,8 +10,8 @@ use crate::{
     Id, Refusal,
     command::Reply,
     ipam,
-    objects::{Kind, Network, Object, Subnet},
-    spec::{NetworkSpec, check_host, overlap},
+    objects::{Cluster, Kind, Network, Object, Subnet},
+    spec::{IPV6_MIN_MTU, NetworkSpec, check_host, overlap},
 };
 
 /// VNIs below are left to others, as Swarm does.
@@ -39,14 +39,13 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &NetworkSpec, i
             "mtu {mtu} does not fit: the nodes' underlay leaves {room} bytes inside vxlan"
         )));
     }
+    if spec.wants_ip6() {
+        check_room(state, "an IPv6 network", IPV6_MIN_MTU)?;
+    }
     for net in &spec.subnets {
         check_free(state, *net)?;
     }
-    let nets = if spec.subnets.is_empty() {
-        vec![ipam::next_subnet(&cluster.address_pools, cluster.subnet_prefix, &taken(state))?]
-    } else {
-        spec.subnets.clone()
-    };
+    let nets = ranges(state, &cluster, spec)?;
     if cluster.next_vni > LAST_VNI {
         return Err(Refusal::other(format!(
             "every vxlan network identifier up to {LAST_VNI} was used: remake the cluster"
@@ -73,6 +72,35 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &NetworkSpec, i
         reply,
         vec![put(Object::Cluster(Arc::new(cluster))), put(Object::Network(Arc::new(network)))],
     ))
+}
+
+/// The ranges of a new network, IPv4 first: those asked for, and one from the pools of each family
+/// that it shall have and has none of.
+fn ranges(state: &State, cluster: &Cluster, spec: &NetworkSpec) -> Result<Vec<IpNet>, Refusal> {
+    let (mut nets, mut six): (Vec<IpNet>, Vec<IpNet>) = spec.subnets.iter().copied().partition(|n| n.addr().is_ipv4());
+    let (pools, mut pools6): (Vec<IpNet>, Vec<IpNet>) = cluster.address_pools.iter().copied().partition(|n| n.addr().is_ipv4());
+    let taken = taken(state);
+    if nets.is_empty() && spec.wants_ip4() {
+        nets.push(ipam::next_subnet(&pools, cluster.subnet_prefix, &taken)?);
+    }
+    if six.is_empty() && spec.wants_ip6() {
+        if pools6.is_empty() {
+            pools6.push(ipam::local_pool(cluster.id).into());
+        }
+        six.push(ipam::next_subnet(&pools6, ipam::IPV6_PREFIX, &taken)?);
+    }
+    nets.append(&mut six);
+    Ok(nets)
+}
+
+/// Refuses what needs more MTU than the nodes' underlay leaves inside VXLAN.
+fn check_room(state: &State, what: &str, needed: u32) -> Result<(), Refusal> {
+    match state.objects.underlay_room() {
+        Some(room) if room < needed => Err(Refusal::other(format!(
+            "{what} needs an mtu of {needed} bytes: the nodes' underlay leaves {room} inside vxlan"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn subnet(net: IpNet, spec: &NetworkSpec) -> Result<Subnet, Refusal> {
@@ -109,7 +137,8 @@ fn subnet(net: IpNet, spec: &NetworkSpec) -> Result<Subnet, Refusal> {
 pub(super) fn taken(state: &State) -> Vec<IpNet> {
     let nets = state.objects.networks.values().flat_map(|n| n.subnets.iter().map(|s| s.subnet));
     let routes = state.objects.nodes.values().flat_map(|n| n.host_routes.iter().map(|r| r.dst));
-    nets.chain(routes).collect()
+    let nodes = state.objects.cluster.iter().map(|c| ipam::node_range(c.id).into());
+    nets.chain(routes).chain(nodes).collect()
 }
 
 fn check_free(state: &State, net: IpNet) -> Result<(), Refusal> {
@@ -120,6 +149,13 @@ fn check_free(state: &State, net: IpNet) -> Result<(), Refusal> {
                 s.subnet, other.name
             )));
         }
+    }
+    if let Some(range) = state.objects.cluster.as_ref().map(|c| ipam::node_range(c.id).into())
+        && overlap(range, net)
+    {
+        return Err(Refusal::conflict(format!(
+            "subnet {net} overlaps {range}, where the nodes' own addresses are: choose another range"
+        )));
     }
     for node in state.objects.nodes.values() {
         if let Some(r) = node.host_routes.iter().find(|r| overlap(r.dst, net)) {
@@ -177,7 +213,7 @@ pub(super) fn prune(state: &State) -> Effect {
 
 /// Finds the subnet that an address asked for belongs to, and checks that it is free there.
 pub(super) fn check_address(state: &State, network: &Network, ip: IpAddr) -> Result<(), Refusal> {
-    let Some(subnet) = network.subnets.iter().find(|s| s.subnet.contains(&ip)) else {
+    let Some(subnet) = network.subnet_of(ip) else {
         let nets = some_of(network.subnets.iter().map(|s| s.subnet.to_string()));
         return Err(Refusal::other(format!(
             "address {ip} is not in network {:?} ({nets}): choose one from there",

@@ -1,6 +1,6 @@
 //! The cluster's beginning, and its nodes: taken in, changed, removed.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -10,8 +10,8 @@ use crate::{
     Id, Refusal,
     command::{NewNode, Reply},
     ipam,
-    objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Protocol, Role, Subnet},
-    spec::{check_name, overlap},
+    objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Protocol, Role, Subnet, vxlan_overhead},
+    spec::{IPV6_MIN_MTU, MIN_MTU, check_name, check_unicast, overlap},
 };
 
 /// Prefix length of the ingress network, which has an address for every node.
@@ -20,6 +20,7 @@ const INGRESS_PREFIX: u8 = 16;
 pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timestamp, index: u64) -> Effect {
     check_name("host", &node.hostname)?;
     check_pools(&cluster)?;
+    check_mtu(&State::default(), node.data_path_addr, node.underlay_mtu)?;
     let taken: Vec<IpNet> = node.host_routes.iter().map(|r| r.dst).collect();
     // A small pool must not be eaten up by the ingress network alone.
     let roomy = cluster
@@ -27,7 +28,8 @@ pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timest
         .iter()
         .any(|p| p.addr().is_ipv4() && p.prefix_len() + 4 <= INGRESS_PREFIX);
     let prefix = if roomy { INGRESS_PREFIX } else { cluster.subnet_prefix };
-    let net = ipam::next_subnet(&cluster.address_pools, prefix, &taken)?;
+    let pools: Vec<_> = cluster.address_pools.iter().copied().filter(|p| p.addr().is_ipv4()).collect();
+    let net = ipam::next_subnet(&pools, prefix, &taken)?;
     let mut subnet = Subnet {
         subnet: net,
         gateway: net.network(),
@@ -74,18 +76,20 @@ fn check_pools(cluster: &Cluster) -> Result<(), Refusal> {
                 pool.trunc()
             )));
         }
-        if pool.addr().is_ipv6() {
-            return Err(Refusal::malformed(format!(
-                "address pool {pool} is IPv6, which is not carried yet: give IPv4 pools"
-            )));
-        }
+        check_unicast(*pool, "address pool")?;
+        let prefix = if pool.addr().is_ipv4() { prefix } else { ipam::IPV6_PREFIX };
         if pool.prefix_len() > prefix {
             return Err(Refusal::malformed(format!(
                 "address pool {pool} is smaller than a subnet (/{prefix}): give a larger pool or a larger --subnet-size"
             )));
         }
     }
-    if cluster.address_pools.is_empty() || !(8..=29).contains(&prefix) {
+    if !cluster.address_pools.iter().any(|p| p.addr().is_ipv4()) {
+        return Err(Refusal::malformed(
+            "no address pool is IPv4, which the ingress network needs: give one like 10.0.0.0/8",
+        ));
+    }
+    if !(8..=29).contains(&prefix) {
         return Err(Refusal::malformed(format!(
             "subnet size {prefix} is not a prefix length from 8 to 29"
         )));
@@ -93,7 +97,7 @@ fn check_pools(cluster: &Cluster) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn made(new: &NewNode, raft_id: u64, ingress_ip: std::net::IpAddr, at: Timestamp, index: u64) -> Node {
+fn made(new: &NewNode, raft_id: u64, ingress_ip: IpAddr, at: Timestamp, index: u64) -> Node {
     Node {
         id: new.id,
         version: index,
@@ -132,6 +136,8 @@ pub(super) fn join(state: &State, new: &NewNode, at: Timestamp, index: u64) -> E
             new.data_path_addr, other.hostname
         )));
     }
+    check_family(state, new.id, new.data_path_addr)?;
+    check_mtu(state, new.data_path_addr, new.underlay_mtu)?;
     if let Some((_, owner)) = state.publishers(Protocol::Tcp, new.control_port).next() {
         let owner = state.objects.services.get(&owner).map_or("?", |s| s.name.as_str());
         return Err(Refusal::conflict(format!(
@@ -154,12 +160,64 @@ pub(super) fn join(state: &State, new: &NewNode, at: Timestamp, index: u64) -> E
         .ingress()
         .ok_or_else(|| Refusal::other("the cluster has no ingress network"))?;
     let mut ingress = Network::clone(ingress);
-    let ip = state.take_address(&mut ingress, &[])?;
+    let ip = state.take_ip4(&mut ingress)?.into();
     let node = made(new, if new.role == Role::Manager { index } else { 0 }, ip, at, index);
     Ok((
         Reply::Node(Box::new(node.clone())),
         vec![put(Object::Network(Arc::new(ingress))), put(Object::Node(Arc::new(node)))],
     ))
+}
+
+/// All VTEPs are of one family: a VXLAN device sends from an address of one family only.
+fn check_family(state: &State, me: Id, vtep: IpAddr) -> Result<(), Refusal> {
+    let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let mut nodes = state.objects.nodes.values();
+    match nodes.find(|n| n.id != me && n.data_path_addr.is_ipv4() != vtep.is_ipv4()) {
+        Some(other) => Err(Refusal::other(format!(
+            "data-path address {vtep} is {}, those of the cluster are {} (node {} has {}): give one of that family with --data-path-addr",
+            family(vtep),
+            family(other.data_path_addr),
+            other.hostname,
+            other.data_path_addr
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The underlay of a node leaves what its networks need inside VXLAN.
+fn check_mtu(state: &State, vtep: IpAddr, mtu: u32) -> Result<(), Refusal> {
+    let all = &state.objects;
+    let overhead = vxlan_overhead(vtep);
+    if mtu < MIN_MTU + overhead {
+        return Err(Refusal::other(format!(
+            "the link of {vtep} has an mtu of {mtu} bytes: vxlan needs {} or more",
+            MIN_MTU + overhead
+        )));
+    }
+    let six = all
+        .networks
+        .values()
+        .find(|n| n.has_ip6())
+        .filter(|_| mtu < IPV6_MIN_MTU + overhead);
+    let sized = all.networks.values().find(|n| n.mtu.is_some_and(|m| m + overhead > mtu));
+    if let Some(n) = six.or(sized) {
+        let needed = n.mtu.unwrap_or(IPV6_MIN_MTU) + overhead;
+        return Err(Refusal::other(format!(
+            "the link of {vtep} has an mtu of {mtu} bytes: network {:?} needs {needed} or more",
+            n.name
+        )));
+    }
+    Ok(())
+}
+
+/// What a node says of itself. A smaller MTU is a fact, whatever suffers from it; VTEPs of two
+/// families are a mistake.
+pub(super) fn report(state: &State, id: Id, index: u64, data_path_addr: IpAddr, f: impl FnOnce(&mut Node)) -> Effect {
+    check_family(state, id, data_path_addr)?;
+    change(state, id, index, |n| {
+        n.data_path_addr = data_path_addr;
+        f(n);
+    })
 }
 
 /// Changes a node; one that stays as it is gets no new version and wakes nobody.

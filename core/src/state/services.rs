@@ -116,11 +116,11 @@ fn settle(state: &State, mut cluster: Cluster, mut service: Service, spec: &Serv
                 continue;
             };
             let mut network = Network::clone(network);
-            let ip: IpAddr = state.take_address(&mut network, &[])?;
+            let (ip, ip6) = state.take_addresses(&mut network, None, None)?;
             service.vips.push(Vip {
                 network: *id,
                 ip,
-                ip6: None,
+                ip6,
                 slot: take_slot(&mut cluster),
             });
             changes.push(put(Object::Network(Arc::new(network))));

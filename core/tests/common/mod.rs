@@ -87,6 +87,7 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
         service: service.map(Into::into),
         name: format!("c{n}"),
         ip: None,
+        ip6: None,
         mac: None,
         aliases: vec![],
         labels: Labels::new(),

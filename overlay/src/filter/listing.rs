@@ -97,7 +97,7 @@ impl Listing {
             }
         }
         for net in self.of("ingress4").iter().chain(self.of("ingress6")) {
-            nft.ingress = Some(range(net)?);
+            nft.ingress.insert(range(net)?);
         }
         nft.ingress_dev = self.of("ingress_dev").first().map_or(Some(""), Value::as_str)?.into();
         let nft = ruleset::canonical(&nft);

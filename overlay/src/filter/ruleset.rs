@@ -79,6 +79,7 @@ const CHAINS: &str = r#"
 		iifname @bridges jump to_host
 	}
 	chain to_host {
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
 		ct state established,related accept
 		iifname . ip daddr @gateways4 jump to_gateway
 		iifname . ip6 daddr @gateways6 jump to_gateway
@@ -149,7 +150,7 @@ pub(super) fn elements(nft: &Nft) -> Elements {
         put("ingress_dev", quoted(&nft.ingress_dev));
         put("ours", quoted(&nft.ingress_dev));
     }
-    if let Some(net) = nft.ingress {
+    for net in nft.ingress.iter().copied() {
         put(of("ingress4", "ingress6", net.addr()), range(net));
     }
     for (name, rules) in &nft.bridges {
@@ -190,7 +191,7 @@ pub(super) fn canonical(nft: &Nft) -> Nft {
     Nft {
         peers: nft.peers.clone(),
         bridges: nft.bridges.iter().map(|(name, rules)| (name.clone(), sorted(rules))).collect(),
-        ingress: nft.ingress.map(|net| net.trunc()),
+        ingress: nft.ingress.iter().map(IpNet::trunc).collect(),
         ingress_dev: nft.ingress_dev.clone(),
     }
 }

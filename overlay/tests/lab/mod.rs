@@ -191,17 +191,18 @@ impl Network {
     }
 
     pub fn addr(&self, host: u8) -> IpNet {
-        let IpAddr::V4(base) = self.subnet.network() else {
-            unreachable!("tests are IPv4")
+        let ip = match self.subnet.network() {
+            IpAddr::V4(base) => IpAddr::V4((u32::from(base) + u32::from(host)).into()),
+            IpAddr::V6(base) => IpAddr::V6((u128::from(base) + u128::from(host)).into()),
         };
-        let [a, b, c, _] = base.octets();
-        IpNet::new(IpAddr::from([a, b, c, host]), self.subnet.prefix_len()).unwrap()
+        IpNet::new(ip, self.subnet.prefix_len()).unwrap()
     }
 
     pub fn put_bridge(&self) -> NetAction {
         let link = Link::Bridge {
             mac: Mac::for_ip(self.gateway),
             mtu: self.mtu,
+            ipv6: self.subnet.addr().is_ipv6(),
         };
         NetAction::PutLink {
             name: self.bridge(),
@@ -217,6 +218,7 @@ impl Network {
             mtu: self.mtu,
             bridge: Some(self.bridge()),
             mac: None,
+            ipv6: false,
         };
         NetAction::PutLink {
             name: self.vxlan(),
@@ -248,8 +250,8 @@ impl Network {
             inode: ns.open().inode(),
             ifname: "eth0".into(),
             mac: Mac::for_ip(addr.addr()),
-            addr,
-            gateway: has_gateway.then_some(self.gateway),
+            addrs: vec![addr],
+            gateways: has_gateway.then_some(self.gateway).into_iter().collect(),
         };
         (
             format!("mv-{endpoint}"),

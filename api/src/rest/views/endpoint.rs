@@ -1,6 +1,6 @@
 //! The views of an endpoint: by itself, and inside its network or service.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use jiff::Timestamp;
 use mesh_core::{
@@ -64,6 +64,10 @@ pub struct MemberView {
     /// Its address.
     #[schema(value_type = String)]
     pub ip: IpAddr,
+    /// Its IPv6 address in a network that has both families; left out elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ip6: Option<Ipv6Addr>,
     /// Its Ethernet address.
     #[schema(value_type = String)]
     pub mac: Mac,
@@ -86,6 +90,7 @@ impl MemberView {
             node: node_name(endpoint.node, all),
             network: network_name(endpoint.network, all),
             ip: endpoint.ip,
+            ip6: endpoint.ip6,
             mac: endpoint.mac,
             state: StateView::of(endpoint, all),
             weight: endpoint.weight,
@@ -117,11 +122,22 @@ pub struct EndpointView {
     /// Its address.
     #[schema(value_type = String)]
     pub ip: IpAddr,
+    /// Its IPv6 address in a network that has both families; left out elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ip6: Option<Ipv6Addr>,
     /// Prefix length that goes with the address; null when the network is not known here.
     pub prefix_len: Option<u8>,
     /// Gateway of the address's subnet, which also answers DNS.
     #[schema(value_type = Option<String>)]
     pub gateway: Option<IpAddr>,
+    /// Prefix length that goes with `ip6`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix_len6: Option<u8>,
+    /// Gateway of the subnet of `ip6`, which also answers DNS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub gateway6: Option<IpAddr>,
     /// MTU in bytes of its interface.
     pub mtu: Option<u32>,
     /// Its Ethernet address.
@@ -153,7 +169,8 @@ impl EndpointView {
     /// The endpoint as users see it. `all` holds the nodes, its network and its service.
     pub fn of(endpoint: &Endpoint, all: &Objects) -> Self {
         let network = all.networks.get(&endpoint.network);
-        let subnet = network.and_then(|n| n.subnets.iter().find(|s| s.subnet.contains(&endpoint.ip)));
+        let subnet = network.and_then(|n| n.subnet_of(endpoint.ip));
+        let subnet6 = network.and_then(|n| n.subnet_of(endpoint.ip6?.into()));
         let service = |id: Id| all.services.get(&id).map_or_else(|| id.to_string(), |s| s.name.clone());
         Self {
             id: endpoint.id,
@@ -161,8 +178,11 @@ impl EndpointView {
             node: node_name(endpoint.node, all),
             network: network_name(endpoint.network, all),
             ip: endpoint.ip,
+            ip6: endpoint.ip6,
             prefix_len: subnet.map(|s| s.subnet.prefix_len()),
             gateway: subnet.map(|s| s.gateway),
+            prefix_len6: subnet6.map(|s| s.subnet.prefix_len()),
+            gateway6: subnet6.map(|s| s.gateway),
             mtu: network.map(|n| all.mtu(n)),
             mac: endpoint.mac,
             ifname: endpoint.ifname.clone(),
@@ -175,6 +195,11 @@ impl EndpointView {
             created_at: endpoint.created_at,
             version: endpoint.version,
         }
+    }
+
+    /// Its addresses, the one that it is known by first.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(self.ip).chain(self.ip6.map(IpAddr::V6))
     }
 
     /// Every endpoint.

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_core::{
     Id,
-    objects::{Endpoint, Labels, Network, Objects, Service, Subnet},
+    objects::{Endpoint, Labels, Network, Objects, Service, Subnet, Vip},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -108,9 +108,9 @@ impl NetworkView {
             .iter()
             .flat_map(|s| &s.vips)
             .filter(|v| v.network == network.id)
-            .map(|v| v.ip);
+            .flat_map(Vip::ips);
         let nodes = all.nodes.values().filter(|_| network.ingress).map(|n| n.ingress_ip);
-        let taken: BTreeSet<IpAddr> = members.iter().map(|e| e.ip).chain(vips).chain(nodes).collect();
+        let taken: BTreeSet<IpAddr> = members.iter().flat_map(|e| e.ips()).chain(vips).chain(nodes).collect();
         Self {
             id: network.id,
             name: network.name.clone(),

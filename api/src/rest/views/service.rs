@@ -1,6 +1,6 @@
 //! The view of a service.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -63,6 +63,17 @@ pub struct VipView {
     /// The address.
     #[schema(value_type = String)]
     pub ip: IpAddr,
+    /// Its IPv6 address in a network that has both families; left out elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ip6: Option<Ipv6Addr>,
+}
+
+impl VipView {
+    /// Its addresses, IPv4 first.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(self.ip).chain(self.ip6.map(IpAddr::V6))
+    }
 }
 
 /// A service.
@@ -140,6 +151,7 @@ impl ServiceView {
                 .map(|v| VipView {
                     network: network_name(v.network, all),
                     ip: v.ip,
+                    ip6: v.ip6,
                 })
                 .collect(),
             ports: service.ports.iter().map(PortView::from).collect(),
