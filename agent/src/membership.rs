@@ -512,18 +512,36 @@ impl Membership {
     async fn own_address(&self, towards: Option<&str>) -> Result<IpAddr, Refusal> {
         if let Some(uplink) = &self.config.uplink {
             let all = nix::ifaddrs::getifaddrs().map_err(other)?;
-            let mut on_uplink = all
+            let on_uplink: Vec<IpAddr> = all
                 .filter(|i| i.interface_name == *uplink)
-                .filter_map(|i| i.address?.as_sockaddr_in().map(|a| IpAddr::V4(a.ip())));
-            return on_uplink
-                .next()
-                .ok_or_else(|| Refusal::other(format!("interface {uplink} has no IPv4 address: give --advertise-addr")));
+                .filter_map(|i| {
+                    let address = i.address?;
+                    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+                    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+                })
+                .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+                .collect();
+            // IPv4 where there is some, unless the manager is reached by IPv6.
+            let by_ip6 = towards.is_some_and(|t| t.parse::<SocketAddr>().is_ok_and(|a| a.is_ipv6()));
+            let wanted = on_uplink.iter().find(|ip| ip.is_ipv6() == by_ip6);
+            return wanted
+                .or(on_uplink.first())
+                .copied()
+                .ok_or_else(|| Refusal::other(format!("interface {uplink} has no address: give --advertise-addr")));
         }
         // 192.0.2.1: TEST-NET-1 (RFC 5737), reached by the default route wherever there is one.
         let to = towards.unwrap_or("192.0.2.1:9").to_owned();
         let found = tokio::task::spawn_blocking(move || {
+            // Whichever family leads there: a name may have both.
             let socket = UdpSocket::bind("0.0.0.0:0")?;
-            socket.connect(to)?;
+            let socket = match socket.connect(&to) {
+                Ok(()) => socket,
+                Err(_) => {
+                    let socket = UdpSocket::bind("[::]:0")?;
+                    socket.connect(&to)?;
+                    socket
+                }
+            };
             socket.local_addr()
         });
         match found.await {

@@ -95,7 +95,8 @@ pub fn ifname(s: &str) -> Result<String, String> {
 /// `HOST` or `HOST:PORT`.
 pub fn manager(s: &str) -> Result<String, String> {
     let hint = "use HOST or HOST:PORT, like 192.168.77.11:2377";
-    if s.parse::<IpAddr>().is_ok() {
+    let bare = s.strip_prefix('[').and_then(|s| s.strip_suffix(']')).unwrap_or(s);
+    if bare.parse::<IpAddr>().is_ok() {
         return Ok(s.to_owned());
     }
     if s.contains(|c: char| c.is_whitespace() || c == '/') {
@@ -215,6 +216,7 @@ mod tests {
             "h1.example:1",
             "[fd00::1]:2377",
             "fd00::1",
+            "[fd00::1]",
         ] {
             assert!(manager(good).is_ok(), "{good}");
         }

@@ -498,12 +498,15 @@ fn managers_keep_their_majority() {
 fn step() -> impl Strategy<Value = C> {
     let n = 0..6u64;
     prop_oneof![
-        (n.clone(), any::<bool>()).prop_map(|(n, small)| create_network(
+        (n.clone(), any::<bool>(), any::<bool>()).prop_map(|(n, small, ipv6)| create_network(
             n,
-            network_spec(
-                &format!("n{n}"),
-                small.then_some(["172.30.0.0/29", "172.30.0.8/29", "172.30.0.0/28"][n as usize % 3])
-            )
+            mesh_core::spec::NetworkSpec {
+                ipv6,
+                ..network_spec(
+                    &format!("n{n}"),
+                    small.then_some(["172.30.0.0/29", "172.30.0.8/29", "172.30.0.0/28", "fd01::/125", "fd01::/126"][n as usize % 5]),
+                )
+            }
         )),
         n.clone().prop_map(|n| C::NetworkRemove { network: format!("n{n}") }),
         (n.clone(), n.clone()).prop_map(|(n, m)| create_service(
@@ -550,11 +553,21 @@ proptest! {
             prop_assert_eq!(lab.state.objects(), restored.state.objects());
             let all = lab.state.objects();
             let mut ips = BTreeSet::new();
+            let mut macs = BTreeSet::new();
+            // As many addresses as the network has families, each in a subnet of its own.
+            let fits = |network: &mesh_core::Id, ips: &[std::net::IpAddr]| {
+                let n = &all.networks[network];
+                let families = usize::from(n.has_ip4()) + usize::from(n.has_ip6());
+                ips.len() == families && ips.iter().all(|ip| n.subnet_of(*ip).is_some())
+            };
             for e in all.endpoints.values() {
-                prop_assert!(ips.insert((e.network, e.ip)), "{}", e.ip);
+                prop_assert!(fits(&e.network, &e.ips().collect::<Vec<_>>()));
+                prop_assert!(e.ips().all(|ip| ips.insert((e.network, ip))), "{}", e.ip);
+                prop_assert!(macs.insert(e.mac), "{}", e.mac);
             }
             for v in all.services.values().flat_map(|s| &s.vips) {
-                prop_assert!(ips.insert((v.network, v.ip)), "{}", v.ip);
+                prop_assert!(fits(&v.network, &v.ips().collect::<Vec<_>>()));
+                prop_assert!(v.ips().all(|ip| ips.insert((v.network, ip))), "{}", v.ip);
             }
             for n in all.networks.values() {
                 for s in &n.subnets {

@@ -83,6 +83,8 @@ pub struct Endpoint {
     pub node: String,
     /// Its address, without a prefix length.
     pub ip: String,
+    /// Its IPv6 address in a network that has both.
+    pub ip6: Option<String>,
 }
 
 impl Done {
@@ -250,6 +252,12 @@ impl Drop for Lab {
 pub fn address(host: &str) -> String {
     let n: u8 = host.trim_start_matches('h').parse().unwrap_or(0);
     format!("192.168.77.{}", 10 + n)
+}
+
+/// The IPv6 underlay address of a host of the lab.
+pub fn address6(host: &str) -> String {
+    let n: u8 = host.trim_start_matches('h').parse().unwrap_or(0);
+    format!("fd77::{}", 10 + n)
 }
 
 /// How many answers each container gave, by name.

@@ -5,5 +5,5 @@ mod lab;
 mod place;
 
 pub use conn::Connection;
-pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, tally, until, within};
+pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, tally, until, within};
 pub use place::Place;

@@ -139,7 +139,8 @@ pub fn wire(a: (&Ns, &str, &str), b: (&Ns, &str, &str)) {
         "ip", "link", "add", a.1, "netns", &a.0.name, "type", "veth", "peer", "name", b.1, "netns", &b.0.name,
     ]);
     for (ns, dev, addr) in [a, b] {
-        ns.ok(&format!("ip addr add {addr} dev {dev}"));
+        let nodad = if addr.contains(':') { "nodad" } else { "" };
+        ns.ok(&format!("ip addr add {addr} dev {dev} {nodad}"));
         ns.ok(&format!("ip link set {dev} up"));
     }
 }
@@ -179,6 +180,16 @@ impl Network {
             subnet: net(&format!("10.{number}.0.0/24")),
             gateway: ip(&format!("10.{number}.0.1")),
             mtu: 1450,
+        }
+    }
+
+    /// One with IPv6 only: fd01:0:0:NUMBER::/64.
+    pub fn six(number: u8) -> Self {
+        Self {
+            subnet: net(&format!("fd01:0:0:{number}::/64")),
+            gateway: ip(&format!("fd01:0:0:{number}::1")),
+            mtu: 1430,
+            ..Self::new(number)
         }
     }
 
