@@ -27,7 +27,9 @@ impl Lab {
     async fn refused(&self, spoil: impl FnOnce(&mut Veth)) -> Error {
         let (name, mut veth) = self.net.attach(&self.pod, 5, true);
         spoil(&mut veth);
-        let (before, in_pod) = (self.overlay.dump(None).await.unwrap(), self.pod.ok("ip addr show"));
+        // An address of IPv6 that is new is tentative for a while (RFC 4862 5.4).
+        let addresses = || self.pod.ok("ip addr show").replace(" tentative", "");
+        let (before, in_pod) = (self.overlay.dump(None).await.unwrap(), addresses());
         let links = self.host.links();
         let error = self
             .overlay
@@ -41,7 +43,7 @@ impl Lab {
         assert_eq!(self.host.links(), links, "{error}");
         assert_eq!(self.overlay.dump(None).await.unwrap(), before);
         if self.pod.succeeds("true") {
-            assert_eq!(self.pod.ok("ip addr show"), in_pod, "{error}");
+            assert_eq!(addresses(), in_pod, "{error}");
         }
         error
     }

@@ -14,7 +14,7 @@ use mesh_loader::{AttachKind, Error, Loader, Options};
 use support::{
     Ns,
     frame::{Frame, SYN},
-    world::{CLIENT, NODE, REDIRECT, World, tables, tables_rows, turn},
+    world::{self, CLIENT, NODE, REDIRECT, World, tables, tables_rows, turn},
 };
 
 fn hooks() -> BTreeSet<Hook> {
@@ -184,8 +184,7 @@ fn what_another_version_pinned_is_taken_over() {
 
         let attached = |dev: &str| {
             let way = aya::programs::TcAttachType::Ingress;
-            let (_, programs) = aya::programs::SchedClassifier::query_tcx(dev, way).unwrap();
-            programs.iter().map(|p| p.id()).collect::<Vec<_>>()
+            world::attached(dev, way).iter().map(|p| p.id()).collect::<Vec<_>>()
         };
         let before = attached("up0");
         let mut loader = Loader::open(&opts).unwrap();

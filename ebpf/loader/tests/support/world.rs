@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use mesh_core::{
     Mac,
     action::BpfAction,
@@ -89,10 +89,29 @@ const PLACES: [(Program, &str, TcAttachType); 5] = [
     (Program::ToContainer, "mv-a", TcAttachType::Egress),
 ];
 
+/// The programs at a device, as TCX links or, where the kernel has none (before 6.6), as filters.
+pub fn attached(dev: &str, way: TcAttachType) -> Vec<ProgramInfo> {
+    if let Ok((_, found)) = SchedClassifier::query_tcx(dev, way) {
+        return found;
+    }
+    let way = if way == TcAttachType::Egress { "egress" } else { "ingress" };
+    let out = Command::new("tc").args(["filter", "show", "dev", dev, way]).output().unwrap();
+    let out = String::from_utf8(out.stdout).unwrap();
+    let mut words = out.split_whitespace();
+    let mut ids = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "id" {
+            ids.push(words.next().unwrap().parse().unwrap());
+        }
+    }
+    let all = loaded_programs().map(Result::unwrap);
+    all.filter(|program| ids.contains(&program.id())).collect()
+}
+
 /// The host. Lives in namespaces of the test's thread.
 pub struct World {
     pub loader: Loader,
-    programs: BTreeMap<Program, aya::programs::ProgramInfo>,
+    programs: BTreeMap<Program, ProgramInfo>,
     dir: tempfile::TempDir,
 }
 
@@ -151,9 +170,10 @@ impl World {
     /// Finds the programs by the places where they are attached.
     fn find(&mut self) {
         for (program, dev, way) in PLACES {
-            let Ok((_, mut found)) = SchedClassifier::query_tcx(dev, way) else {
+            if nix::net::if_::if_nametoindex(dev).is_err() {
                 continue;
-            };
+            }
+            let mut found = attached(dev, way);
             assert_eq!(found.len(), 1, "{program:?} at {dev}");
             self.programs.insert(program, found.remove(0));
         }
