@@ -3,22 +3,22 @@
 //! Reads and writes of the cluster go to its managers; an attachment is a write that comes back as
 //! intent. Nothing here touches the kernel: the reconcile loop does.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use mesh_api::{
     query::{Answer, Query},
-    rest::{Check, ConnectRequest, DataplaneView, DisconnectRequest, Doctor, Event, ManagerView, NodeName, StatusView},
+    rest::{ConnectRequest, DataplaneView, DisconnectRequest, Event, ManagerView, NodeName, StatusView},
 };
 use mesh_control::client::ControlClient;
 use mesh_core::{
     Id, Refusal, RefusalKind,
     command::{Command, NewEndpoint, Reply},
-    lb::Program,
-    objects::{Dataplane, Endpoint, EndpointState, NodeState},
+    lb::{Hook, Program},
+    objects::{Endpoint, EndpointState},
 };
 use tokio::{
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, watch},
     time::timeout,
 };
 
@@ -30,6 +30,7 @@ use crate::{
     membership::Membership,
     reconcile::{Applied, Request},
     sandbox,
+    traffic::flows::Hub,
 };
 
 /// How long an attachment may take before it is given up and taken back.
@@ -57,6 +58,8 @@ pub struct App {
     pub membership: Membership,
     /// Attachments that are waited for or given up.
     pub attachments: Arc<Attachments>,
+    /// The stream of flows.
+    pub flows: Arc<Hub>,
     /// What this kernel lacks.
     pub degraded: Vec<String>,
 }
@@ -235,11 +238,7 @@ impl App {
             id: i.node,
             hostname: self.hostname(i.node),
         });
-        let hooks = applied
-            .hooks
-            .iter()
-            .map(|h| format!("{}@{}", program_name(h.program), h.dev))
-            .collect();
+        let hooks = applied.hooks.iter().map(hook_name).collect();
         StatusView {
             node,
             cluster: identity.as_ref().map(|i| i.cluster),
@@ -272,112 +271,6 @@ impl App {
             .get(&node)
             .map_or_else(|| self.config.hostname.clone(), |n| n.hostname.clone())
     }
-
-    /// What is wrong with this host.
-    pub async fn doctor(&self, plan: bool) -> Doctor {
-        let status = self.status().await;
-        let view = self.ledger.view();
-        let mut checks = Vec::new();
-        let mut check = |name: &str, ok: bool, detail: String| {
-            checks.push(Check {
-                name: name.to_owned(),
-                ok,
-                detail,
-            })
-        };
-        let role = status.role.map_or("none", |r| r.as_str());
-        check(
-            "cluster",
-            status.node.is_some(),
-            match &status.node {
-                Some(n) => format!("node {} ({}), {role}", n.hostname, n.id),
-                None => "belongs to no cluster: run meshctl init or meshctl join".to_owned(),
-            },
-        );
-        if status.node.is_some() {
-            let leader = status.manager.as_ref().and_then(|m| m.leader.clone());
-            check(
-                "managers",
-                leader.is_some(),
-                match &leader {
-                    Some(leader) => format!("{leader} leads"),
-                    None => "no manager leads: this host goes on from its ledger, but nothing can be changed".to_owned(),
-                },
-            );
-            let behind = view.head.revision.saturating_sub(status.applied_generation);
-            check(
-                "applied",
-                status.errors.is_empty() && behind == 0,
-                match status.errors.first() {
-                    Some(first) => format!("{} steps failed and are tried again, first: {first}", status.errors.len()),
-                    None => format!("revision {} of {}", status.applied_generation, view.head.revision),
-                },
-            );
-            let lost: BTreeSet<_> = view
-                .objects
-                .nodes
-                .values()
-                .filter(|n| n.dataplane == Dataplane::Unreachable)
-                .map(|n| n.hostname.clone())
-                .collect();
-            let down: BTreeSet<_> = view
-                .objects
-                .nodes
-                .values()
-                .filter(|n| n.state == NodeState::Down)
-                .map(|n| n.hostname.clone())
-                .collect();
-            let list = |s: &BTreeSet<String>| s.iter().cloned().collect::<Vec<_>>().join(", ");
-            check(
-                "nodes",
-                lost.is_empty() && down.is_empty(),
-                if down.is_empty() {
-                    format!("all {} are ready", view.objects.nodes.len())
-                } else {
-                    format!(
-                        "meshd is silent on {}; no traffic is sent to {}",
-                        list(&down),
-                        if lost.is_empty() { "none".to_owned() } else { list(&lost) }
-                    )
-                },
-            );
-        }
-        check(
-            "hooks",
-            status.node.is_none() || !status.dataplane.hooks.is_empty(),
-            status.dataplane.hooks.join(", "),
-        );
-        check(
-            "features",
-            self.degraded.is_empty(),
-            if self.degraded.is_empty() {
-                format!("kernel {} has all that is used", status.dataplane.kernel)
-            } else {
-                self.degraded.join("; ")
-            },
-        );
-        let trouble = self.ledger.trouble();
-        check(
-            "ledger",
-            trouble.is_none(),
-            trouble.unwrap_or_else(|| format!("on disk, at revision {}", view.head.revision)),
-        );
-        let mut steps = Vec::new();
-        if plan {
-            match self.preview().await {
-                Ok(list) => steps = list,
-                Err(e) => check("plan", false, e),
-            }
-        }
-        Doctor { checks, plan: steps }
-    }
-
-    async fn preview(&self) -> Result<Vec<String>, String> {
-        let (to, answer) = oneshot::channel();
-        let stopping = || "meshd is stopping".to_owned();
-        self.requests.send(Request::Preview(to)).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())?
-    }
 }
 
 /// The endpoint that `container` means: its container, or else its id, or else its name, which may
@@ -389,6 +282,16 @@ fn named(here: &[&Endpoint], container: &str) -> Option<Id> {
         .or_else(|| find(&|e| e.name == container))
 }
 
+/// A program at its device, for people.
+pub fn hook_name(hook: &Hook) -> String {
+    match hook.dev.as_str() {
+        // The programs of sockets sit at no device.
+        "" => program_name(hook.program).to_owned(),
+        dev => format!("{}@{dev}", program_name(hook.program)),
+    }
+}
+
+/// The program's name in the object and in pins.
 fn program_name(program: Program) -> &'static str {
     match program {
         Program::FromUplink => "from_uplink",

@@ -2,8 +2,9 @@
 //! Parsed and checked whole before anything is opened or bound.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -51,6 +52,50 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where the metrics are served unless told otherwise.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
+
+/// What `--metrics` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum MetricsAddr {
+    /// Nowhere.
+    Off,
+    /// There.
+    At(SocketAddr),
+}
+
+impl FromStr for MetricsAddr {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "off" => Ok(Self::Off),
+            _ => s
+                .parse()
+                .map(Self::At)
+                .map_err(|_| format!("{s:?} is not where metrics can be served: use ADDRESS:PORT, like 127.0.0.1:9477, or off")),
+        }
+    }
+}
+
+impl TryFrom<String> for MetricsAddr {
+    type Error = String;
+
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+/// Where Prometheus reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsAt {
+    /// The address.
+    pub addr: SocketAddr,
+    /// The operator named it: meshd does not run without it.
+    pub asked: bool,
+}
+
 /// Settings, each as a flag, an environment variable or a key of the configuration file.
 #[derive(Args, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -83,6 +128,9 @@ pub struct Flags {
     /// Entries of the flow tables [default: 262144]
     #[arg(long, value_name = "N")]
     pub flow_table_size: Option<u32>,
+    /// Where Prometheus reads this host's metrics: ADDRESS:PORT or off [default: 127.0.0.1:9477]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<MetricsAddr>,
     /// What to log, as for tracing's EnvFilter [default: info]
     #[arg(long, value_name = "FILTER", env = "MESHD_LOG")]
     pub log: Option<String>,
@@ -110,6 +158,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// See [`Flags::flow_table_size`].
     pub flow_table_size: u32,
+    /// See [`Flags::metrics`]; `None` when they are off.
+    pub metrics: Option<MetricsAt>,
     /// See [`Flags::log`].
     pub log: String,
     /// See [`Flags::log_format`].
@@ -152,6 +202,14 @@ impl Config {
             control_port: flags.control_port.or(file.control_port).unwrap_or(mesh_api::CONTROL_PORT),
             resolv_conf: dir(flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf"),
             flow_table_size: flags.flow_table_size.or(file.flow_table_size).unwrap_or(262_144),
+            metrics: match flags.metrics.or(file.metrics) {
+                Some(MetricsAddr::Off) => None,
+                Some(MetricsAddr::At(addr)) => Some(MetricsAt { addr, asked: true }),
+                None => Some(MetricsAt {
+                    addr: METRICS,
+                    asked: false,
+                }),
+            },
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
         };
@@ -224,6 +282,29 @@ mod tests {
         std::fs::write(&file, "hostnam = \"typo\"\n").unwrap();
         let e = load(&["--config", file.to_str().unwrap()]).unwrap_err().to_string();
         assert!(e.contains("hostnam") && !e.contains('\n'), "{e}");
+    }
+
+    #[test]
+    fn metrics_are_on_unless_told_otherwise() {
+        let at = |args: &[&str]| load(&[&["--hostname", "h1"], args].concat()).unwrap().metrics;
+        assert_eq!(
+            at(&[]),
+            Some(MetricsAt {
+                addr: METRICS,
+                asked: false
+            })
+        );
+        assert_eq!(at(&["--metrics", "off"]), None);
+        let addr = "[::1]:9000".parse().unwrap();
+        assert_eq!(at(&["--metrics", "[::1]:9000"]), Some(MetricsAt { addr, asked: true }));
+        for bad in ["", "9477", "127.0.0.1", "on"] {
+            assert!(Cli::try_parse_from(["meshd", "--metrics", bad]).is_err(), "{bad:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("meshd.toml");
+        std::fs::write(&file, "hostname = \"h1\"\nmetrics = \"off\"\n").unwrap();
+        assert_eq!(at(&["--config", file.to_str().unwrap()]), None);
+        assert!(at(&["--config", file.to_str().unwrap(), "--metrics", "127.0.0.1:1"]).is_some_and(|m| m.asked));
     }
 
     #[test]

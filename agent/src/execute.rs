@@ -16,6 +16,8 @@ use mesh_dns::Dns;
 use mesh_loader::Loader;
 use mesh_overlay::Overlay;
 
+use crate::traffic::flows::Hub;
+
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
@@ -45,6 +47,7 @@ pub struct Executor {
     pub loader: Loader,
     /// Names.
     pub dns: Arc<Dns>,
+    flows: Arc<Hub>,
     bpffs: PathBuf,
     flow_table_size: u32,
     /// The loader's pins were removed, and it has to be opened again.
@@ -53,13 +56,14 @@ pub struct Executor {
 
 impl Executor {
     /// Takes over what is pinned at `bpffs`, or begins anew.
-    pub fn open(bpffs: PathBuf, flow_table_size: u32, dns: Arc<Dns>) -> Result<Self, StepError> {
+    pub fn open(bpffs: PathBuf, flow_table_size: u32, dns: Arc<Dns>, flows: Arc<Hub>) -> Result<Self, StepError> {
         let overlay = Overlay::new()?;
-        let loader = open_loader(&bpffs, flow_table_size)?;
+        let loader = open_loader(&bpffs, flow_table_size, &flows)?;
         Ok(Self {
             overlay,
             loader,
             dns,
+            flows,
             bpffs,
             flow_table_size,
             stale: false,
@@ -96,6 +100,11 @@ impl Executor {
         }
     }
 
+    /// Has the programs tell of what is read at the moment.
+    pub fn watch(&mut self) -> Result<(), mesh_loader::Error> {
+        self.loader.watch(self.flows.wanted())
+    }
+
     /// Removes everything from the kernel, for a host that has left its cluster; collects all
     /// errors.
     pub async fn teardown(&mut self) -> Vec<String> {
@@ -126,17 +135,20 @@ impl Executor {
     }
 
     fn reopen(&mut self) -> Result<(), mesh_loader::Error> {
-        self.loader = open_loader(&self.bpffs, self.flow_table_size)?;
+        self.loader = open_loader(&self.bpffs, self.flow_table_size, &self.flows)?;
         self.stale = false;
         Ok(())
     }
 }
 
-fn open_loader(bpffs: &std::path::Path, flow_table_size: u32) -> Result<Loader, mesh_loader::Error> {
-    Loader::open(&mesh_loader::Options {
+fn open_loader(bpffs: &std::path::Path, flow_table_size: u32, flows: &Hub) -> Result<Loader, mesh_loader::Error> {
+    let mut loader = Loader::open(&mesh_loader::Options {
         flow_table_size,
         ..mesh_loader::Options::new(bpffs)
-    })
+    })?;
+    flows.attach(loader.events()?);
+    loader.watch(flows.wanted())?;
+    Ok(loader)
 }
 
 /// An error with its sources, on one line.

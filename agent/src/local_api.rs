@@ -5,6 +5,7 @@
 
 mod objects;
 mod openapi;
+mod traffic;
 
 use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
@@ -141,6 +142,7 @@ fn router(app: Arc<App>) -> Router {
         .route(paths::CLUSTER_LEAVE, post(leave))
         .route("/openapi.json", get(openapi::document))
         .merge(objects::routes())
+        .merge(traffic::routes())
         .fallback(async || Refused(Refusal::not_found("no such path: see /openapi.json")))
         .method_not_allowed_fallback(async || {
             Refused(Refusal::new(
@@ -156,7 +158,7 @@ async fn status(State(app): Ctx) -> Json<rest::StatusView> {
 }
 
 async fn doctor(State(app): Ctx, Args(q): Args<DoctorQuery>) -> Json<rest::Doctor> {
-    Json(app.doctor(q.plan).await)
+    Json(crate::doctor::examine(&app, q.plan).await)
 }
 
 async fn init(State(app): Ctx, Body(request): Body<InitRequest>) -> Answer<rest::InitReply> {

@@ -3,16 +3,20 @@
 mod app;
 mod attachments;
 mod config;
+mod doctor;
 mod events;
 mod execute;
 mod founding;
 mod ledger;
 mod local_api;
 mod membership;
+mod metrics;
+mod reasons;
 mod reconcile;
 mod run;
 mod sandbox;
 mod session;
+mod traffic;
 
 use std::process::ExitCode;
 

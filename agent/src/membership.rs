@@ -16,7 +16,7 @@ use mesh_api::{
 };
 use mesh_control::{
     client::{Channels, ControlClient},
-    consensus::Consensus,
+    consensus::{Consensus, Leadership},
     health::probe::IcmpProber,
     identity::{IdentityStore, NodeFile},
     join::{self, Joining},
@@ -131,6 +131,14 @@ impl Membership {
     /// The client of the managers, inside a cluster.
     pub async fn client(&self) -> Option<Arc<ControlClient>> {
         self.joined.read().await.as_ref().map(|j| j.client.clone())
+    }
+
+    /// Who leads, and the last entry that is applied, where this host is a manager.
+    pub async fn leadership(&self) -> Option<(Leadership, u64)> {
+        let joined = self.joined.read().await;
+        let consensus = &joined.as_ref()?.manager.as_ref()?.consensus;
+        let leadership = consensus.leadership().borrow().clone();
+        Some((leadership, consensus.objects().0))
     }
 
     /// This node, inside a cluster.

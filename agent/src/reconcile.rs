@@ -36,6 +36,8 @@ use self::pace::Pace;
 use crate::{
     execute::{Executor, StepError, chain, device_of, veth_of},
     ledger::{Ledger, View},
+    metrics::Passes,
+    traffic::Counted,
 };
 
 /// Routes of the host that are told; a report of so many is well below what a manager takes.
@@ -70,10 +72,25 @@ pub struct HostState {
     pub facts: HostFacts,
 }
 
+/// What a pass would find and do.
+#[derive(Clone, Debug, Default)]
+pub struct Preview {
+    /// The steps that it would take.
+    pub steps: Vec<String>,
+    /// Programs that must sit at devices.
+    pub hooks: BTreeSet<Hook>,
+    /// Of them, those that do not.
+    pub missing: BTreeSet<Hook>,
+}
+
 /// What others ask of the loop.
 pub enum Request {
-    /// The steps that a pass would take now, without taking them.
-    Preview(oneshot::Sender<Result<Vec<String>, String>>),
+    /// What a pass would do now, without doing it.
+    Preview(oneshot::Sender<Result<Preview, String>>),
+    /// What the programs have counted.
+    Traffic(oneshot::Sender<Result<Counted, mesh_loader::Error>>),
+    /// Have the programs tell of what is read now.
+    Watch(oneshot::Sender<Result<(), mesh_loader::Error>>),
     /// Remove everything: the host has left its cluster. Answers with what could not be removed.
     Teardown(oneshot::Sender<Vec<String>>),
     /// Remove what an earlier cluster left, if anything: the host is about to enter one. Answers as
@@ -106,6 +123,8 @@ pub struct Reconciler {
     pub requests: mpsc::Receiver<Request>,
     /// What the host was like when that could last be read.
     pub host: Option<HostState>,
+    /// How the passes fare.
+    pub passes: Arc<Passes>,
 }
 
 impl Reconciler {
@@ -121,7 +140,9 @@ impl Reconciler {
             while events.next().now_or_never().flatten().is_some() {}
             revisions.mark_unchanged();
             self.member.mark_unchanged();
+            let begun = Instant::now();
             let fine = self.pass().await;
+            self.passes.took(begun.elapsed());
             if !fine {
                 // Its own doing, mostly; what else there was waits for the next try.
                 while events.next().now_or_never().flatten().is_some() {}
@@ -155,13 +176,19 @@ impl Reconciler {
     async fn answer(&mut self, request: Request) {
         match request {
             Request::Preview(to) => {
-                let steps = match self.look().await {
-                    Ok(Some(look)) => Ok(plan(&look.desired, &look.seen).iter().map(Action::to_string).collect()),
-                    Ok(None) => Ok(Vec::new()),
+                let preview = match self.look().await {
+                    Ok(Some(look)) => Ok(Preview {
+                        steps: plan(&look.desired, &look.seen).iter().map(Action::to_string).collect(),
+                        missing: look.desired.hooks.difference(&look.seen.hooks).cloned().collect(),
+                        hooks: look.desired.hooks,
+                    }),
+                    Ok(None) => Ok(Preview::default()),
                     Err(e) => Err(chain(&e)),
                 };
-                drop(to.send(steps));
+                drop(to.send(preview));
             }
+            Request::Traffic(to) => drop(to.send(Counted::read(&mut self.executor.loader))),
+            Request::Watch(to) => drop(to.send(self.executor.watch())),
             Request::Teardown(to) => {
                 let errors = self.executor.teardown().await;
                 self.host = None;
@@ -257,6 +284,7 @@ impl Reconciler {
             hooks: desired.hooks.clone(),
             ..Applied::default()
         };
+        let complaints = out.errors.len();
         let mut own = BTreeSet::new();
         let endpoints: BTreeMap<String, Id> = desired.veths.values().map(|v| (veth_name(v.endpoint), v.endpoint)).collect();
         for step in &steps {
@@ -285,6 +313,7 @@ impl Reconciler {
                 out.failed.insert(id, text);
             }
         }
+        self.passes.stepped(steps.len(), out.errors.len() - complaints);
         if !steps.is_empty() {
             tracing::info!(revision = out.revision, steps = steps.len(), errors = out.errors.len(), "applied");
         }

@@ -4,7 +4,11 @@
 //! and on managers those of [`mesh_control`]. Order of the beginning: everything that can be wrong
 //! with the disk first, then the kernel, then the socket; only then is anything changed.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use mesh_dns::Dns;
 use mesh_loader::Loader;
@@ -28,7 +32,9 @@ use crate::{
     ledger::Ledger,
     local_api,
     membership::{Membership, Parts},
+    metrics::{self, Metrics, Passes},
     reconcile::{Applied, Reconciler},
+    traffic::flows::Hub,
 };
 
 /// How long the tasks get to end after SIGTERM; the contract gives meshd 5 s in all.
@@ -49,16 +55,19 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         resolv_conf: config.resolv_conf.clone(),
         ..mesh_dns::Config::default()
     }));
-    let executor = Executor::open(config.bpffs.clone(), config.flow_table_size, dns.clone())?;
+    let stop = CancellationToken::new();
+    let (requests, incoming) = mpsc::channel(16);
+    let (flows, rings) = Hub::new(ledger.clone(), requests.clone(), stop.clone());
+    let executor = Executor::open(config.bpffs.clone(), config.flow_table_size, dns.clone(), flows.clone())?;
     let degraded = executor.loader.degraded();
     let socket = config.socket();
     let listener = local_api::listen(&socket).await?;
+    let scraped = metrics::listen(config.metrics).await?;
 
-    let stop = CancellationToken::new();
     let (fatal, mut fatal_errors) = mpsc::channel(4);
     let (applied, seen_applied) = watch::channel(Applied::default());
-    let (requests, incoming) = mpsc::channel(16);
     let member = watch::Sender::new(None);
+    let passes = Arc::new(Passes::default());
     let reconciler = Reconciler {
         executor,
         ledger: ledger.clone(),
@@ -67,6 +76,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         applied,
         requests: incoming,
         host: None,
+        passes: passes.clone(),
     };
     let mut kernel = tokio::spawn(reconciler.run(stop.clone()));
     let parts = Parts {
@@ -88,9 +98,20 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         requests,
         membership,
         attachments,
+        flows: flows.clone(),
         degraded,
     });
+    tokio::spawn(flows.run(rings));
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
+    if let Some(listener) = scraped {
+        let metrics = Metrics {
+            app: app.clone(),
+            dns: dns.clone(),
+            passes,
+            started: SystemTime::now(),
+        };
+        tokio::spawn(metrics::serve(metrics, listener, stop.clone()));
+    }
     let watchdog = tokio::spawn(stop.clone().run_until_cancelled_owned(watchdog()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "meshd is ready");
     notify(&[NotifyState::Ready]);

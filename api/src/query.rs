@@ -2,6 +2,7 @@
 //!
 //! Sent by the agent's local API, answered by control's server.
 
+use jiff::Timestamp;
 use mesh_core::{
     Id, Refusal,
     objects::{Object, Objects, Role},
@@ -56,6 +57,9 @@ pub struct Answer {
     pub revision: u64,
     /// The managers.
     pub managers: Vec<Manager>,
+    /// The manager's clock when it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Timestamp>,
     /// What was asked for first, then what it refers to.
     pub objects: Vec<Object>,
     /// The whole join token, for [`Query::Token`].

@@ -6,19 +6,23 @@
 //! are made by POSTing [`mesh_core::spec::NetworkSpec`] and [`mesh_core::spec::ServiceSpec`].
 
 mod events;
+mod flows;
 mod requests;
 pub mod schema;
 mod status;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod views;
 
 pub use events::{Event, EventAction, EventsQuery, NotAPoint, Since};
+pub use flows::{FlowBackend, FlowEvent, FlowLine, FlowsQuery};
 pub use requests::{
     ConnectRequest, DisconnectRequest, DoctorQuery, EndpointPatch, ForceQuery, InitReply, InitRequest, JoinReply, JoinRequest,
     LeaveRequest, NodePatch, PruneReply, ServiceUpdate, TokenReply,
 };
 pub use status::{Check, DataplaneView, Doctor, ManagerView, NodeName, Peer, StatusView};
+pub use traffic::{BackendTraffic, MapUse, ReasonCount, TrafficView};
 pub use views::{EndpointView, MemberView, NetworkView, NodeView, PortView, ServiceView, SourceRangeView, StateView, SubnetView, VipView};
 
 /// Paths, as route templates: `{ref}` is an id or a name, `{role}` is `worker` or `manager`.
@@ -29,6 +33,11 @@ pub mod paths {
     pub const DOCTOR: &str = "/v1/doctor";
     /// GET `?since=` lines of [`super::Event`] (application/x-ndjson), until the caller hangs up
     pub const EVENTS: &str = "/v1/events";
+    /// GET `?drops=true&service=` lines of [`super::FlowLine`] (application/x-ndjson), until the caller
+    /// hangs up
+    pub const FLOWS: &str = "/v1/flows";
+    /// GET [`super::TrafficView`]
+    pub const TRAFFIC: &str = "/v1/traffic";
     /// POST [`super::InitRequest`] → [`super::InitReply`]
     pub const CLUSTER_INIT: &str = "/v1/cluster/init";
     /// POST [`super::JoinRequest`] → [`super::JoinReply`]

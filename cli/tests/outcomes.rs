@@ -94,6 +94,48 @@ fn events_are_lines() {
 }
 
 #[test]
+fn flows_are_lines_and_end_with_what_was_counted() {
+    let flow = json!({"kind": "flow", "time": "2026-01-31T12:00:00.25Z", "reason": "new_flow", "meaning": "m", "protocol": "tcp",
+        "source": "192.168.77.200:4000", "destination": "192.168.77.11:8888", "service": "web",
+        "backend": {"id": ID, "name": "w1", "node": "h2", "ip": "172.30.0.3"}, "bytes": 60, "device": "eth0"})
+    .to_string();
+    let lost = json!({"kind": "lost", "events": 5}).to_string();
+    let s = Server::new({
+        let packets = std::sync::Mutex::new(0_u64);
+        move |seen| {
+            if seen.line.contains("/v1/flows") {
+                return (200, format!("{flow}\n{lost}\n{flow}\n{flow}\n"));
+            }
+            let mut n = packets.lock().unwrap();
+            *n += 9;
+            let reason = json!({"reason": "new_flow", "dropped": false, "packets": *n, "meaning": "m"});
+            let traffic = json!({"time": "2026-01-31T12:00:00Z", "clock_ns": *n, "reasons": [reason]});
+            (200, traffic.to_string())
+        }
+    });
+    let run = s.run(&words("flows --service web --count 2"));
+    assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
+    let lines: Vec<_> = run.out.lines().collect();
+    assert!(lines[0].starts_with("TIME") && lines[0].contains("BACKEND"), "{run:?}");
+    assert!(lines[1].starts_with("12:00:00.250") && lines[1].ends_with("h2"), "{run:?}");
+    assert!(run.out.contains("2 shown, 5 lost"), "{run:?}");
+    let asked: Vec<_> = s.seen().into_iter().map(|s| s.line).collect();
+    assert_eq!(asked, ["GET /v1/flows?service=web", "GET /v1/traffic", "GET /v1/traffic"]);
+
+    let run = s.run(&words("flows --count 1 -o json"));
+    let last: serde_json::Value = serde_json::from_str(run.out.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["kind"], &last["shown"]), (&json!("summary"), &json!(1)));
+    assert_eq!(last["counted"][0]["packets"], json!(9), "{run:?}");
+    s.seen();
+
+    // A meshd that ends the stream by itself: that is told.
+    let run = s.run(&words("flows --drops"));
+    assert_eq!(run.code, 1);
+    assert!(run.line().contains("ended the stream"), "{run:?}");
+    assert_eq!(s.seen()[0].line, "GET /v1/flows?drops=true");
+}
+
+#[test]
 fn says_why_meshd_is_not_reached() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("meshd.sock");

@@ -6,8 +6,8 @@ mod common;
 mod fixtures;
 mod server;
 
-use fixtures::{ID, endpoint, meshd, network, node, service};
-use mesh_api::rest::{EndpointView, NetworkView, NodeView, ServiceView};
+use fixtures::{ID, endpoint, meshd, network, node, service, traffic};
+use mesh_api::rest::{EndpointView, NetworkView, NodeView, ServiceView, TrafficView};
 use serde_json::{Value, json};
 use server::{Seen, Server};
 
@@ -28,6 +28,7 @@ fn the_answers_here_are_of_the_real_shapes() {
     serde_json::from_value::<NetworkView>(network()).unwrap();
     serde_json::from_value::<EndpointView>(endpoint()).unwrap();
     serde_json::from_value::<ServiceView>(service()).unwrap();
+    serde_json::from_value::<TrafficView>(traffic()).unwrap();
 }
 
 #[test]
@@ -227,4 +228,45 @@ fn a_failed_check_is_told_by_the_exit_code() {
     assert_eq!(s.seen()[0].line, "GET /v1/doctor");
     assert!(s.run(&["doctor", "--plan"]).out.contains("add bridge"));
     assert_eq!(s.seen()[0].line, "GET /v1/doctor?plan=true");
+}
+
+#[test]
+fn counters_are_printed_once() {
+    let s = meshd();
+    let (out, seen) = done(&s, "flows --drops --totals");
+    assert_eq!(seen.line, "GET /v1/traffic");
+    assert_eq!(words(out.lines().next().unwrap()), ["REASON", "PACKETS", "MEANING"]);
+    assert!(
+        out.contains("drop_spoofed_ip   3         not its own") && !out.contains("new_flow"),
+        "{out}"
+    );
+    let all = done(&s, "flows --totals -o json").0;
+    assert_eq!(serde_json::from_str::<Value>(&all).unwrap(), traffic()["reasons"]);
+}
+
+#[test]
+fn top_takes_two_samples() {
+    let s = Server::new({
+        let samples = std::sync::Mutex::new(0_u64);
+        move |_| {
+            let mut n = samples.lock().unwrap();
+            let mut traffic = traffic();
+            // The second sample: 2 s and 10 flows later.
+            traffic["clock_ns"] = json!(5_000_000_000 + *n * 2_000_000_000);
+            traffic["backends"][0]["flows"] = json!(7 + 10 * *n);
+            *n += 1;
+            (200, traffic.to_string())
+        }
+    });
+    let run = s.run(&words("top --once -d 0.1 -o json"));
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    let rates: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(rates["seconds"], json!(2.0));
+    assert_eq!(rates["services"][0]["backends"][0]["flows"], json!(5.0));
+    assert_eq!(s.seen().len(), 2);
+    let table = s.run(&words("top --once -d 0.1")).out;
+    assert!(
+        table.contains("web1") && table.contains("(published)") && !table.contains('\x1b'),
+        "{table}"
+    );
 }

@@ -5,6 +5,7 @@ pub mod endpoint;
 pub mod network;
 pub mod node;
 pub mod service;
+pub mod traffic;
 
 use std::path::PathBuf;
 
@@ -118,6 +119,10 @@ Examples:
         #[arg(long, value_name = "T", value_parser = times::since)]
         since: Option<Since>,
     },
+    /// Follow new flows, or dropped packets with the reason for each
+    Flows(traffic::Flows),
+    /// Show the traffic of services and their backends, as rates
+    Top(traffic::Top),
     /// Print a shell's completion script
     #[command(after_long_help = "\
 Examples:

@@ -2,9 +2,11 @@
 
 mod cluster;
 mod endpoint;
+mod flows;
 mod network;
 mod node;
 mod service;
+mod top;
 
 use clap::CommandFactory;
 use serde_json::Value;
@@ -27,6 +29,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status => cluster::status(&session).await,
         Command::Doctor { plan } => cluster::doctor(&session, plan).await,
         Command::Events { since } => cluster::events(&session, since).await,
+        Command::Flows(args) => flows::run(&session, &args).await,
+        Command::Top(args) => top::run(&session, &args).await,
         Command::Node(command) => node::run(&session, command).await,
         Command::Network(command) => network::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,

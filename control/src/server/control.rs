@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use mesh_api::{
     proto::{ProposeReply, ProposeRequest, QueryReply, QueryRequest, RenewReply, RenewRequest, control_server::Control},
     query::{self, Answer, Query},
@@ -182,6 +183,7 @@ impl Service {
         Ok(Answer {
             revision,
             managers: managers(&all, &leadership),
+            time: Some(Timestamp::now()),
             objects: query::select(&all, query)?,
             token,
         })
