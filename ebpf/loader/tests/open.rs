@@ -170,8 +170,8 @@ fn what_another_version_pinned_is_taken_over() {
             proto: 6,
             zero: [0; 3],
         };
-        let flow = |bits: u32| {
-            let mut b = now.to_ne_bytes().to_vec();
+        let flow = |bits: u32, seconds_ago: u64| {
+            let mut b = (now - seconds_ago * 1_000_000_000).to_ne_bytes().to_vec();
             b.extend([7u32, bits, 3].map(u32::to_ne_bytes).concat());
             b.extend([1000u16, 8000].map(u16::to_ne_bytes).concat());
             b.extend([2, 0x6d, 10, 1, 0, 9, 1, 0]);
@@ -182,7 +182,7 @@ fn what_another_version_pinned_is_taken_over() {
         reply.extend([80u16, 1000].map(u16::to_ne_bytes).concat());
         reply.extend([0; 10].iter().chain(&[0xff, 0xff, 2, 0, 0, 0]));
         reply.extend([2, 0x6d, 10, 1, 0, 9, 1, 0]);
-        support::old_map(&former.join("maps/FLOWS"), &[(key(1), flow(0)), (key(2), flow(4))]);
+        support::old_map(&former.join("maps/FLOWS"), &[(key(1), flow(0, 0)), (key(2), flow(4, 9))]);
         support::old_map(&former.join("maps/REPLIES"), &[(key(1).reversed(), reply)]);
 
         let attached = |dev: &str| {
