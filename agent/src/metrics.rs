@@ -345,6 +345,18 @@ fn raft(page: &mut Page, leadership: &Leadership, revision: u64) {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_taken_port_is_fatal_only_where_it_was_asked_for() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = |asked| MetricsAt {
+            addr: taken.local_addr().unwrap(),
+            asked,
+        };
+        assert!(matches!(listen(Some(at(false))).await, Ok(None)));
+        assert!(listen(Some(at(true))).await.is_err());
+        assert!(matches!(listen(None).await, Ok(None)));
+    }
+
     #[test]
     fn a_series_is_there_once() {
         let one = |backend: Option<&str>, flows| BackendTraffic {

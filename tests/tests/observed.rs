@@ -104,7 +104,7 @@ fn drops_have_a_reason_and_are_counted_exactly() -> Result<()> {
     let lines = documents(&printed)?;
     let spoofed: Vec<_> = lines.iter().filter(|l| l["reason"] == "drop_spoofed_ip").collect();
     let drop = spoofed.first().ok_or_else(|| format!("not shown: {printed}"))?;
-    assert_eq!((&drop["kind"], &drop["protocol"]), (&"drop".into(), &"icmp".into()), "{drop}");
+    assert_eq!(drop["kind"], "drop", "{drop}");
     assert_eq!(
         (&drop["source"], &drop["destination"]),
         (&"172.30.0.99".into(), &ip.into()),

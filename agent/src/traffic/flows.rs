@@ -239,8 +239,8 @@ impl Resolver {
             reason: event.reason.to_owned(),
             meaning: reasons::meaning(event.reason).to_owned(),
             protocol: protocol(event.proto),
-            source: end(event.proto, event.src, event.sport),
-            destination: end(event.proto, event.dst, event.dport),
+            source: end(event, event.src, event.sport),
+            destination: end(event, event.dst, event.dport),
             service: set.map(|s| s.service.clone()),
             backend: self.names.backend(event.backend).cloned(),
             bytes: event.len,
@@ -258,7 +258,7 @@ impl Resolver {
     }
 }
 
-/// IANA protocol numbers by name; 0 is no IP packet.
+/// IANA protocol numbers by name; 0: dropped before the program had looked, or no IP packet.
 fn protocol(number: u8) -> String {
     match number {
         0 => "-".to_owned(),
@@ -270,10 +270,13 @@ fn protocol(number: u8) -> String {
     }
 }
 
+/// Reasons to drop what is never an IP packet.
+const NOT_IP: [&str; 2] = ["drop_spoofed_arp", "drop_ethertype"];
+
 /// An end of a flow, if the packet was IP, with its port where the protocol has ports.
-fn end(proto: u8, addr: IpAddr, port: u16) -> Option<String> {
-    match proto {
-        0 => None,
+fn end(event: &Event, addr: IpAddr, port: u16) -> Option<String> {
+    match event.proto {
+        0 if NOT_IP.contains(&event.reason) || addr.is_unspecified() => None,
         6 | 17 => Some(SocketAddr::new(addr, port).to_string()),
         _ => Some(addr.to_string()),
     }
@@ -324,7 +327,13 @@ mod tests {
         assert_eq!((tcp.device.as_deref(), tcp.service, tcp.backend), (Some("lo"), None, None));
         let ping = seen(&mut resolver, &event(58, true));
         assert_eq!((ping.protocol.as_str(), ping.destination.as_deref()), ("icmpv6", Some("fd00::1")));
-        let frame = seen(&mut resolver, &event(0, true));
+        let unseen = seen(&mut resolver, &event(0, true));
+        assert_eq!((unseen.protocol.as_str(), unseen.source.as_deref()), ("-", Some("192.168.77.200")));
+        let arp = Event {
+            reason: "drop_spoofed_arp",
+            ..event(0, true)
+        };
+        let frame = seen(&mut resolver, &arp);
         assert_eq!((frame.protocol.as_str(), frame.source, frame.destination), ("-", None, None));
         assert!(resolver.line(&event(6, true)).drop);
     }

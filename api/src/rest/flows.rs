@@ -40,7 +40,8 @@ pub struct FlowEvent {
     pub reason: String,
     /// What the reason means, for people.
     pub meaning: String,
-    /// tcp, udp, icmp, icmpv6, a number, or `-` for what is not IP.
+    /// tcp, udp, icmp, icmpv6, a number, or `-` for what is not IP and what was dropped for its source
+    /// before its protocol was looked at.
     pub protocol: String,
     /// Source of the packet: `ADDRESS:PORT`, or the address where there are no ports; null when it
     /// is not IP.
