@@ -15,7 +15,7 @@ use mesh_core::{
     Id, Refusal, RefusalKind,
     command::{Command, NewEndpoint, Reply},
     lb::{Hook, Program},
-    objects::{Endpoint, EndpointState},
+    objects::{Endpoint, EndpointState, Object},
 };
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -175,17 +175,18 @@ impl App {
         }
     }
 
-    /// Detaches a container of this host; returns once its interface is gone.
+    /// Detaches a container of this host; returns once its interface is gone. One that serves is let
+    /// go by every node first, unless that is forced.
     pub async fn disconnect(&self, network: &str, request: DisconnectRequest) -> Result<(), Refusal> {
         let node = self.membership.node().await.ok_or_else(no_cluster)?;
         let read = self.query(Query::Network(network.to_owned())).await?;
         let here = read.objects.iter().filter_map(|o| match o {
-            mesh_core::objects::Object::Endpoint(e) if e.node == node => Some(e.as_ref()),
+            Object::Endpoint(e) if e.node == node => Some(e.as_ref()),
             _ => None,
         });
         let here: Vec<&Endpoint> = here.collect();
-        let id = match named(&here, &request.container) {
-            Some(id) => id,
+        let endpoint = match named(&here, &request.container) {
+            Some(endpoint) => endpoint,
             None => {
                 let none = || {
                     Refusal::not_found(format!(
@@ -198,9 +199,14 @@ impl App {
                     Err(_) if request.force => return Err(none()),
                     Err(e) => return Err(e),
                 };
-                here.iter().find(|e| e.sandbox.inode == inode).ok_or_else(none)?.id
+                here.iter().find(|e| e.sandbox.inode == inode).ok_or_else(none)?
             }
         };
+        let id = endpoint.id;
+        let serves = |o: &Object| matches!(o, Object::Service(s) if s.has(endpoint));
+        if !request.force && endpoint.state != EndpointState::Starting && read.objects.iter().any(serves) {
+            self.drain(endpoint).await?;
+        }
         let (revision, _) = self.propose(Command::EndpointRemove { id }).await?;
         match timeout(ATTACH_TIME, self.reached(revision)).await {
             Ok(Ok(())) => Ok(()),
@@ -275,8 +281,8 @@ impl App {
 
 /// The endpoint that `container` means: its container, or else its id, or else its name, which may
 /// be that of another's container.
-fn named(here: &[&Endpoint], container: &str) -> Option<Id> {
-    let find = |is: &dyn Fn(&Endpoint) -> bool| here.iter().find(|e| is(e)).map(|e| e.id);
+fn named<'a>(here: &[&'a Endpoint], container: &str) -> Option<&'a Endpoint> {
+    let find = |is: &dyn Fn(&Endpoint) -> bool| here.iter().find(|e| is(e)).copied();
     find(&|e| e.sandbox.container == container)
         .or_else(|| find(&|e| e.id.to_string() == container))
         .or_else(|| find(&|e| e.name == container))
@@ -327,7 +333,7 @@ mod tests {
         let second = Id::from_bits(2).to_string();
         let all = [endpoint(1, "web", "db"), endpoint(2, "db", "web"), endpoint(3, &second, "netns:x")];
         let here: Vec<_> = all.iter().collect();
-        let found = |container: &str| named(&here, container).map(Id::bits);
+        let found = |container: &str| named(&here, container).map(|e| e.id.bits());
         assert_eq!(found("db"), Some(1));
         assert_eq!(found("web"), Some(2));
         assert_eq!(found(&second), Some(2), "an id goes before a name");

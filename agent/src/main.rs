@@ -4,6 +4,7 @@ mod app;
 mod attachments;
 mod config;
 mod doctor;
+mod drain;
 mod events;
 mod execute;
 mod founding;

@@ -92,16 +92,36 @@ impl Session {
         Ok(())
     }
 
-    async fn beat(self) {
+    async fn beat(mut self) {
+        let mut told = 0;
         let mut ticks = tokio::time::interval(BEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.owes(told) => {}
+            }
             let revision = self.applied.borrow().revision;
-            if let Err(e) = self.client.beat(revision).await {
-                tracing::debug!(error = %e.message, "heartbeat not taken");
+            match self.client.beat(revision).await {
+                Ok(()) => told = revision,
+                Err(e) => tracing::debug!(error = %e.message, "heartbeat not taken"),
             }
         }
+    }
+
+    /// Returns once this host has let go of an endpoint that drains, later than in revision `told`:
+    /// whoever removes it waits to hear so.
+    async fn owes(&mut self, told: u64) {
+        while self.applied.changed().await.is_ok() {
+            let now = self.applied.borrow_and_update().revision;
+            let view = self.ledger.view();
+            let mut leaving = view.objects.endpoints.values().filter(|e| e.state == EndpointState::Draining);
+            if leaving.any(|e| told < e.version && e.version <= now) {
+                return;
+            }
+        }
+        // meshd is stopping; the beat goes on by the clock.
+        std::future::pending().await
     }
 
     /// Tells the managers when this host's address, its underlay's MTU or its routes are not what

@@ -2,6 +2,8 @@
 //!
 //! Sent by the agent's local API, answered by control's server.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use mesh_core::{
     Id, Refusal,
@@ -31,6 +33,8 @@ pub enum Query {
     Endpoint(String),
     /// A join token; managers only.
     Token(Role),
+    /// Every node, and the revision that each has applied.
+    Applied,
     /// Nothing but the answer's head.
     Head,
 }
@@ -62,6 +66,10 @@ pub struct Answer {
     pub time: Option<Timestamp>,
     /// What was asked for first, then what it refers to.
     pub objects: Vec<Object>,
+    /// Revision that each node's data plane was last heard to be at, for [`Query::Applied`]; nodes not
+    /// heard since the leader leads are absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub applied: BTreeMap<Id, u64>,
     /// The whole join token, for [`Query::Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
@@ -74,7 +82,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
     let mut out = Vec::new();
     match query {
         Query::Head | Query::Token(_) => {}
-        Query::Nodes => out.extend(nodes()),
+        Query::Nodes | Query::Applied => out.extend(nodes()),
         Query::Node(r) => {
             let node = all.node(r).ok_or_else(|| none("node", r))?;
             out.push(Object::Node(node.clone()));

@@ -193,6 +193,7 @@ pub fn may_query(member: Member, query: &Query, all: &Objects) -> Result<(), Ref
             | Query::Service(_)
             | Query::Endpoints
             | Query::Endpoint(_)
+            | Query::Applied
             | Query::Head,
             Role::Worker,
         ) => Ok(()),

@@ -50,6 +50,8 @@ struct Track {
     since: Instant,
     beat: Option<Instant>,
     answer: Option<Instant>,
+    /// Revision that it said it has applied.
+    applied: u64,
 }
 
 impl Track {
@@ -79,9 +81,16 @@ impl Health {
         *self = Self::default();
     }
 
-    /// A heartbeat of a node.
-    pub fn beat(&mut self, id: Id, now: Instant) {
-        self.track(id, now).beat = Some(now);
+    /// A heartbeat of a node that has applied `revision`.
+    pub fn beat(&mut self, id: Id, now: Instant, revision: u64) {
+        let track = self.track(id, now);
+        (track.beat, track.applied) = (Some(now), revision);
+    }
+
+    /// The revisions that nodes have said to have applied.
+    pub fn applied(&self) -> BTreeMap<Id, u64> {
+        let heard = self.tracks.iter().filter(|(_, t)| t.beat.is_some());
+        heard.map(|(id, t)| (*id, t.applied)).collect()
     }
 
     /// A node's data plane answered a probe.
@@ -94,6 +103,7 @@ impl Health {
             since: now,
             beat: None,
             answer: None,
+            applied: 0,
         })
     }
 

@@ -48,7 +48,7 @@ fn run(start: (NodeState, Dataplane), events: &[(u64, On)], expected: &[(u64, (N
         let now = zero + Duration::from_millis(ms);
         for (_, event) in events.iter().filter(|(at, _)| *at == ms) {
             match event {
-                Beat => health.beat(other, now),
+                Beat => health.beat(other, now, 7),
                 Answer => health.answered(other, now),
             }
         }
@@ -129,7 +129,7 @@ fn a_manager_that_was_frozen_blames_nobody() {
     let nodes: BTreeMap<Id, Arc<Node>> = [(Id::from_bits(OTHER), node(OTHER, Ready, Reachable))].into();
     let own = Id::from_bits(OWN);
     let mut health = Health::default();
-    health.beat(Id::from_bits(OTHER), zero);
+    health.beat(Id::from_bits(OTHER), zero, 7);
     assert!(health.step(zero, own, &nodes).is_empty());
     let thawed = zero + Duration::from_secs(60);
     assert!(health.step(thawed, own, &nodes).is_empty(), "sixty seconds of silence are its own");
@@ -151,7 +151,7 @@ fn only_silent_others_are_probed() {
     assert!(health.suspects(zero + SUSPICION, own, &nodes).is_empty());
     let later = zero + SUSPICION + Duration::from_millis(1);
     assert_eq!(health.suspects(later, own, &nodes), [(other, [10, 1, 0, 2].into())]);
-    health.beat(other, later);
+    health.beat(other, later, 7);
     assert!(health.suspects(later + SUSPICION, own, &nodes).is_empty());
 }
 
@@ -159,7 +159,7 @@ fn only_silent_others_are_probed() {
 fn a_removed_node_is_forgotten() {
     let zero = Instant::now();
     let mut health = Health::default();
-    health.beat(Id::from_bits(OTHER), zero);
+    health.beat(Id::from_bits(OTHER), zero, 7);
     health.step(zero, Id::from_bits(OWN), &BTreeMap::new());
     assert!(health.tracks.is_empty());
 }

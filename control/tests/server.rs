@@ -417,6 +417,18 @@ async fn heartbeats_decide_who_is_ready() {
     let state = |want: NodeState| move |all: &Objects| all.node("h2").is_some_and(|n| n.state == want);
     worker.client.beat(1).await.unwrap();
     host.until("a node that beats is ready", state(NodeState::Ready)).await;
+    worker.client.beat(41).await.unwrap();
+    let applied = worker.client.query(mesh_api::query::Query::Applied).await.unwrap();
+    let h2 = applied.objects.iter().find_map(|o| match o {
+        mesh_core::objects::Object::Node(n) if n.hostname == "h2" => Some(n.id),
+        _ => None,
+    });
+    assert_eq!(
+        h2.and_then(|h2| applied.applied.get(&h2)),
+        Some(&41),
+        "what it has applied can be asked"
+    );
+    assert_eq!(applied.objects.len(), 2);
     host.until("a node that stops is down", state(NodeState::Down)).await;
     worker.client.beat(1).await.unwrap();
     host.until("and ready again at once", state(NodeState::Ready)).await;

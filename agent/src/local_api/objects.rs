@@ -306,8 +306,13 @@ async fn endpoint_update(State(app): Ctx, Ref(r): Ref<String>, Body(p): Body<End
         if let Some(weight) = p.weight {
             done(&app, Command::EndpointWeigh { id, weight }).await?;
         }
-        if let Some(state) = p.state {
-            done(&app, Command::EndpointSet { id, state }).await?;
+        match p.state {
+            Some(EndpointState::Draining) => {
+                let (worker, endpoint) = (app.clone(), endpoint.clone());
+                whole(async move { worker.drain(&endpoint).await }).await?;
+            }
+            Some(state) => done(&app, Command::EndpointSet { id, state }).await?,
+            None => {}
         }
         read_endpoint(&app, &endpoint.id.to_string())
             .await

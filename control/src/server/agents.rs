@@ -28,6 +28,7 @@ impl Agents for Service {
 
     async fn beat(&self, request: Request<BeatRequest>) -> Result<Response<BeatReply>, Status> {
         let node = member(&request)?.node;
+        let revision = request.get_ref().applied_revision;
         let (_, all) = self.0.consensus.objects();
         let managers = manager_addrs(&all);
         let leadership = self.0.consensus.leadership().borrow().clone();
@@ -42,7 +43,7 @@ impl Agents for Service {
             .health
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .beat(node, Instant::now());
+            .beat(node, Instant::now(), revision);
         if all.nodes.get(&node).is_some_and(|n| n.state != NodeState::Ready) {
             self.0.heard.notify_one();
         }

@@ -179,12 +179,17 @@ impl Service {
             Query::Token(role) => Some(token_of(&all, *role)?),
             _ => None,
         };
+        let applied = match query {
+            Query::Applied => self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).applied(),
+            _ => Default::default(),
+        };
         let leadership = self.0.consensus.leadership().borrow().clone();
         Ok(Answer {
             revision,
             managers: managers(&all, &leadership),
             time: Some(Timestamp::now()),
             objects: query::select(&all, query)?,
+            applied,
             token,
         })
     }

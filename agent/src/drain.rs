@@ -1,0 +1,65 @@
+//! How an endpoint leaves its services: first nobody sends it new flows any more, then it goes.
+//!
+//! Called by [`crate::app`] before an endpoint is removed, and when it is told to drain. That no
+//! node sends to it is heard from the nodes themselves, by the revisions that their heartbeats name.
+
+use std::time::Duration;
+
+use mesh_api::query::{Answer, Query};
+use mesh_core::{
+    Refusal,
+    command::Command,
+    objects::{Endpoint, EndpointState, NodeState, Object},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::app::App;
+
+/// How long nodes are waited for that do not say that they have caught up.
+const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(2);
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+impl App {
+    /// Lets an endpoint drain: returns once no node that can be heard sends it new flows.
+    pub async fn drain(&self, endpoint: &Endpoint) -> Result<(), Refusal> {
+        let (revision, _) = self
+            .propose(Command::EndpointSet {
+                id: endpoint.id,
+                state: EndpointState::Draining,
+            })
+            .await?;
+        self.acknowledged(revision).await;
+        Ok(())
+    }
+
+    /// Waits until every node that is heard has applied `revision`. Those that take too long are
+    /// named in the log and left behind: an endpoint can leave also while a node hangs.
+    async fn acknowledged(&self, revision: u64) {
+        let end = Instant::now() + ACKNOWLEDGE_TIME;
+        loop {
+            let missing = match self.query(Query::Applied).await {
+                Ok(read) => behind(&read, revision),
+                Err(e) => vec![format!("all of them: {e}")],
+            };
+            if missing.is_empty() {
+                return;
+            }
+            if Instant::now() >= end {
+                tracing::warn!(nodes = %missing.join(", "), revision, "not waiting any longer for nodes that may still send new flows to an endpoint that leaves");
+                return;
+            }
+            sleep(ASK_EVERY).await;
+        }
+    }
+}
+
+/// Host names of the nodes that are heard and have not applied `revision`. Of those that are not
+/// heard nothing can be learnt.
+fn behind(read: &Answer, revision: u64) -> Vec<String> {
+    let nodes = read.objects.iter().filter_map(|o| match o {
+        Object::Node(n) if n.state == NodeState::Ready => Some(n),
+        _ => None,
+    });
+    let late = nodes.filter(|n| read.applied.get(&n.id).is_none_or(|at| *at < revision));
+    late.map(|n| n.hostname.clone()).collect()
+}
