@@ -175,7 +175,8 @@ impl App {
         }
     }
 
-    /// Detaches a container of this host; returns once its interface is gone. One that serves is let
+    /// Detaches a container of this host; returns once its interface is gone. Flows of one that serves
+    /// may end within the time that its service gives them. One that serves is let
     /// go by every node first, unless that is forced.
     pub async fn disconnect(&self, network: &str, request: DisconnectRequest) -> Result<(), Refusal> {
         let node = self.membership.node().await.ok_or_else(no_cluster)?;
@@ -203,9 +204,16 @@ impl App {
             }
         };
         let id = endpoint.id;
-        let serves = |o: &Object| matches!(o, Object::Service(s) if s.has(endpoint));
-        if !request.force && endpoint.state != EndpointState::Starting && read.objects.iter().any(serves) {
+        let drain_secs = read.objects.iter().filter_map(|o| match o {
+            Object::Service(s) if s.has(endpoint) => Some(s.drain_secs),
+            _ => None,
+        });
+        if let Some(secs) = drain_secs.max()
+            && !request.force
+            && endpoint.state != EndpointState::Starting
+        {
             self.drain(endpoint).await?;
+            self.emptied(endpoint, Duration::from_secs(secs.into())).await;
         }
         let (revision, _) = self.propose(Command::EndpointRemove { id }).await?;
         match timeout(ATTACH_TIME, self.reached(revision)).await {

@@ -1,4 +1,5 @@
-//! How an endpoint leaves its services: first nobody sends it new flows any more, then it goes.
+//! How an endpoint leaves its services: first nobody sends it new flows any more, then those that it
+//! has may end, then it goes.
 //!
 //! Called by [`crate::app`] before an endpoint is removed, and when it is told to drain. That no
 //! node sends to it is heard from the nodes themselves, by the revisions that their heartbeats name.
@@ -11,13 +12,18 @@ use mesh_core::{
     command::Command,
     objects::{Endpoint, EndpointState, NodeState, Object},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
-use crate::app::App;
+use crate::{app::App, execute::chain, reconcile::Request};
 
 /// How long nodes are waited for that do not say that they have caught up.
 const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(50);
+/// Between two looks at the flows that are left: each reads the whole flow table.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 impl App {
     /// Lets an endpoint drain: returns once no node that can be heard sends it new flows.
@@ -30,6 +36,30 @@ impl App {
             .await?;
         self.acknowledged(revision).await;
         Ok(())
+    }
+
+    /// Waits until no flow is left to an endpoint of this host, for `drain` at most. The others are
+    /// ended with it.
+    pub async fn emptied(&self, endpoint: &Endpoint, drain: Duration) {
+        let end = Instant::now() + drain;
+        loop {
+            let (to, answer) = oneshot::channel();
+            let asked = self.requests.send(Request::LiveFlows(endpoint.slot, to)).await;
+            let flows = match (asked, answer.await) {
+                (Ok(()), Ok(Ok(0))) | (Err(_), _) | (_, Err(_)) => return,
+                (_, Ok(Ok(flows))) => flows,
+                (_, Ok(Err(error))) => {
+                    tracing::warn!(endpoint = %endpoint.name, error = %chain(&error), "not waiting for flows that cannot be counted");
+                    return;
+                }
+            };
+            let now = Instant::now();
+            if now >= end {
+                tracing::info!(endpoint = %endpoint.name, flows, "the time to drain is up: what is left is ended");
+                return;
+            }
+            sleep(LOOK_EVERY.min(end - now)).await;
+        }
     }
 
     /// Waits until every node that is heard has applied `revision`. Those that take too long are

@@ -91,6 +91,8 @@ pub enum Request {
     Traffic(oneshot::Sender<Result<Counted, mesh_loader::Error>>),
     /// Have the programs tell of what is read now.
     Watch(oneshot::Sender<Result<(), mesh_loader::Error>>),
+    /// Flows that are still carried to the endpoint of this data-plane number.
+    LiveFlows(u32, oneshot::Sender<Result<u64, mesh_loader::Error>>),
     /// Remove everything: the host has left its cluster. Answers with what could not be removed.
     Teardown(oneshot::Sender<Vec<String>>),
     /// Remove what an earlier cluster left, if anything: the host is about to enter one. Answers as
@@ -189,6 +191,7 @@ impl Reconciler {
             }
             Request::Traffic(to) => drop(to.send(Counted::read(&mut self.executor.loader))),
             Request::Watch(to) => drop(to.send(self.executor.watch())),
+            Request::LiveFlows(slot, to) => drop(to.send(self.executor.loader.live_flows(slot))),
             Request::Teardown(to) => {
                 let errors = self.executor.teardown().await;
                 self.host = None;
@@ -217,6 +220,7 @@ impl Reconciler {
         let facts = Facts {
             uplink,
             addrs: host.facts.addrs.iter().copied().collect(),
+            cookie: self.executor.overlay.cookie(),
         };
         let desired = intent::desired(&objects, head.revision, member.cluster, member.node, &facts);
         let seen = self.executor.observe(Some(member.cluster)).await?;

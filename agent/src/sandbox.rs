@@ -81,10 +81,13 @@ fn open(container: &str, path: &Path, name: String) -> Result<Found, Refusal> {
             "container {container:?} has no network namespace of its own: it shares the host's"
         )));
     }
+    let cookie = mesh_overlay::netns::cookie(&path.to_string_lossy())
+        .map_err(|e| Refusal::other(format!("{} cannot be entered: {e}", path.display())))?;
     let sandbox = Sandbox {
         container: container.to_owned(),
         netns: path.display().to_string(),
         inode,
+        cookie,
     };
     Ok(Found { sandbox, name })
 }

@@ -19,6 +19,9 @@ use crate::{
     render::{self, Paint},
 };
 
+/// Longer than any drain time that is of use; meshd itself ends the wait.
+const PATIENCE: Duration = Duration::from_secs(7 * 86400);
+
 /// What every command works with.
 pub struct Session {
     client: LocalClient,
@@ -49,6 +52,12 @@ impl Session {
     /// Makes or does something.
     pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<Value, Failure> {
         Ok(moving(self.client.post(path, body)).await?)
+    }
+
+    /// Does something that may take as long as a service lets its endpoints drain.
+    pub async fn post_patiently(&self, path: &str, body: &impl Serialize) -> Result<Value, Failure> {
+        let client = self.client.clone().with_limit(PATIENCE);
+        Ok(moving(client.post(path, body)).await?)
     }
 
     /// Replaces something.

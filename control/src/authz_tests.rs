@@ -46,6 +46,7 @@ fn sandbox() -> Sandbox {
         container: "c".into(),
         netns: "/n".into(),
         inode: 1,
+        cookie: 0,
     }
 }
 

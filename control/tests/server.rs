@@ -62,6 +62,7 @@ fn endpoint(id: Id, node: Id, name: &str) -> Command {
             container: name.into(),
             netns: format!("/run/netns/{name}"),
             inode: id.bits(),
+            cookie: 0,
         },
         ifname: None,
     };

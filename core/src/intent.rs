@@ -27,6 +27,8 @@ pub struct Facts {
     pub uplink: String,
     /// Its addresses: where published ports answer.
     pub addrs: BTreeSet<IpAddr>,
+    /// Cookie of its own network namespace; 0 where the kernel has none.
+    pub cookie: u64,
 }
 
 /// Name of a network's bridge.

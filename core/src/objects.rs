@@ -424,6 +424,10 @@ pub struct Sandbox {
     pub netns: String,
     /// The namespace's inode: tells it from a later one at the same path.
     pub inode: u64,
+    /// The namespace's cookie (SO_NETNS_COOKIE), by which the kernel programs tell it; 0 where the
+    /// kernel has none.
+    #[serde(default)]
+    pub cookie: u64,
 }
 
 /// One interface of a container in one network.

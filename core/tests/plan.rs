@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use common::*;
 use mesh_core::{
@@ -12,7 +12,7 @@ use mesh_core::{
     command::Command as C,
     desired::{Desired, Link},
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
-    lb::{LOCAL, Local, Method, Program, Row, Tables},
+    lb::{LOCAL, Local, Method, Program, Row, Tables, V6},
     objects::*,
     observed::{Observed, SeenLink, SeenVeth},
     plan::plan,
@@ -23,6 +23,7 @@ fn facts(n: u64) -> Facts {
     Facts {
         uplink: "eth0".into(),
         addrs: [ip(&format!("192.168.77.{}", 10 + n))].into(),
+        cookie: 500 + n,
     }
 }
 
@@ -360,6 +361,62 @@ fn host_ports_answer_where_an_endpoint_runs() {
     assert!(desired(&lab, 1).tables.published.is_empty());
 }
 
+/// Every set that a published port can ask is there, also without members: of both families, and
+/// of this host's own endpoints where there are any.
+#[test]
+fn published_sets_are_of_both_families_and_local() {
+    let mut lab = hostname();
+    let t = desired(&lab, 1).tables;
+    let list = |t: &Tables, set: u32| t.services.get(&set).map(|p| p.list.len());
+    assert_eq!(list(&t, 1), Some(3));
+    assert_eq!(list(&t, 1 | V6), Some(0));
+    assert_eq!(list(&t, 1 | LOCAL), Some(1));
+    assert_eq!(list(&t, 1 | V6 | LOCAL), Some(0));
+    let four = desired(&lab, 4).tables;
+    assert_eq!((list(&four, 1 | V6), list(&four, 1 | LOCAL)), (Some(0), None), "it runs none");
+    let h2 = lab.state.objects().nodes[&node_id(2)].ingress_ip;
+    assert_eq!(four.backends[&slot(&lab, 2)].node.map(IpAddr::V4), Some(h2));
+    let own = lab.state.objects().nodes[&node_id(4)].ingress_ip;
+    assert_eq!(four.ingress_ip.map(IpAddr::V4), Some(own));
+    // Objects of both families, as the allocator gives them.
+    let mut all = lab.state.objects().clone();
+    for e in all.endpoints.values_mut() {
+        std::sync::Arc::make_mut(e).ip6 = (e.slot % 2 == 0).then(|| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, e.slot as u16));
+    }
+    let service = std::sync::Arc::make_mut(all.services.values_mut().next().unwrap());
+    service.vips[0].ip6 = Some("fd00::ffff".parse().unwrap());
+    let (vip, vip6) = (service.vips[0].ip, ip("fd00::ffff"));
+    let vip_set = service.vips[0].slot;
+    let t = intent::desired(&all, lab.index, id(1), node_id(1), &facts(1)).tables;
+    let six: Vec<_> = all.endpoints.values().filter(|e| e.ip6.is_some()).map(|e| e.slot).collect();
+    assert!(!six.is_empty() && six.len() < 3);
+    assert_eq!((&t.services[&(1 | V6)].list, &t.services[&(vip_set | V6)].list), (&six, &six));
+    assert_eq!((t.vips[&vip].service, t.vips[&vip6].service), (vip_set, vip_set | V6));
+    lab.ok(C::EndpointRemove { id: id(0x9001) });
+    assert_eq!(list(&desired(&lab, 1).tables, 1 | LOCAL), None);
+}
+
+#[test]
+fn sockets_are_balanced_by_namespace() {
+    let mut lab = hostname();
+    lab.network(2, "other", None);
+    lab.attach(mesh_core::command::NewEndpoint {
+        id: id(0x9101),
+        ..endpoint(1, 1, "other", None)
+    });
+    let vni = |name: &str| lab.state.objects().network(name).unwrap().vni;
+    let spaces = desired(&lab, 1).tables.namespaces;
+    let both: BTreeSet<_> = [vni("demo"), vni("other")].into();
+    assert_eq!(spaces.len(), 2);
+    assert_eq!((spaces[&8001].host, &spaces[&8001].networks), (false, &both));
+    assert_eq!((spaces[&501].host, &spaces[&501].networks), (true, &both));
+    let four = desired(&lab, 4).tables.namespaces;
+    assert!(four.len() == 1 && four[&504].networks.is_empty());
+    let blind = Facts { cookie: 0, ..facts(4) };
+    let t = intent::desired(lab.state.objects(), lab.index, id(1), node_id(4), &blind).tables;
+    assert!(t.namespaces.is_empty(), "a kernel without cookies");
+}
+
 #[test]
 fn bound_ports_are_known_to_every_node() {
     let at = ip("192.168.77.11");
@@ -534,6 +591,7 @@ fn programs_sit_where_they_belong() {
     let vxlan = vxlan_name(lab.state.objects().network("demo").unwrap().id);
     let want = [
         (Program::FromUplink, "eth0".to_owned()),
+        (Program::Sockets, String::new()),
         (Program::FromOverlay, ingress),
         (Program::FromNetwork, vxlan),
         (Program::FromContainer, veth.clone()),

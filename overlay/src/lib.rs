@@ -45,6 +45,7 @@ pub struct Overlay {
     socket: Socket,
     sysctl: Sysctl,
     filter: Filter,
+    cookie: u64,
 }
 
 impl Overlay {
@@ -55,12 +56,14 @@ impl Overlay {
     /// When no netlink socket is to be had.
     pub fn new() -> Result<Self, Error> {
         let netns = Arc::new(Netns::current()?);
+        let cookie = netns::own_cookie().map_err(Error::io("read this network namespace's cookie"))?;
         let (sysctl, filter) = (Sysctl::new(netns.clone()), Filter::new(netns.clone()));
         Ok(Self {
             netns,
             socket: Socket::open()?,
             sysctl,
             filter,
+            cookie,
         })
     }
 
@@ -106,6 +109,11 @@ impl Overlay {
     /// When the sockets can not be opened.
     pub fn monitor(&self) -> Result<impl Stream<Item = ()> + Send + Unpin + use<>, Error> {
         monitor::changes(&self.netns)
+    }
+
+    /// The cookie of the namespace that it works in; see [`netns::cookie`].
+    pub fn cookie(&self) -> u64 {
+        self.cookie
     }
 
     /// The namespace that it works in.

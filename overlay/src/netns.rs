@@ -141,6 +141,41 @@ fn is_gone(e: &io::Error) -> bool {
         || (e.raw_os_error().is_none() && e.kind() == io::ErrorKind::InvalidInput)
 }
 
+/// The cookie of the network namespace at `path`, by which BPF programs tell namespaces apart
+/// (bpf_get_netns_cookie); 0 before Linux 5.14, which does not tell it.
+///
+/// # Errors
+/// When nothing is there, something else than a network namespace, or it can not be entered.
+pub fn cookie(path: &str) -> io::Result<u64> {
+    Netns::open(path)?.run_blocking(own_cookie).map_err(io::Error::other)?
+}
+
+/// The cookie of the calling thread's network namespace.
+pub(crate) fn own_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    #[expect(unsafe_code, reason = "no safe wrapper for this socket option")]
+    // SAFETY: the option writes a u64 at most (net/core/sock.c, sk_getsockopt), and `len` says that
+    // there is room for one; the descriptor is open.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &mut len,
+        )
+    };
+    match done {
+        0 => Ok(cookie),
+        _ => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0),
+            e => Err(e),
+        },
+    }
+}
+
 /// `NS_GET_NSTYPE` (include/uapi/linux/nsfs.h): only files of nsfs answer it.
 fn is_network_namespace(fd: BorrowedFd<'_>) -> bool {
     const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
@@ -179,5 +214,11 @@ mod tests {
         for bad in ["/proc/self/ns/mnt", "/dev/null", "/", "/proc/self/ns/nothing"] {
             assert!(inode(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_namespace_has_one_cookie() {
+        let own = own_cookie().ok();
+        assert!(own.is_some() && own == own_cookie().ok());
     }
 }

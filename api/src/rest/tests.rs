@@ -88,6 +88,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
             container: format!("netns:web{n}"),
             netns: format!("/run/netns/web{n}"),
             inode: n,
+            cookie: 0,
         },
         ifname: "eth0".into(),
         state,

@@ -159,7 +159,7 @@ pub struct Disconnect {
     /// The container, as it was attached
     #[arg(value_name = "CONTAINER", value_parser = values::reference)]
     pub container: String,
-    /// Also when the container can no longer be found
+    /// Also when the container can no longer be found; and at once, without letting its flows end
     #[arg(short, long)]
     pub force: bool,
 }

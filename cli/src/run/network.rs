@@ -30,7 +30,9 @@ pub async fn run(session: &Session, command: Network) -> Result<(), Failure> {
                 container: args.container,
                 force: args.force,
             };
-            let value = session.post(&paths::at(paths::NETWORK_DISCONNECT, &args.network), &request).await?;
+            let value = session
+                .post_patiently(&paths::at(paths::NETWORK_DISCONNECT, &args.network), &request)
+                .await?;
             session.answer(&value, |_| Ok(String::new()))
         }
     }

@@ -198,6 +198,7 @@ mod tests {
                 container: "netns:x".into(),
                 netns: "/run/netns/x".into(),
                 inode: 1,
+                cookie: 0,
             },
             ifname: "eth0".into(),
             state: EndpointState::Ready,

@@ -15,13 +15,20 @@ use crate::{
     objects::{Algorithm, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service},
 };
 
+/// Whether an endpoint has an address of a family.
+type Has = fn(&Endpoint) -> bool;
 /// The families that a set of backends exists for, with their bit in its number and who is in it.
-const FAMILIES: [(u32, fn(&Endpoint) -> bool); 2] = [(0, |e| e.ip4().is_some()), (lb::V6, |e| e.ip6().is_some())];
+const FAMILIES: [(u32, Has); 2] = [(0, |e| e.ip4().is_some()), (lb::V6, |e| e.ip6().is_some())];
+
+/// Networks whose VIPs one namespace's sockets reach without a translation per packet; the VIPs of
+/// others are translated on the way.
+const NETWORKS: usize = 8;
 
 impl Host<'_> {
     pub(super) fn balancer(&self, ingress: &Network, facts: &Facts, out: &mut Desired) {
         let t = &mut out.tables;
         t.ingress_mac = self.node.ingress_mac();
+        t.ingress_ip = ip4(self.node.ingress_ip);
         t.ingress_dev = vxlan_name(ingress.id);
         t.ingress_mtu = self.objects.mtu(ingress);
         t.uplink = facts.uplink.clone();
@@ -29,10 +36,30 @@ impl Host<'_> {
         t.peers = self.others().map(Node::ingress_mac).collect();
         let lost = self.objects.endpoints.values().filter(|e| !self.is_reachable(e));
         out.unreachable = lost.flat_map(|e| e.ips()).collect();
+        self.namespaces(facts, &mut out.tables);
         let members = self.objects.members();
         for service in self.objects.services.values() {
             let all = members.get(&service.id).map_or(&[][..], Vec::as_slice);
             self.service(service, all, &vxlan_name(ingress.id), out);
+        }
+    }
+
+    /// The namespaces whose sockets are balanced when they connect: the containers' and the host's.
+    fn namespaces(&self, facts: &Facts, t: &mut lb::Tables) {
+        let vni = |id| self.objects.networks.get(id).map(|n| n.vni);
+        for e in self
+            .objects
+            .endpoints
+            .values()
+            .filter(|e| e.node == self.node.id && e.sandbox.cookie != 0)
+        {
+            let space = t.namespaces.entry(e.sandbox.cookie).or_default();
+            space.networks.extend(vni(&e.network).filter(|_| space.networks.len() < NETWORKS));
+        }
+        if facts.cookie != 0 {
+            let all: BTreeSet<_> = self.local.iter().filter_map(vni).collect();
+            let networks = all.into_iter().take(NETWORKS).collect();
+            t.namespaces.insert(facts.cookie, lb::Namespace { host: true, networks });
         }
     }
 
@@ -75,7 +102,7 @@ impl Host<'_> {
                     }
                 }
             }
-            if only_here {
+            if only_here || everywhere && runs {
                 let here: Vec<_> = once.into_iter().filter(|e| e.node == self.node.id).collect();
                 self.pool(service.slot | lb::LOCAL | family, &here, options, out);
             }
@@ -122,7 +149,7 @@ impl Host<'_> {
                 ip4: e.ip4(),
                 ip6: e.ip6(),
                 mac: e.mac,
-                node: None,
+                node: self.objects.nodes.get(&e.node).and_then(|n| ip4(n.ingress_ip)),
                 local: e.node == self.node.id,
                 accepting: self.weight(e) > 0,
             };
@@ -133,6 +160,13 @@ impl Host<'_> {
     /// How many new flows an endpoint takes now.
     fn weight(&self, e: &Endpoint) -> u32 {
         if self.takes_new(e) { e.weight } else { 0 }
+    }
+}
+
+fn ip4(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
     }
 }
 

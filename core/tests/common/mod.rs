@@ -95,6 +95,7 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
             container: format!("netns:c{n}"),
             netns: format!("/run/netns/c{n}"),
             inode: 7000 + n,
+            cookie: 8000 + n,
         },
         ifname: None,
     }

@@ -46,6 +46,9 @@ pub enum Client {
         /// Sends them all from one socket.
         #[arg(long)]
         same_socket: bool,
+        /// Address and port to send from, ADDRESS:PORT; the next socket has the next port. Port 0: any.
+        #[arg(long)]
+        from: Option<SocketAddr>,
     },
     /// Sends each line of the standard input over one connection, and prints each answer.
     Tcp(To),
@@ -92,7 +95,7 @@ impl Client {
             Self::Resolve { name } => resolve(name),
             Self::Dns { server, name, kind, port } => print(&crate::dns::ask(SocketAddr::new(*server, *port), name, kind)?),
             Self::Http(many) => (0..many.count).try_for_each(|_| print(&get(&many.to)?)),
-            Self::Udp { many, same_socket } => udp(many, *same_socket),
+            Self::Udp { many, same_socket, from } => udp(many, *same_socket, *from),
             Self::Tcp(to) => tcp(to),
             Self::Download { to, bytes } => download(to, *bytes),
             Self::Upload { to, bytes } => upload(to, *bytes),
@@ -243,24 +246,29 @@ fn tcp(to: &To) -> Result<(), Failure> {
     Ok(())
 }
 
-fn udp(many: &Many, same_socket: bool) -> Result<(), Failure> {
+fn udp(many: &Many, same_socket: bool, from: Option<SocketAddr>) -> Result<(), Failure> {
     let (addr, timeout) = (many.to.resolve()?, many.to.timeout()?);
-    let open = || -> Result<UdpSocket, Failure> {
-        let any: SocketAddr = if addr.is_ipv4() {
-            ([0u8; 4], 0).into()
-        } else {
-            ([0u8; 16], 0).into()
-        };
-        let socket = UdpSocket::bind(any)?;
+    let any: SocketAddr = if addr.is_ipv4() {
+        ([0u8; 4], 0).into()
+    } else {
+        ([0u8; 16], 0).into()
+    };
+    let open = |nth: u32| -> Result<UdpSocket, Failure> {
+        let mut own = from.unwrap_or(any);
+        if own.port() != 0 {
+            let port = u32::from(own.port()) + nth;
+            own.set_port(port.try_into().map_err(|_| format!("port {port} is not one: begin lower"))?);
+        }
+        let socket = UdpSocket::bind(own).map_err(|e| format!("cannot send from {own}: {e}"))?;
         socket.set_read_timeout(Some(timeout))?;
         socket.connect(addr)?;
         Ok(socket)
     };
-    let mut socket = open()?;
+    let mut socket = open(0)?;
     let mut buffer = [0; 65536];
     for i in 0..many.count {
         if i > 0 && !same_socket {
-            socket = open()?;
+            socket = open(i)?;
         }
         socket.send(b"hello\n")?;
         let n = socket.recv(&mut buffer).map_err(|e| format!("no answer from {addr}: {e}"))?;
