@@ -341,7 +341,8 @@ pub struct Member {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Source {
-    /// The service, without flags.
+    /// The service; with [`V6`] for IPv6 clients, so that no range of IPv6 holds the mapped addresses of
+    /// IPv4.
     pub service: u32,
     /// The client.
     pub addr: Addr,

@@ -139,7 +139,7 @@ impl Store {
         }
         for (bits, Bytes(k), v) in self.sources.rows()? {
             if let Some(net) = range(bits, k.addr) {
-                t.sources.insert((k.service, net), v == 1);
+                t.sources.insert((k.service & !rows::V6, net), v == 1);
             }
         }
         for (slot, Bytes(b)) in self.backends.rows()? {
@@ -265,8 +265,9 @@ impl Store {
 
     fn put_source(&mut self, key: (u32, IpNet), value: Option<bool>) -> Result<(), Error> {
         let (service, net) = key;
+        let family = if matches!(net, IpNet::V4(_)) { 0 } else { rows::V6 };
         let row = Bytes(rows::Source {
-            service,
+            service: service | family,
             addr: net.network().into(),
         });
         if let Some(admitted) = value {

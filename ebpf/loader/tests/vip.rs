@@ -49,7 +49,7 @@ fn a_container_speaks_only_for_itself() {
     raw(&w, &own.clone().eth(mac(B), GATEWAY_MAC).bytes()).is(DROP, &["drop_spoofed_mac"]);
     let mut b = own.clone().eth(mac(A), GATEWAY_MAC).bytes();
     for (ethertype, counter) in [
-        ([0x86, 0xdd], "drop_ipv6"),
+        ([0x86, 0xdd], "drop_malformed"),
         ([0x81, 0x00], "drop_ethertype"),
         ([0x88, 0xcc], "drop_ethertype"),
     ] {

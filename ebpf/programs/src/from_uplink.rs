@@ -2,6 +2,7 @@
 
 use mesh_ebpf_common::{
     Reason,
+    flow::DIRECT,
     rows::{Backend, Config, Flow, Local, MacKey, Published, V6, kind},
 };
 
@@ -70,7 +71,10 @@ pub fn enter(skb: Skb, w: &mut Work, published: &Published, config: &Config, cli
         Route::Denied => return drop(Reason::DropSource),
     };
     if backend.local == 1 {
-        let kind = if new.direct { kind::DIRECT } else { kind::INGRESS };
+        // The port may have changed its way since the flow began.
+        // SAFETY: a row looked up in this run.
+        let direct = unsafe { (*f).bits } & DIRECT != 0;
+        let kind = if direct { kind::DIRECT } else { kind::INGRESS };
         return deliver(skb, w, f, backend.mac, kind, now);
     }
     carry(skb, w, backend, config, client.is_some())
@@ -168,6 +172,9 @@ fn error(skb: Skb, w: &mut Work) -> i32 {
         let Some(config) = config() else {
             return drop(Reason::DropUnconfigured);
         };
+        if config.ingress_ifindex == 0 {
+            return drop(Reason::DropUnconfigured);
+        }
         if !nat::ethernet(skb, w, backend.mac, config.ingress_mac) {
             return drop(Reason::DropFailed);
         }

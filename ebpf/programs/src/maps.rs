@@ -117,6 +117,7 @@ pub fn begin(skb: Skb) -> Option<&'static mut Work> {
     // SAFETY: this CPU's own slot, taken once per program run; programs do not nest.
     let w = SCRATCH.get_ptr_mut(0).map(|w| unsafe { &mut *w })?;
     (w.len, w.ifindex) = (skb.len(), skb.ifindex());
+    (w.key.src, w.key.dst) = (Addr([0; 4]), Addr([0; 4]));
     (w.key.proto, w.key.sport, w.key.dport) = (0, 0, 0);
     (w.service, w.backend) = (0, 0);
     Some(w)
@@ -154,7 +155,7 @@ pub fn admitted(set: u32, client: &Addr) -> bool {
     let key = Key::new(
         32 + 128,
         rows::Source {
-            service: set & !(rows::V6 | rows::LOCAL),
+            service: set & !(rows::V6 | rows::LOCAL) | if client.is_v4() { 0 } else { rows::V6 },
             addr: *client,
         },
     );

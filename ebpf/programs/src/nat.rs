@@ -72,7 +72,13 @@ pub fn store_head(skb: Skb, w: &mut Work, diff_of_addresses: u32) -> bool {
     if w.v6 {
         w.ip6.src = bytes6(&to.src);
         w.ip6.dst = bytes6(&to.dst);
-        w.ip6.hop_limit -= u8::from(to.hop);
+        if to.hop {
+            // No checksum makes up for it in IPv6: the sum over the packet has changed.
+            let lifetime = |hops| u32::from_ne_bytes([0, 0, 0, hops]);
+            let now = w.ip6.hop_limit - 1;
+            skb.sum_by(diff([lifetime(w.ip6.hop_limit)], [lifetime(now)]));
+            w.ip6.hop_limit = now;
+        }
         return skb.store(0, &w.head.eth) && skb.store(ETH_LEN, &w.ip6);
     }
     let lifetime = |ttl| u32::from_ne_bytes([ttl, 0, 0, 0]);
@@ -102,6 +108,9 @@ pub fn rewrite(skb: Skb, w: &mut Work) -> bool {
         if from != ports && !((!summed || skb.l4_checksum(at, from, ports, udp)) && skb.store(w.l4, &Word(ports))) {
             return false;
         }
+    } else if w.v6 {
+        // The checksum that makes up for the addresses is another fragment's.
+        skb.sum_by(addresses);
     }
     store_head(skb, w, addresses)
 }

@@ -96,6 +96,10 @@ pub fn bytes6(a: &Addr) -> [u8; 16] {
 /// Where the upper layer of an IPv6 packet lies; sets [`Work::proto`] and, of a fragment, its identity.
 #[inline(always)]
 fn shape_v6(skb: Skb, w: &mut Work, gso: bool) -> Option<Shape> {
+    // Mapped IPv4 addresses are those of IPv4's rows here, and none of a packet's (RFC 4038 section 4.2).
+    if w.key.src.is_v4() || w.key.dst.is_v4() {
+        return None;
+    }
     let end = end_v6(&w.ip6, skb.len(), gso)?;
     let (mut next, mut at, mut part) = (w.ip6.next, ETH_LEN + 40, Part::Whole);
     for _ in 0..EXTENSIONS {
@@ -116,7 +120,8 @@ fn shape_v6(skb: Skb, w: &mut Work, gso: bool) -> Option<Shape> {
             }
         }
     }
-    if at > end {
+    // A chain that goes on hides what it carries (RFC 7113 section 3): an advertisement, for one.
+    if at > end || (part != Part::Later && is_extension(next)) {
         return None;
     }
     w.proto = next;

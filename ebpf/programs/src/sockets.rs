@@ -221,6 +221,10 @@ pub fn out(call: Call, connects: bool) -> i32 {
     let Some((to, to_port)) = give(backend, call.v6, &want, port) else {
         return PROCEED;
     };
+    // The kernel takes an IPv4 address for a socket that connects only (udpv6_sendmsg of net/ipv6/udp.c).
+    if !connects && call.v6 && to.is_v4() {
+        return PROCEED;
+    }
     let origin = Socket {
         addr,
         backend: member.backend,

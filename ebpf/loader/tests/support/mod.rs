@@ -16,6 +16,8 @@ use nix::{
 
 pub mod frame;
 pub mod lab;
+pub mod packet;
+pub mod table;
 pub mod world;
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
     process::Command,
 };
@@ -22,7 +23,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::frame::Frame;
+use super::{frame::Frame, packet::Packet};
 
 pub const PASS: i32 = -1;
 pub const DROP: i32 = 2;
@@ -49,6 +50,67 @@ pub const E: [u8; 4] = [10, 2, 0, 11];
 pub const VIP_OTHER: [u8; 4] = [10, 2, 0, 100];
 /// A VIP without backends.
 pub const VIP_EMPTY: [u8; 4] = [10, 1, 0, 102];
+/// This node's own address in the ingress network.
+pub const INGRESS_IP: [u8; 4] = [172, 30, 0, 1];
+
+/// The addresses of one family. Endpoint [`E`] and its network have IPv4 only.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    pub v6: bool,
+    pub a: IpAddr,
+    pub b: IpAddr,
+    pub c: IpAddr,
+    pub d: IpAddr,
+    pub vip: IpAddr,
+    pub vip2: IpAddr,
+    pub vip_empty: IpAddr,
+    pub gateway: IpAddr,
+    pub node: IpAddr,
+    pub node2: IpAddr,
+    pub client: IpAddr,
+    /// Somewhere on the way.
+    pub router: IpAddr,
+}
+
+const fn six(net: u16, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, net, 0, 0, 0, 0, 0, host)
+}
+
+const fn four(a: [u8; 4]) -> IpAddr {
+    IpAddr::V4(std::net::Ipv4Addr::new(a[0], a[1], a[2], a[3]))
+}
+
+pub const V4: Family = Family {
+    v6: false,
+    a: four(A),
+    b: four(B),
+    c: four(C),
+    d: four(D),
+    vip: four(VIP),
+    vip2: four(VIP2),
+    vip_empty: four(VIP_EMPTY),
+    gateway: four(GATEWAY),
+    node: four(NODE),
+    node2: four(NODE2),
+    client: four(CLIENT),
+    router: four([192, 168, 77, 1]),
+};
+
+pub const V6: Family = Family {
+    v6: true,
+    a: IpAddr::V6(six(1, 11)),
+    b: IpAddr::V6(six(1, 12)),
+    c: IpAddr::V6(six(1, 13)),
+    d: IpAddr::V6(six(1, 14)),
+    vip: IpAddr::V6(six(1, 100)),
+    vip2: IpAddr::V6(six(1, 101)),
+    vip_empty: IpAddr::V6(six(1, 102)),
+    gateway: IpAddr::V6(six(1, 1)),
+    node: IpAddr::V6(six(77, 11)),
+    node2: IpAddr::V6(six(78, 11)),
+    client: IpAddr::V6(six(77, 200)),
+    router: IpAddr::V6(six(77, 1)),
+};
 
 pub fn mac(ip: [u8; 4]) -> [u8; 6] {
     Mac::for_ip(ip.into()).0
@@ -77,6 +139,10 @@ impl Out {
 
     pub fn frame(&self) -> Frame {
         Frame::parse(&self.bytes)
+    }
+
+    pub fn packet(&self) -> Packet {
+        Packet::parse(&self.bytes).unwrap()
     }
 }
 
@@ -202,26 +268,15 @@ impl World {
 
     /// Runs `program` as if `bytes` had come in at `dev`.
     pub fn raw(&self, program: Program, dev: &str, bytes: &[u8]) -> Out {
+        self.joined(program, dev, bytes, 0)
+    }
+
+    /// As [`Self::raw`], of a frame that stands for several of `gso` bytes of data each; 0: for itself.
+    pub fn joined(&self, program: Program, dev: &str, bytes: &[u8], gso: u32) -> Out {
         let before = self.loader.counters().unwrap();
         let fd = self.programs[&program].fd().unwrap();
-        let mut out = vec![0u8; bytes.len() + 256];
-        // struct __sk_buff: only the fields that a test may set are not zero.
-        let mut ctx = [0u32; 48];
-        ctx[10] = nix::net::if_::if_nametoindex(dev).unwrap();
-        let mut attr = [0u32; 20];
-        attr[0] = u32::try_from(fd.as_fd().as_raw_fd()).unwrap();
-        attr[2] = u32::try_from(bytes.len()).unwrap();
-        attr[3] = u32::try_from(out.len()).unwrap();
-        let split = |at: &mut [u32], p: u64| (at[0], at[1]) = (p as u32, (p >> 32) as u32);
-        split(&mut attr[4..6], bytes.as_ptr() as u64);
-        split(&mut attr[6..8], out.as_mut_ptr() as u64);
-        attr[8] = 1;
-        attr[10] = size_of_val(&ctx) as u32;
-        split(&mut attr[12..14], ctx.as_ptr() as u64);
-        // SAFETY: union bpf_attr's test member, with buffers that live until the call returns.
-        let ret = unsafe { libc::syscall(libc::SYS_bpf, 10, attr.as_mut_ptr(), size_of_val(&attr)) };
-        assert_eq!(ret, 0, "BPF_PROG_TEST_RUN: {}", std::io::Error::last_os_error());
-        out.truncate(attr[3] as usize);
+        let ifindex = nix::net::if_::if_nametoindex(dev).unwrap();
+        let (verdict, bytes) = test_run(fd.as_fd().as_raw_fd(), ifindex, bytes, gso);
         let counted = self
             .loader
             .counters()
@@ -231,13 +286,25 @@ impl World {
             .filter(|(a, b)| a.1 != b.1)
             .map(|(a, b)| (a.0, a.1 - b.1))
             .collect();
-        Out {
-            verdict: attr[1] as i32,
-            bytes: out,
-            counted,
+        Out { verdict, bytes, counted }
+    }
+
+    /// Runs `program` for each of many frames, and looks at nothing.
+    pub fn flood(&self, program: Program, dev: &str, frames: impl Iterator<Item = Vec<u8>>) {
+        let fd = self.programs[&program].fd().unwrap();
+        let ifindex = nix::net::if_::if_nametoindex(dev).unwrap();
+        for bytes in frames {
+            test_run(fd.as_fd().as_raw_fd(), ifindex, &bytes, 0);
         }
     }
 
+    /// Directory of the pinned maps.
+    pub fn maps(&self) -> std::path::PathBuf {
+        let pins = super::pins(self.dir.path());
+        let version = std::fs::read_dir(&pins).unwrap().map(|e| e.unwrap().path());
+        let mut found = version.map(|v| v.join("maps")).filter(|m| m.join("FLOWS").exists());
+        found.next().unwrap()
+    }
     /// From a client, on the uplink.
     pub fn client(&self, frame: &Frame) -> Out {
         self.raw(Program::FromUplink, "up0", &frame.clone().eth(ROUTER, UPLINK).bytes())
@@ -274,6 +341,30 @@ impl World {
     }
 }
 
+/// BPF_PROG_TEST_RUN: verdict and frame.
+fn test_run(fd: i32, ifindex: u32, bytes: &[u8], gso: u32) -> (i32, Vec<u8>) {
+    let mut out = vec![0u8; bytes.len() + 256];
+    // struct __sk_buff: only the fields that a test may set are not zero.
+    let mut ctx = [0u32; 48];
+    ctx[10] = ifindex;
+    ctx[44] = gso;
+    let mut attr = [0u32; 20];
+    attr[0] = u32::try_from(fd).unwrap();
+    attr[2] = u32::try_from(bytes.len()).unwrap();
+    attr[3] = u32::try_from(out.len()).unwrap();
+    let split = |at: &mut [u32], p: u64| (at[0], at[1]) = (p as u32, (p >> 32) as u32);
+    split(&mut attr[4..6], bytes.as_ptr() as u64);
+    split(&mut attr[6..8], out.as_mut_ptr() as u64);
+    attr[8] = 1;
+    attr[10] = size_of_val(&ctx) as u32;
+    split(&mut attr[12..14], ctx.as_ptr() as u64);
+    // SAFETY: union bpf_attr's test member, with buffers that live until the call returns.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, 10, attr.as_mut_ptr(), size_of_val(&attr)) };
+    assert_eq!(ret, 0, "BPF_PROG_TEST_RUN: {}", std::io::Error::last_os_error());
+    out.truncate(attr[3] as usize);
+    (attr[1] as i32, out)
+}
+
 /// A set whose members take turns.
 pub fn turn(list: &[u32]) -> lb::Pool {
     lb::Pool {
@@ -286,11 +377,12 @@ pub fn turn(list: &[u32]) -> lb::Pool {
 ///
 /// Service 1 (80/tcp and 53/udp and 81/tcp): the endpoints elsewhere, 3 and 4. Service 2 (8080/tcp):
 /// endpoint 1, here. Service 3 (9090/tcp and udp): none. Service 5 (VIP2): endpoint 1 only. Service 6
-/// (VIP_OTHER): endpoint 5, in another network.
+/// (VIP_OTHER): endpoint 5, in another network. All but that one have IPv6 addresses, too.
 pub fn tables() -> lb::Tables {
+    let in_both = |ip: [u8; 4]| (ip != E).then(|| six(1, ip[3].into()));
     let backend = |ip: [u8; 4], local| lb::Backend {
         ip4: Some(ip.into()),
-        ip6: None,
+        ip6: in_both(ip),
         mac: Mac(mac(ip)),
         node: None,
         local,
@@ -299,7 +391,7 @@ pub fn tables() -> lb::Tables {
     let local = |slot, ip: [u8; 4]| lb::Local {
         slot,
         ip4: Some(ip.into()),
-        ip6: None,
+        ip6: in_both(ip),
         mac: Mac(mac(ip)),
         gateway_mac: Mac(GATEWAY_MAC),
         network: 4097,
@@ -317,8 +409,13 @@ pub fn tables() -> lb::Tables {
         target,
         direct: false,
     };
+    let lists = [(1, vec![3, 4]), (2, vec![1]), (3, vec![]), (5, vec![1]), (7, vec![1])];
+    let both = lists
+        .iter()
+        .flat_map(|(set, list)| [(*set, turn(list)), (set | lb::V6, turn(list))]);
+    let locals = [(1 | lb::LOCAL, turn(&[])), (2 | lb::LOCAL, turn(&[1])), (6, turn(&[5]))];
     lb::Tables {
-        ingress_ip: None,
+        ingress_ip: Some(INGRESS_IP.into()),
         bound: Default::default(),
         sources: Default::default(),
         namespaces: Default::default(),
@@ -326,7 +423,7 @@ pub fn tables() -> lb::Tables {
         ingress_dev: "mx-1".into(),
         uplink: "up0".into(),
         ingress_mtu: 1450,
-        node_addrs: [NODE.into(), NODE2.into()].into(),
+        node_addrs: [V4.node, V4.node2, V6.node, V6.node2].into(),
         published: [
             ((Protocol::Tcp, 80), port(1, 8000)),
             ((Protocol::Tcp, 81), port(1, 8000)),
@@ -343,16 +440,12 @@ pub fn tables() -> lb::Tables {
             (VIP2.into(), vip(5)),
             (VIP_EMPTY.into(), vip(3)),
             (VIP_OTHER.into(), lb::Vip { service: 6, network: 4098 }),
+            (V6.vip, vip(1 | lb::V6)),
+            (V6.vip2, vip(5 | lb::V6)),
+            (V6.vip_empty, vip(3 | lb::V6)),
         ]
         .into(),
-        services: [
-            (1, turn(&[3, 4])),
-            (2, turn(&[1])),
-            (3, turn(&[])),
-            (5, turn(&[1])),
-            (6, turn(&[5])),
-        ]
-        .into(),
+        services: both.chain(locals).collect(),
         backends: [
             (1, backend(A, true)),
             (2, backend(B, true)),
