@@ -76,7 +76,9 @@ fn subnets() {
         ("16.0.0.0/4", "too large"),
         ("127.0.0.0/8", "unicast"),
         ("224.0.0.0/8", "unicast"),
-        ("fd00::/64", "IPv6"),
+        ("fd00::1/64", "host bits set: use fd00::/64"),
+        ("fd00::/127", "too small"),
+        ("ff02::/64", "unicast"),
     ] {
         refused(&["network", "create", "n", &format!("--subnet={subnet}")], words);
     }

@@ -61,7 +61,7 @@ fn requests() {
         (
             "network create kafka --driver overlay --subnet 172.30.0.0/16 --gateway 172.30.0.254 --ip-range 172.30.8.0/24 --aux-address r=172.30.0.2 --internal --attachable --opt mtu=1400 --label a=b",
             "POST /v1/networks",
-            json!({"name": "kafka", "driver": "overlay", "subnets": ["172.30.0.0/16"], "gateways": ["172.30.0.254"], "ip_ranges": ["172.30.8.0/24"],
+            json!({"name": "kafka", "driver": "overlay", "subnets": ["172.30.0.0/16"], "ipv6": false, "gateways": ["172.30.0.254"], "ip_ranges": ["172.30.8.0/24"],
                 "aux_addresses": {"r": "172.30.0.2"}, "internal": true, "attachable": true, "options": {"mtu": "1400"}, "labels": {"a": "b"}}),
         ),
         ("network ls", "GET /v1/networks", Value::Null),
@@ -71,7 +71,7 @@ fn requests() {
         (
             "network connect --service web --ip 172.30.0.3 --mac 02:00:00:00:00:01 --alias x --alias y --label a=b --hostname w --ifname eth1 kafka netns:web1",
             "POST /v1/networks/kafka/connect",
-            json!({"container": "netns:web1", "service": "web", "ip": "172.30.0.3", "mac": "02:00:00:00:00:01", "aliases": ["x", "y"], "labels": {"a": "b"},
+            json!({"container": "netns:web1", "service": "web", "ip": "172.30.0.3", "ip6": null, "mac": "02:00:00:00:00:01", "aliases": ["x", "y"], "labels": {"a": "b"},
                 "hostname": "w", "ifname": "eth1"}),
         ),
         (
