@@ -47,6 +47,7 @@ pub async fn set(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(), Co
         .map(|(id, addr)| (*id, BasicNode::new(addr)))
         .collect();
     if !moved.is_empty() {
+        settle(raft).await?;
         commit(raft.change_membership(ChangeMembers::SetNodes(moved), true)).await?;
     }
     // Those that leave go first: they wait for it, and a new one that is not there must not hold
@@ -66,6 +67,7 @@ pub async fn set(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(), Co
             .collect::<BTreeSet<_>>()
     });
     if !left.is_empty() {
+        settle(raft).await?;
         commit(raft.change_membership(ChangeMembers::RemoveNodes(left), false)).await?;
     }
     missing.map_or(Ok(()), Err)
@@ -82,6 +84,7 @@ async fn vote(raft: &Raft, target: BTreeSet<u64>) -> Result<(), ConsensusError> 
         return Ok(());
     }
     majority(raft, &target)?;
+    settle(raft).await?;
     commit(raft.change_membership(ChangeMembers::ReplaceAllVoters(target), false)).await
 }
 
@@ -94,6 +97,7 @@ async fn take_in(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(BTree
     for (id, addr) in &new {
         if metrics(raft, |m| m.membership_config.get_node(id).is_none()) {
             tracing::info!(raft_id = id, addr, "taking a manager in");
+            settle(raft).await?;
             commit(raft.add_learner(**id, BasicNode::new(*addr), false)).await?;
         }
     }
@@ -118,6 +122,25 @@ async fn take_in(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(BTree
 
 fn metrics<T>(raft: &Raft, read: impl FnOnce(&Metrics) -> T) -> T {
     read(&raft.metrics().borrow_watched())
+}
+
+/// Waits until the change before is committed, which may be one that was given up half way: openraft
+/// refuses another one until then.
+async fn settle(raft: &Raft) -> Result<(), ConsensusError> {
+    let committed = |m: &Metrics| {
+        let change = m.membership_config.log_id().map(|l| l.index);
+        change <= m.local_committed.map(|l| l.index)
+    };
+    match raft
+        .wait(Some(COMMIT_TIMEOUT))
+        .metrics(committed, "the change of managers before is committed")
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ConsensusError::NoQuorum(format!(
+            "the change of managers before was not confirmed by a majority within {COMMIT_TIMEOUT:?}"
+        ))),
+    }
 }
 
 /// Waits for one change, within bounds.
