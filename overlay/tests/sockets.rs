@@ -51,7 +51,9 @@ async fn sockets_to_who_is_gone_are_ended() {
         }
     }
     for (client, _) in &gone {
-        assert_eq!(read(client), ErrorKind::ConnectionAborted);
+        // Over ::1 both ends have the same address, and the one that is ended first resets the other.
+        let kind = read(client);
+        assert!(matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset), "{kind}");
     }
     assert_eq!(datagrams.recv(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
     assert_eq!(read(&there.0), ErrorKind::WouldBlock, "it is still there");
