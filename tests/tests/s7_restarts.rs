@@ -57,6 +57,9 @@ fn connections_live(lab: &Lab) -> Result<()> {
 /// The only manager is dead; the others are restarted all the same.
 fn no_manager(lab: &Lab) -> Result<()> {
     lab.container("h3", "user", "--network demo")?;
+    // A ledger holds what its host heard of: h2 must have heard of the new endpoint before the manager goes.
+    let newest = generation(lab, "h3")?;
+    until(15, "h2 to know the new endpoint", || Ok(generation(lab, "h2")? >= newest))?;
     lab.lab(&["kill", "h1"])?.ok()?;
     for host in ["h2", "h3"] {
         lab.lab(&["kill", host])?.ok()?;
@@ -80,8 +83,11 @@ fn no_manager(lab: &Lab) -> Result<()> {
 
 /// A meshd that was restarted has taken over what its host carries.
 fn applied(lab: &Lab, host: &str) -> Result<()> {
-    until(15, &format!("{host} to have applied its ledger"), || {
-        let Ok(status) = lab.json(host, "status") else { return Ok(false) };
-        Ok(status["applied_generation"].as_u64().is_some_and(|g| g > 0))
-    })
+    until(15, &format!("{host} to have applied its ledger"), || Ok(generation(lab, host)? > 0))
+}
+
+/// The revision that a host has applied; 0 before there is one, or before its meshd answers.
+fn generation(lab: &Lab, host: &str) -> Result<u64> {
+    let Ok(status) = lab.json(host, "status") else { return Ok(0) };
+    Ok(status["applied_generation"].as_u64().unwrap_or(0))
 }
