@@ -175,9 +175,9 @@ impl App {
         }
     }
 
-    /// Detaches a container of this host; returns once its interface is gone. Flows of one that serves
-    /// may end within the time that its service gives them. One that serves is let
-    /// go by every node first, unless that is forced.
+    /// Detaches a container of this host; returns once its interface is gone. One that serves is let go
+    /// by every node first, and its flows may end within the time that its service gives them, unless
+    /// that is forced.
     pub async fn disconnect(&self, network: &str, request: DisconnectRequest) -> Result<(), Refusal> {
         let node = self.membership.node().await.ok_or_else(no_cluster)?;
         let read = self.query(Query::Network(network.to_owned())).await?;

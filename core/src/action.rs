@@ -4,7 +4,7 @@
 //! Each step is idempotent: making what is there already as wanted, or removing what is gone, is
 //! success.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -59,13 +59,13 @@ pub enum NetAction {
     DelNeigh(Neigh),
     /// Replaces the packet filter's table in one transaction; `None` removes it.
     SetNft(Option<Nft>),
-    /// Ends TCP and connected UDP sockets to an endpoint that is gone: they were given it when they
+    /// Ends TCP and connected UDP sockets to endpoints that are gone: they were given them when they
     /// connected, and no packet of theirs would be answered.
     EndSockets {
         /// Path and inode of the container's namespace; `None`: the host's own.
         sandbox: Option<(String, u64)>,
-        /// The endpoint's address.
-        peer: IpAddr,
+        /// The endpoints' addresses.
+        peers: BTreeSet<IpAddr>,
     },
 }
 
@@ -118,9 +118,9 @@ impl fmt::Display for Action {
                 NetAction::DelNeigh(n) => write!(f, "neigh del {} dev {}", n.ip, n.dev),
                 NetAction::SetNft(Some(n)) => write!(f, "nft set {} bridges {} peers", n.bridges.len(), n.peers.len()),
                 NetAction::SetNft(None) => write!(f, "nft delete table"),
-                NetAction::EndSockets { sandbox, peer } => match sandbox {
-                    Some((netns, _)) => write!(f, "sockets end to {peer} in {netns}"),
-                    None => write!(f, "sockets end to {peer}"),
+                NetAction::EndSockets { sandbox, peers } => match sandbox {
+                    Some((netns, _)) => write!(f, "sockets end to {} in {netns}", Words(peers)),
+                    None => write!(f, "sockets end to {}", Words(peers)),
                 },
             },
             Self::Bpf(BpfAction::Row(row)) => write!(f, "map {row:?}"),
@@ -131,11 +131,11 @@ impl fmt::Display for Action {
     }
 }
 
-struct Words<'a>(&'a [IpNet]);
+struct Words<I>(I);
 
-impl fmt::Display for Words<'_> {
+impl<I: IntoIterator<Item: fmt::Display> + Copy> fmt::Display for Words<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, word) in self.0.iter().enumerate() {
+        for (i, word) in self.0.into_iter().enumerate() {
             write!(f, "{}{word}", if i > 0 { " " } else { "" })?;
         }
         Ok(())

@@ -669,7 +669,7 @@ fn both(ip: IpAddr, ip6: Option<Ipv6Addr>) -> impl Iterator<Item = IpAddr> + use
     std::iter::once(ip).chain(ip6.map(IpAddr::V6))
 }
 
-fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
+pub(crate) fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
     match ip {
         IpAddr::V4(ip) => Some(ip),
         IpAddr::V6(_) => None,

@@ -71,13 +71,17 @@ fn sockets(desired: &Desired, seen: &Observed) -> Vec<NetAction> {
         .iter()
         .filter(|(slot, _)| !desired.tables.backends.contains_key(slot))
         .flat_map(|(_, b)| addresses(b.ip4, b.ip6));
-    let mut steps = Vec::new();
-    for peer in left.filter(|ip| desired.unreachable.contains(ip) || !there.contains(ip)) {
-        for sandbox in sandboxes.iter().cloned().map(Some).chain([None]) {
-            steps.push(NetAction::EndSockets { sandbox, peer });
-        }
+    let peers: BTreeSet<_> = left.filter(|ip| desired.unreachable.contains(ip) || !there.contains(ip)).collect();
+    if peers.is_empty() {
+        return Vec::new();
     }
-    steps
+    // Once for each namespace: its sockets are listed for it, however many endpoints are gone.
+    let all = sandboxes.into_iter().map(Some).chain([None]);
+    all.map(|sandbox| NetAction::EndSockets {
+        sandbox,
+        peers: peers.clone(),
+    })
+    .collect()
 }
 
 fn addresses(ip4: Option<Ipv4Addr>, ip6: Option<Ipv6Addr>) -> impl Iterator<Item = IpAddr> {

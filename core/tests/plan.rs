@@ -241,10 +241,11 @@ fn sockets_to_backends_that_are_gone_are_ended() {
     let ends = |lab: &Lab, seen: &Observed| -> Vec<(bool, String)> {
         let steps = plan(&desired(lab, 1), seen);
         let ended = steps.into_iter().filter_map(|s| match s {
-            Action::Net(NetAction::EndSockets { sandbox, peer }) => Some((sandbox.is_some(), peer.to_string())),
+            Action::Net(NetAction::EndSockets { sandbox, peers }) => Some((sandbox.is_some(), peers)),
             _ => None,
         });
-        ended.collect()
+        let each = ended.flat_map(|(inside, peers)| peers.into_iter().map(move |ip| (inside, ip.to_string())));
+        each.collect()
     };
     let before = seen(&lab);
     lab.ok(C::NodeLiveness {

@@ -1,6 +1,6 @@
 //! Carries out one step of a plan. Each step leads to the same end when it is done again.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use mesh_core::{
@@ -69,12 +69,12 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
         NetAction::AddNeigh(neigh) => neigh::add(socket, neigh).await,
         NetAction::DelNeigh(neigh) => neigh::remove(socket, neigh).await,
         NetAction::SetNft(nft) => overlay.filter.set(nft.as_ref()).await,
-        NetAction::EndSockets { sandbox, peer } => end_sockets(sandbox.as_ref(), *peer).await,
+        NetAction::EndSockets { sandbox, peers } => end_sockets(sandbox.as_ref(), peers.clone()).await,
     }
 }
 
 /// A container that is gone has no sockets any more.
-async fn end_sockets(sandbox: Option<&(String, u64)>, peer: IpAddr) -> Result<(), Error> {
+async fn end_sockets(sandbox: Option<&(String, u64)>, peers: BTreeSet<IpAddr>) -> Result<(), Error> {
     let netns = match sandbox {
         None => Netns::current()?,
         Some((path, inode)) => match Netns::open_sandbox(path, *inode) {
@@ -82,10 +82,10 @@ async fn end_sockets(sandbox: Option<&(String, u64)>, peer: IpAddr) -> Result<()
             other => other?,
         },
     };
-    let ended = netns.run(move || sockets::end(peer)).await?;
-    let ended = ended.map_err(Error::io(format!("end the sockets to {peer} in {}", netns.path())))?;
+    let ended = netns.run(move || sockets::end(&peers)).await?;
+    let ended = ended.map_err(Error::io(format!("end sockets in {}", netns.path())))?;
     if ended > 0 {
-        tracing::info!(%peer, netns = netns.path(), ended, "ended sockets to an endpoint that is gone");
+        tracing::info!(netns = netns.path(), ended, "ended sockets to endpoints that are gone");
     }
     Ok(())
 }

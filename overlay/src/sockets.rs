@@ -5,6 +5,7 @@
 //! net/ipv4/inet_diag.c). A socket that is ended gets ECONNABORTED.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
@@ -27,11 +28,11 @@ const ID_AT_REQUEST: usize = 8;
 const ID_AT_ANSWER: usize = 4;
 const HEADER: usize = 16;
 
-/// Ends the calling thread's namespace's TCP and connected UDP sockets to `peer`; how many.
+/// Ends the calling thread's namespace's TCP and connected UDP sockets to `peers`; how many.
 ///
 /// # Errors
 /// The kernel does not list sockets, or cannot end them.
-pub fn end(peer: IpAddr) -> io::Result<usize> {
+pub fn end(peers: &BTreeSet<IpAddr>) -> io::Result<usize> {
     let fd = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -42,7 +43,7 @@ pub fn end(peer: IpAddr) -> io::Result<usize> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
             let (family, protocol) = (family as u8, protocol as u8);
-            for id in sockets(&fd, family, protocol, peer)? {
+            for id in sockets(&fd, family, protocol, peers)? {
                 ask(&fd, DESTROY, REQUEST | ACK, family, protocol, &id)?;
                 match status(&fd)? {
                     None => ended += 1,
@@ -98,8 +99,8 @@ fn status(fd: &OwnedFd) -> io::Result<Option<i32>> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no acknowledgement"))
 }
 
-/// The ids of sockets whose other end is `peer`.
-fn sockets(fd: &OwnedFd, family: u8, protocol: u8, peer: IpAddr) -> io::Result<Vec<[u8; ID]>> {
+/// The ids of sockets whose other end is one of `peers`.
+fn sockets(fd: &OwnedFd, family: u8, protocol: u8, peers: &BTreeSet<IpAddr>) -> io::Result<Vec<[u8; ID]>> {
     ask(fd, BY_FAMILY, REQUEST | DUMP, family, protocol, &[0; ID])?;
     let mut found = Vec::new();
     let mut buffer = vec![0; 65_536];
@@ -117,7 +118,7 @@ fn sockets(fd: &OwnedFd, family: u8, protocol: u8, peer: IpAddr) -> io::Result<V
                 };
             }
             let id: Option<[u8; ID]> = body.get(ID_AT_ANSWER..ID_AT_ANSWER + ID).and_then(|b| b.try_into().ok());
-            found.extend(id.filter(|id| destination(family, id) == peer));
+            found.extend(id.filter(|id| peers.contains(&destination(family, id))));
         }
     }
 }

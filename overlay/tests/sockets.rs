@@ -42,13 +42,10 @@ async fn sockets_to_who_is_gone_are_ended() {
     };
     let (gone, there, datagrams) = netns.run(open).await.unwrap();
     let sandbox = Some((container.path(), netns.inode()));
-    for peer in GONE {
-        let sandbox = sandbox.clone();
-        // Twice: what is ended is ended.
-        for _ in 0..2 {
-            let (peer, sandbox) = (ip(peer), sandbox.clone());
-            apply(&overlay, [NetAction::EndSockets { sandbox, peer }]).await;
-        }
+    // Twice: what is ended is ended.
+    for _ in 0..2 {
+        let (peers, sandbox) = (GONE.map(ip).into(), sandbox.clone());
+        apply(&overlay, [NetAction::EndSockets { sandbox, peers }]).await;
     }
     for (client, _) in &gone {
         // Over ::1 both ends have the same address, and the one that is ended first resets the other.
@@ -63,11 +60,11 @@ async fn sockets_to_who_is_gone_are_ended() {
         [
             NetAction::EndSockets {
                 sandbox: None,
-                peer: ip(THERE),
+                peers: [ip(THERE)].into(),
             },
             NetAction::EndSockets {
                 sandbox: Some(("/run/netns/no-such".into(), 1)),
-                peer: ip(THERE),
+                peers: [ip(THERE)].into(),
             },
         ],
     )

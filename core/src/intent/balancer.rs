@@ -12,7 +12,7 @@ use crate::{
     balance,
     desired::{Desired, Fdb},
     lb,
-    objects::{Algorithm, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service},
+    objects::{Algorithm, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service, v4},
 };
 
 /// Whether an endpoint has an address of a family.
@@ -28,7 +28,7 @@ impl Host<'_> {
     pub(super) fn balancer(&self, ingress: &Network, facts: &Facts, out: &mut Desired) {
         let t = &mut out.tables;
         t.ingress_mac = self.node.ingress_mac();
-        t.ingress_ip = ip4(self.node.ingress_ip);
+        t.ingress_ip = v4(self.node.ingress_ip);
         t.ingress_dev = vxlan_name(ingress.id);
         t.ingress_mtu = self.objects.mtu(ingress);
         t.uplink = facts.uplink.clone();
@@ -149,7 +149,7 @@ impl Host<'_> {
                 ip4: e.ip4(),
                 ip6: e.ip6(),
                 mac: e.mac,
-                node: self.objects.nodes.get(&e.node).and_then(|n| ip4(n.ingress_ip)),
+                node: self.objects.nodes.get(&e.node).and_then(|n| v4(n.ingress_ip)),
                 local: e.node == self.node.id,
                 accepting: self.weight(e) > 0,
             };
@@ -160,13 +160,6 @@ impl Host<'_> {
     /// How many new flows an endpoint takes now.
     fn weight(&self, e: &Endpoint) -> u32 {
         if self.takes_new(e) { e.weight } else { 0 }
-    }
-}
-
-fn ip4(ip: IpAddr) -> Option<Ipv4Addr> {
-    match ip {
-        IpAddr::V4(ip) => Some(ip),
-        IpAddr::V6(_) => None,
     }
 }
 
