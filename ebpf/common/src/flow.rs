@@ -119,12 +119,13 @@ pub const fn hash_source(key: &FlowKey) -> u32 {
     hash([s[0], s[1], s[2], s[3]])
 }
 
-/// The hash of a flow.
+/// The hash of a flow. The address that was asked is left out: it is the node's own, and two nodes
+/// must choose alike.
 #[inline(always)]
 pub const fn hash_flow(key: &FlowKey) -> u32 {
-    let (s, d) = (key.src.0, key.dst.0);
+    let s = key.src.0;
     let ports = (key.sport as u32) << 16 | key.dport as u32;
-    hash([s[0], s[1], s[2], s[3], d[0] ^ ports, d[1], d[2], d[3], key.proto as u32])
+    hash([s[0], s[1], s[2], s[3], ports, key.proto as u32])
 }
 
 /// What to do with a client's packet.
@@ -252,6 +253,21 @@ mod tests {
         assert!(!proven(TCP, ACK, REPLIED | RESET));
         assert!(closed(DIRECT | FIN_FORWARD) && !closed(FIN_FORWARD));
         assert_eq!(advance(0, false), REPLIED);
+    }
+
+    #[test]
+    fn a_flow_hashes_alike_at_every_node() {
+        let key = |dst: u32, sport| FlowKey {
+            src: crate::rows::Addr::v4(9),
+            dst: crate::rows::Addr::v4(dst),
+            sport,
+            dport: 80,
+            proto: TCP,
+            zero: [0; 3],
+        };
+        assert_eq!(hash_flow(&key(1, 7)), hash_flow(&key(2, 7)));
+        assert_ne!(hash_flow(&key(1, 7)), hash_flow(&key(1, 8)));
+        assert_ne!(hash_flow(&key(1, 7)), hash_flow(&FlowKey { dport: 81, ..key(1, 7) }));
     }
 
     #[test]

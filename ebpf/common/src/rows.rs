@@ -30,6 +30,9 @@ pub const ICMP: u8 = 1;
 /// IPPROTO_ICMPV6.
 pub const ICMP6: u8 = 58;
 
+/// [`Flow::stat`] and [`Reply::stat`] of a flow that is counted elsewhere, or nowhere.
+pub const UNCOUNTED: u32 = u32::MAX;
+
 /// In the number of a set of backends: by their IPv6 addresses (`mesh_core::lb::V6`).
 pub const V6: u32 = 1 << 31;
 /// In the number of a set of backends: those on this host only (`mesh_core::lb::LOCAL`).

@@ -13,7 +13,7 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 use mesh_ebpf_common::{
     flow::{REPLIED, stale},
-    rows::{Addr, Flow, FlowKey, Plain, Reply},
+    rows::{Addr, Flow, FlowKey, Plain, Reply, UNCOUNTED},
     spec,
 };
 
@@ -21,8 +21,6 @@ use crate::{Error, sys};
 
 /// Rows that are read at once.
 const BATCH: usize = 4096;
-/// [`Flow::stat`] of a flow that is counted nowhere.
-const UNCOUNTED: u32 = u32::MAX;
 
 /// A flow of version 2.
 #[repr(C)]

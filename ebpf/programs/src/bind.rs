@@ -32,6 +32,17 @@ pub fn find(key: &FlowKey) -> Option<(*mut Reply, bool)> {
     }
 }
 
+/// Puts the way back in `w` in the place of another's. False: there is no room.
+#[inline(always)]
+fn replace(w: &Work, kept: bool) -> bool {
+    let put = if kept {
+        REPLIES_KEPT.insert(&w.reply_key, &w.reply, ANY)
+    } else {
+        REPLIES.insert(&w.reply_key, &w.reply, ANY)
+    };
+    put.is_ok()
+}
+
 /// Puts the way back of the flow `f` into `w`, for the packet that the backend sends.
 #[inline(always)]
 fn prepare(w: &mut Work, f: *mut Flow, back: FlowKey, kind: u8, now: u64) {
@@ -91,12 +102,7 @@ fn there(w: &mut Work, now: u64) -> There {
     if !stale(w.key.proto, row.bits, row.last_seen, now) {
         return There::Taken;
     }
-    let put = if kept {
-        REPLIES_KEPT.insert(&w.reply_key, &w.reply, ANY)
-    } else {
-        REPLIES.insert(&w.reply_key, &w.reply, ANY)
-    };
-    if put.is_ok() { There::Replaced } else { There::Taken }
+    if replace(w, kept) { There::Replaced } else { There::Taken }
 }
 
 /// Makes sure that the reverse of the flow `f` at the backend `ip:target` is this flow's, and returns
@@ -140,15 +146,8 @@ pub fn bind(w: &mut Work, f: *mut Flow, ip: Addr, target: u16, kind: u8, now: u6
     w.reply_key.dport = cport;
     let (r, kept) = find(&w.reply_key)?;
     // SAFETY: as above.
-    if !unsafe { closed((*r).bits) } {
-        return None;
-    }
-    let put = if kept {
-        REPLIES_KEPT.insert(&w.reply_key, &w.reply, ANY)
-    } else {
-        REPLIES.insert(&w.reply_key, &w.reply, ANY)
-    };
-    put.ok().map(|()| note(f, cport))
+    let over = unsafe { closed((*r).bits) };
+    (over && replace(w, kept)).then(|| note(f, cport))
 }
 
 /// Makes sure of the way back of a flow whose backend is its client: the backend's packets go to the

@@ -15,7 +15,7 @@ use crate::{
     icmp,
     maps::{LOCALS, NODE_ADDRS, VIPS, begin, config, count, published},
     nat::{self, To},
-    parse::{self, Kind, Packet, addr6, head, remember_fragment},
+    parse::{self, Kind, Packet, addr6, head, lifetime, remember_fragment, same},
     route::{New, Route, route},
     skb::{Skb, drop, now, pass},
     work::Work,
@@ -43,11 +43,6 @@ pub fn run(skb: Skb) -> i32 {
         Kind::Arp => arp(skb, w, local),
         Kind::Other | Kind::Short => drop(Reason::DropEthertype),
     }
-}
-
-#[inline(always)]
-fn same(a: &[u8; 6], b: &[u8; 6]) -> bool {
-    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5]
 }
 
 /// The VIP of the container's network that has this address.
@@ -201,13 +196,17 @@ fn ingress_reply(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> i32 {
     // SAFETY: a row looked up in this run.
     let row = unsafe { &*r };
     let here = same(&row.entry, &config.ingress_mac) || row.kind == kind::DIRECT;
-    let device = if here { config.uplink_ifindex } else { config.ingress_ifindex };
+    let device = match (here, row.client) {
+        (true, 0) => config.uplink_ifindex,
+        (true, client) => client,
+        (false, _) => config.ingress_ifindex,
+    };
     if device == 0 {
         return drop(Reason::DropUnconfigured);
     }
     let own = config.ingress_mac;
     if packet == Packet::Flow {
-        if (if w.v6 { w.ip6.hop_limit } else { w.head.ip.ttl }) <= 1 {
+        if lifetime(w) <= 1 {
             return drop(Reason::DropTtl);
         }
         remember_fragment(w);
@@ -232,7 +231,7 @@ fn ingress_reply(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> i32 {
         return skb.send(device, Reason::ReplyCarried);
     }
     if row.client != 0 {
-        return skb.hand_over(row.client, Reason::ReplySent);
+        return skb.hand_over(device, Reason::ReplySent);
     }
     skb.route(device, Reason::ReplySent)
 }

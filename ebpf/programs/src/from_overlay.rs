@@ -7,22 +7,19 @@
 use mesh_ebpf_common::{
     Reason,
     flow::{advance, closed, opens},
-    rows::{Addr, Config, Flow, LOCAL, Local, MacKey, Published, TCP, V6, kind},
+    rows::{Addr, Config, Flow, LOCAL, Local, MacKey, Published, TCP, UNCOUNTED, V6, kind},
 };
 
 use crate::{
     answer,
     from_uplink::{BY_ENTRY, deliver},
     icmp,
-    maps::{FLOWS, FLOWS_KEPT, LOCAL_BY_MAC, NODE_ADDRS, PEERS, UNCOUNTED, begin, config, count, count_packet, published},
-    parse::{self, Kind, Packet, head, remember_fragment},
-    route::{self, New, Route, touch},
+    maps::{LOCAL_BY_MAC, NODE_ADDRS, PEERS, begin, config, count, count_packet, published},
+    parse::{self, Kind, Packet, head, remember_fragment, same},
+    route::{self, ANY, New, Route, touch},
     skb::{Skb, drop, now, pass},
     work::Work,
 };
-
-/// BPF_ANY.
-const ANY: u64 = 0;
 
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
@@ -33,7 +30,7 @@ pub fn run(skb: Skb) -> i32 {
     let Some(config) = config() else {
         return drop(Reason::DropUnconfigured);
     };
-    if same(w.head.eth.dst, config.ingress_mac) {
+    if same(&w.head.eth.dst, &config.ingress_mac) {
         return own(skb, w, config);
     }
     // SAFETY: rows of this map are replaced as a whole and outlive this run; so below.
@@ -41,11 +38,6 @@ pub fn run(skb: Skb) -> i32 {
         Some(local) => carried(skb, w, local),
         None => drop(Reason::DropUnknownEndpoint),
     }
-}
-
-#[inline(always)]
-fn same(a: [u8; 6], b: [u8; 6]) -> bool {
-    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5]
 }
 
 #[inline(always)]
@@ -115,14 +107,7 @@ fn carried(skb: Skb, w: &mut Work, local: &Local) -> i32 {
             kind: if direct { kind::DIRECT } else { kind::INGRESS },
             zero: 0,
         };
-        let row = if old.is_some_and(|(_, kept)| kept) {
-            let _ = FLOWS_KEPT.insert(&w.key, &w.flow, ANY);
-            FLOWS_KEPT.get_ptr_mut(&w.key)
-        } else {
-            let _ = FLOWS.insert(&w.key, &w.flow, ANY);
-            FLOWS.get_ptr_mut(&w.key)
-        };
-        let Some(f) = row else {
+        let Some(f) = route::put(w, old.is_some_and(|(_, kept)| kept), ANY) else {
             return drop(Reason::DropFailed);
         };
         f

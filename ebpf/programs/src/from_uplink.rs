@@ -3,7 +3,7 @@
 use mesh_ebpf_common::{
     Reason,
     flow::DIRECT,
-    rows::{Backend, Config, Flow, Local, MacKey, Published, V6, kind},
+    rows::{Config, Flow, Local, MacKey, Published, V6, kind},
 };
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     icmp,
     maps::{BACKENDS, LOCAL_BY_MAC, NODE_ADDRS, begin, config, published},
     nat::{self, To},
-    parse::{self, Kind, Packet, head, remember_fragment},
+    parse::{self, Kind, Packet, head, lifetime, remember_fragment},
     route::{New, Route, route},
     skb::{Skb, drop, now, pass},
     work::Work,
@@ -77,12 +77,12 @@ pub fn enter(skb: Skb, w: &mut Work, published: &Published, config: &Config, cli
         let kind = if direct { kind::DIRECT } else { kind::INGRESS };
         return deliver(skb, w, f, backend.mac, kind, now);
     }
-    carry(skb, w, backend, config, client.is_some())
+    carry(skb, w, backend.mac, config, client.is_some(), Reason::Carried)
 }
 
-/// Sends the packet as it is to the backend's node.
+/// Sends the packet as it is to the node of the backend that has the Ethernet address `mac`.
 #[inline(always)]
-fn carry(skb: Skb, w: &mut Work, backend: &Backend, config: &Config, by_entry: bool) -> i32 {
+fn carry(skb: Skb, w: &mut Work, mac: [u8; 6], config: &Config, by_entry: bool, reason: Reason) -> i32 {
     if config.ingress_ifindex == 0 {
         return drop(Reason::DropUnconfigured);
     }
@@ -90,10 +90,10 @@ fn carry(skb: Skb, w: &mut Work, backend: &Backend, config: &Config, by_entry: b
     if by_entry {
         own[0] |= BY_ENTRY;
     }
-    if !nat::ethernet(skb, w, backend.mac, own) {
+    if !nat::ethernet(skb, w, mac, own) {
         return drop(Reason::DropFailed);
     }
-    skb.send(config.ingress_ifindex, Reason::Carried)
+    skb.send(config.ingress_ifindex, reason)
 }
 
 /// Gives the packet to an endpoint on this host. Also from_overlay's.
@@ -112,7 +112,7 @@ pub fn deliver(skb: Skb, w: &mut Work, f: *mut Flow, mac: [u8; 6], kind: u8, now
     if client == local.ifindex {
         return hairpin(skb, w, f, local, target, now);
     }
-    if (if w.v6 { w.ip6.hop_limit } else { w.head.ip.ttl }) <= 1 {
+    if lifetime(w) <= 1 {
         return drop(Reason::DropTtl);
     }
     let Some(cport) = bind(w, f, own, target, kind, now) else {
@@ -172,13 +172,7 @@ fn error(skb: Skb, w: &mut Work) -> i32 {
         let Some(config) = config() else {
             return drop(Reason::DropUnconfigured);
         };
-        if config.ingress_ifindex == 0 {
-            return drop(Reason::DropUnconfigured);
-        }
-        if !nat::ethernet(skb, w, backend.mac, config.ingress_mac) {
-            return drop(Reason::DropFailed);
-        }
-        return skb.send(config.ingress_ifindex, Reason::IcmpCarried);
+        return carry(skb, w, backend.mac, config, false, Reason::IcmpCarried);
     }
     // SAFETY: as above.
     match unsafe { LOCAL_BY_MAC.get(&MacKey::new(backend.mac)) } {

@@ -74,9 +74,6 @@ pub static WATCH: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(spec::EVENTS_BYTES, 0);
 
-/// [`rows::Flow::stat`] of a flow that is counted elsewhere.
-pub const UNCOUNTED: u32 = u32::MAX;
-
 /// Counts one packet.
 #[inline(always)]
 pub fn count(reason: Reason) {

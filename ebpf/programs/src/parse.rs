@@ -76,6 +76,19 @@ pub fn head(skb: Skb, w: &mut Work) -> Kind {
     }
 }
 
+/// Two Ethernet addresses are the same. Byte by byte: a compare of arrays can become a call of memcmp,
+/// which BPF has not.
+#[inline(always)]
+pub fn same(a: &[u8; 6], b: &[u8; 6]) -> bool {
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5]
+}
+
+/// Hops that the packet has left.
+#[inline(always)]
+pub fn lifetime(w: &Work) -> u8 {
+    if w.v6 { w.ip6.hop_limit } else { w.head.ip.ttl }
+}
+
 /// An address as it lies in a packet.
 #[inline(always)]
 pub fn addr6(b: &[u8; 16]) -> Addr {

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// BPF_ANY and BPF_NOEXIST.
-const ANY: u64 = 0;
+pub const ANY: u64 = 0;
 const NOEXIST: u64 = 1;
 /// How many members are looked at for one choice: a list may name a backend that is just going.
 const TRIES: u32 = 4;
@@ -80,6 +80,19 @@ pub fn find(key: &FlowKey) -> Option<(*mut Flow, bool)> {
     match FLOWS_KEPT.get_ptr_mut(key) {
         Some(f) => Some((f, true)),
         None => FLOWS.get_ptr_mut(key).map(|f| (f, false)),
+    }
+}
+
+/// Puts the row in `w`, where one is kept in its place, so that it is never in two tables; returns
+/// where it is.
+#[inline(always)]
+pub fn put(w: &Work, kept: bool, flags: u64) -> Option<*mut Flow> {
+    if kept {
+        let _ = FLOWS_KEPT.insert(&w.key, &w.flow, ANY);
+        FLOWS_KEPT.get_ptr_mut(&w.key)
+    } else {
+        let _ = FLOWS.insert(&w.key, &w.flow, flags);
+        FLOWS.get_ptr_mut(&w.key)
     }
 }
 
@@ -160,19 +173,11 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         kind: new.kind,
         zero: 0,
     };
-    let f = match old {
-        // In its own place, so that it is never in two.
-        Some((_, true)) => {
-            let _ = FLOWS_KEPT.insert(&w.key, &w.flow, ANY);
-            FLOWS_KEPT.get_ptr_mut(&w.key)
-        }
-        // Another CPU may have chosen for the same flow meanwhile: the first one counts.
-        _ => {
-            let _ = FLOWS.insert(&w.key, &w.flow, if old.is_some() { ANY } else { NOEXIST });
-            FLOWS.get_ptr_mut(&w.key)
-        }
+    let kept = old.is_some_and(|(_, kept)| kept);
+    // Another CPU may have chosen for the same flow meanwhile: the first one counts.
+    let Some(f) = put(w, kept, if old.is_some() { ANY } else { NOEXIST }) else {
+        return Route::Full;
     };
-    let Some(f) = f else { return Route::Full };
     // SAFETY: as above.
     let Some(backend) = (unsafe { BACKENDS.get(&(*f).backend) }) else {
         return Route::Empty;
