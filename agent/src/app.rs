@@ -102,6 +102,7 @@ impl App {
             labels: request.labels,
             sandbox: found.sandbox,
             ifname: request.ifname,
+            ports: request.ports,
         };
         let id = endpoint.id;
         let _awaited = self.attachments.await_one(id);

@@ -104,6 +104,18 @@ fn parse_mode(word: &str) -> Result<PublishMode, String> {
     }
 }
 
+/// Reads the specification of a port that a container publishes for itself: its own host answers it.
+pub fn parse_own(spec: &str) -> Result<Port, String> {
+    let port = parse(spec)?;
+    if spec.split(',').any(|field| field == "mode=ingress") {
+        return Err("a container's own port is answered by its host only: leave mode=ingress out, or publish it with a service".to_owned());
+    }
+    Ok(Port {
+        mode: PublishMode::Host,
+        ..port
+    })
+}
+
 /// What `--publish-rm` names: a target port as with Docker (`80`, `80/udp`), or a whole
 /// specification (`8888:80`, `192.168.77.11:8888:80`).
 pub fn matches(wanted: &Port, port: &Port) -> bool {

@@ -69,6 +69,7 @@ fn endpoint(n: u64, on: u64) -> (Id, Arc<Endpoint>) {
         state: EndpointState::Ready,
         slot: 1,
         weight: 1,
+        ports: Vec::new(),
     };
     (id(n), Arc::new(endpoint))
 }
@@ -108,6 +109,7 @@ fn create(on: u64) -> Command {
         labels: Default::default(),
         sandbox: sandbox(),
         ifname: None,
+        ports: Vec::new(),
     };
     Command::EndpointCreate {
         endpoint,

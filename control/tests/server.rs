@@ -65,6 +65,7 @@ fn endpoint(id: Id, node: Id, name: &str) -> Command {
             cookie: 0,
         },
         ifname: None,
+        ports: Vec::new(),
     };
     Command::EndpointCreate {
         endpoint,

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Id, Mac, Refusal,
-    objects::{Availability, Dataplane, Endpoint, EndpointState, HostRoute, Labels, Network, Node, NodeState, Role, Sandbox, Service},
+    objects::{
+        Availability, Dataplane, Endpoint, EndpointState, HostRoute, Labels, Network, Node, NodeState, Port, Role, Sandbox, Service,
+    },
     spec::{NetworkSpec, ServiceSpec},
 };
 
@@ -64,6 +66,9 @@ pub struct NewEndpoint {
     pub sandbox: Sandbox,
     /// Interface name inside; `None`: the first free of eth0, eth1, …
     pub ifname: Option<String>,
+    /// Ports of its own, published on its node only.
+    #[serde(default)]
+    pub ports: Vec<Port>,
 }
 
 /// An entry of the raft log.

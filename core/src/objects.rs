@@ -472,6 +472,9 @@ pub struct Endpoint {
     /// How many new flows it takes, beside the others of its service; 0: none.
     #[serde(default = "one")]
     pub weight: u32,
+    /// Ports of its own, published on its node only ([`PublishMode::Host`]).
+    #[serde(default)]
+    pub ports: Vec<Port>,
 }
 
 fn one() -> u32 {

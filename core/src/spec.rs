@@ -303,6 +303,30 @@ fn check_bound(address: IpAddr) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Checks the ports of one service or endpoint.
+pub fn check_ports(ports: &[Port]) -> Result<(), Refusal> {
+    for (i, p) in ports.iter().enumerate() {
+        if p.target == 0 {
+            return Err(Refusal::malformed("target port 0 is not a port: use 1 to 65535"));
+        }
+        if let Some(address) = p.address {
+            check_bound(address)?;
+        }
+        let same = |q: &&Port| {
+            let alike = q.published != 0 && q.published == p.published && q.protocol == p.protocol;
+            alike && (q.address.is_none() || p.address.is_none() || q.address == p.address)
+        };
+        if ports[..i].iter().any(|q| same(&q)) {
+            return Err(Refusal::malformed(format!(
+                "port {}/{} is published twice: publish it once",
+                p.published,
+                p.protocol.as_str()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Checks an endpoint's weight.
 pub fn check_weight(weight: u32) -> Result<(), Refusal> {
     match weight {
@@ -326,25 +350,7 @@ impl ServiceSpec {
                 self.name
             )));
         }
-        for (i, p) in self.ports.iter().enumerate() {
-            if p.target == 0 {
-                return Err(Refusal::malformed("target port 0 is not a port: use 1 to 65535"));
-            }
-            if let Some(address) = p.address {
-                check_bound(address)?;
-            }
-            let same = |q: &&Port| {
-                let alike = q.published != 0 && q.published == p.published && q.protocol == p.protocol;
-                alike && (q.address.is_none() || p.address.is_none() || q.address == p.address)
-            };
-            if self.ports[..i].iter().any(|q| same(&q)) {
-                return Err(Refusal::malformed(format!(
-                    "port {}/{} is published twice: publish it once",
-                    p.published,
-                    p.protocol.as_str()
-                )));
-            }
-        }
+        check_ports(&self.ports)?;
         if self.affinity_secs > MOST_AFFINITY {
             return Err(Refusal::malformed(format!(
                 "affinity of {} s is too long: use at most 24h, or 0s for none",

@@ -6,6 +6,7 @@
 mod endpoints;
 mod networks;
 mod nodes;
+mod ports;
 mod services;
 
 use std::{
@@ -28,6 +29,8 @@ pub struct State {
     names: BTreeMap<(Kind, Option<Id>, String), Id>,
     /// Services by published port, and the address that it is bound to.
     ports: BTreeMap<(Protocol, u16, Option<IpAddr>), Id>,
+    /// Endpoints that publish a port of their own, each on its node only.
+    node_ports: BTreeMap<(Protocol, u16), BTreeSet<Id>>,
     /// Taken addresses by network: gateways, auxiliary ones, VIPs, endpoints, nodes.
     used: BTreeMap<Id, BTreeSet<IpAddr>>,
     /// Endpoints by Ethernet address.
@@ -211,6 +214,9 @@ impl State {
             Object::Endpoint(e) => {
                 self.names.insert((kind, Some(e.network), e.name.to_ascii_lowercase()), id);
                 self.macs.insert(e.mac, id);
+                for p in &e.ports {
+                    self.node_ports.entry((p.protocol, p.published)).or_default().insert(id);
+                }
             }
         }
     }
@@ -221,7 +227,7 @@ impl State {
                 used.remove(&ip);
             }
         }
-        let (kind, _) = object.key();
+        let (kind, id) = object.key();
         match object {
             Object::Cluster(_) => {}
             Object::Node(n) => drop(self.names.remove(&(kind, None, n.hostname.to_ascii_lowercase()))),
@@ -235,6 +241,15 @@ impl State {
             Object::Endpoint(e) => {
                 self.names.remove(&(kind, Some(e.network), e.name.to_ascii_lowercase()));
                 self.macs.remove(&e.mac);
+                for p in &e.ports {
+                    let place = (p.protocol, p.published);
+                    if let Some(ids) = self.node_ports.get_mut(&place) {
+                        ids.remove(&id);
+                        if ids.is_empty() {
+                            self.node_ports.remove(&place);
+                        }
+                    }
+                }
             }
         }
     }
@@ -246,6 +261,16 @@ impl State {
         self.ports
             .range((protocol, port, None)..=(protocol, port, Some(last)))
             .map(|((.., address), id)| (*address, *id))
+    }
+
+    /// The endpoints that publish a port of their own, with the address that each binds it to.
+    fn node_publishers(&self, protocol: Protocol, port: u16) -> impl Iterator<Item = (Option<IpAddr>, &Endpoint)> {
+        let ids = self.node_ports.get(&(protocol, port)).into_iter().flatten();
+        let all = ids.filter_map(|id| self.objects.endpoints.get(id));
+        all.flat_map(move |e| {
+            let same = e.ports.iter().filter(move |p| (p.protocol, p.published) == (protocol, port));
+            same.map(|p| (p.address, e.as_ref()))
+        })
     }
 
     fn cluster(&self) -> Result<&Cluster, Refusal> {

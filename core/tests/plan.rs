@@ -362,6 +362,41 @@ fn host_ports_answer_where_an_endpoint_runs() {
     assert!(desired(&lab, 1).tables.published.is_empty());
 }
 
+#[test]
+fn a_containers_own_port_answers_at_its_node() {
+    let mut lab = hostname();
+    let own = |published, address: Option<&str>| Port {
+        published,
+        target: 81,
+        protocol: Protocol::Tcp,
+        mode: PublishMode::Host,
+        address: address.map(ip),
+    };
+    lab.ok(C::EndpointCreate {
+        endpoint: mesh_core::command::NewEndpoint {
+            ports: vec![own(9000, None), own(9001, Some("192.168.77.11"))],
+            ..endpoint(7, 1, "demo", None)
+        },
+        at: jiff::Timestamp::UNIX_EPOCH,
+    });
+    let key = (Protocol::Tcp, 9000);
+    assert!(!desired(&lab, 1).tables.published.contains_key(&key), "it has no interface yet");
+    lab.ok(C::EndpointSet {
+        id: id(0x9007),
+        state: EndpointState::Ready,
+    });
+    let t = desired(&lab, 1).tables;
+    let slot = slot(&lab, 7);
+    assert_eq!((t.published[&key].service, t.published[&key].target), (slot | LOCAL, 81));
+    assert_eq!(t.bound[&(ip("192.168.77.11"), Protocol::Tcp, 9001)].service, slot | LOCAL);
+    assert_eq!(t.services[&(slot | LOCAL)].list, [slot]);
+    assert!(t.services[&(slot | LOCAL | V6)].list.is_empty(), "answered at once, by nobody");
+    assert!(t.backends[&slot].local);
+    assert!(!desired(&lab, 2).tables.published.contains_key(&key));
+    lab.ok(C::EndpointRemove { id: id(0x9007) });
+    assert!(!desired(&lab, 1).tables.published.contains_key(&key));
+}
+
 /// Every set that a published port can ask is there, also without members: of both families, and
 /// of this host's own endpoints where there are any.
 #[test]

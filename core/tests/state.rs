@@ -280,6 +280,58 @@ fn a_port_may_be_bound_to_addresses() {
 }
 
 #[test]
+fn ports_of_containers() {
+    let mut lab = Lab::new(2);
+    lab.network(1, "n", None);
+    lab.service(1, service_spec("web", &["n"], &[(8080, 80)]));
+    let own = |published, address: Option<&str>| Port {
+        published,
+        target: 80,
+        protocol: Protocol::Tcp,
+        mode: PublishMode::Host,
+        address: address.map(ip),
+    };
+    let with = |n, node, ports: &[Port]| C::EndpointCreate {
+        endpoint: mesh_core::command::NewEndpoint {
+            ports: ports.to_vec(),
+            ..endpoint(n, node, "n", None)
+        },
+        at: Timestamp::UNIX_EPOCH,
+    };
+    lab.refused(with(1, 1, &[own(8080, None)]), K::Conflict, &["8080/tcp", "\"web\""]);
+    lab.refused(with(1, 1, &[own(2377, None)]), K::Conflict, &["2377/tcp", "control plane"]);
+    lab.refused(with(1, 1, &[own(81, None), own(81, None)]), K::Malformed, &["81/tcp", "twice"]);
+    lab.refused(with(1, 1, &[own(81, Some("127.0.0.1"))]), K::Malformed, &["127.0.0.1"]);
+    let everywhere = Port {
+        mode: PublishMode::Ingress,
+        ..own(81, None)
+    };
+    lab.refused(with(1, 1, &[everywhere]), K::Malformed, &["mode=host"]);
+    lab.ok(with(1, 1, &[own(81, None), own(0, None)]));
+    let given = |lab: &Lab, n: u64| lab.state.objects().endpoints[&id(0x9000 + n)].ports[1].published;
+    assert_eq!(given(&lab, 1), 30000);
+    lab.refused(with(2, 1, &[own(81, None)]), K::Conflict, &["81/tcp", "\"c1\" on h1"]);
+    lab.refused(with(2, 1, &[own(81, Some("192.168.77.11"))]), K::Conflict, &["81/tcp"]);
+    lab.ok(with(2, 2, &[own(81, Some("192.168.77.12")), own(0, None)]));
+    assert_eq!(given(&lab, 2), 30000, "each node has its own");
+    lab.refused(
+        create_service(2, service_spec("late", &["n"], &[(81, 80)])),
+        K::Conflict,
+        &["81/tcp", "endpoint \"c1\" on h1"],
+    );
+    assert_eq!(lab.service(2, service_spec("free", &["n"], &[(0, 80)])).ports[0].published, 30001);
+    let mut late = new_node(3, Role::Worker);
+    late.control_port = 81;
+    let join = C::NodeJoin {
+        node: late,
+        at: Timestamp::UNIX_EPOCH,
+    };
+    lab.refused(join, K::Conflict, &["81/tcp", "\"c1\""]);
+    lab.ok(C::EndpointRemove { id: id(0x9001) });
+    lab.ok(with(3, 1, &[own(81, None)]));
+}
+
+#[test]
 fn nobody_gets_the_nodes_own_ports() {
     let mut lab = Lab::new(1);
     lab.network(1, "n", None);

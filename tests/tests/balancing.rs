@@ -75,24 +75,9 @@ fn turns_follow_the_weights_exactly() -> Result<()> {
 /// address that every node has, and a client that changes its mind about whose it is.
 #[test]
 fn b18_maglev_chooses_alike_everywhere_and_moves_little() -> Result<()> {
-    const SHARED: &str = "192.168.77.100";
     let lab = Lab::up("")?;
     web(&lab, "--publish 9000:7/udp --lb maglev")?;
-    let client = device(&lab, Place::Client, "192.168.77.200")?;
-    let mut macs = Vec::new();
-    for host in HOSTS {
-        let dev = device(&lab, Place::Host(host), &address(host))?;
-        lab.at(Place::Host(host), &format!("ip addr add {SHARED}/32 dev {dev}"))?.ok()?;
-        let link = lab.at(Place::Host(host), &format!("ip -o link show dev {dev}"))?.ok()?;
-        let mac = link.split_whitespace().skip_while(|w| *w != "link/ether").nth(1);
-        macs.push((host, mac.ok_or("an uplink without an Ethernet address")?.to_owned()));
-    }
-    let ask = |host: &str, first: u16| -> Result<Vec<String>> {
-        let mac = macs.iter().find(|(h, _)| *h == host).map_or("", |(_, mac)| mac);
-        lab.at(Place::Client, &format!("ip neigh replace {SHARED} lladdr {mac} dev {client}"))?
-            .ok()?;
-        by_port(&lab, &format!("192.168.77.200:{first}"), &format!("{SHARED}:9000"), 60)
-    };
+    let ask = |host: &str, first: u16| by_port(&lab, &format!("192.168.77.200:{first}"), &port(host, 9000), 60);
     for host in HOSTS {
         until(10, "every node to know every endpoint", || {
             Ok(ask(host, 21_000).is_ok_and(|seen| seen.into_iter().collect::<BTreeSet<_>>().len() == 3))
@@ -102,9 +87,11 @@ fn b18_maglev_chooses_alike_everywhere_and_moves_little() -> Result<()> {
     assert_eq!(one, ask("h2", 22_000)?, "the same flow has the same backend wherever it enters");
     lab.ctl("h1", "endpoint update w2 --state draining")?.ok()?;
     // The third node has not seen these flows.
-    for (before, now) in one.iter().zip(&ask("h3", 22_000)?) {
-        assert!(now != "w2" && (before == "w2" || before == now), "{before} has become {now}");
-    }
+    let moved = ask("h3", 22_000)?;
+    assert!(!moved.contains(&"w2".to_owned()));
+    // Few of those that did not have to move did: a table that loses a third is not the same elsewhere.
+    let others = one.iter().zip(&moved).filter(|(before, now)| *before != "w2" && before != now);
+    assert!(others.count() <= 4, "before {one:?}, now {moved:?}");
     Ok(())
 }
 
@@ -207,6 +194,33 @@ fn host_mode_answers_only_where_an_endpoint_runs() -> Result<()> {
     until(5, "the port to be closed", || refused(&lab, &port("h2", 8080)))?;
     lab.ctl("h1", "service create --name other --network demo --publish 8080:80")?
         .refused(4, &["8080/tcp", "web"])
+}
+
+#[test]
+fn a_containers_own_port_answers_at_its_host() -> Result<()> {
+    let lab = Lab::up("")?;
+    lab.ctl("h1", "network create demo")?.ok()?;
+    lab.echo(
+        "h2",
+        "one",
+        "--network demo --publish 8080:80 --publish 80/tcp --publish 7000:7/udp",
+    )?;
+    let replies = lab.http(Place::Client, &port("h2", 8080), 3)?;
+    assert!(replies.iter().all(|r| r.hostname == "one" && r.client == "192.168.77.200"));
+    lab.udp(Place::Client, &port("h2", 7000), 3)?;
+    let shown = lab.json("h1", "endpoint inspect one")?;
+    let free = shown["ports"][1]["published"].as_u64().ok_or("no port was given")? as u16;
+    lab.http(Place::Client, &port("h2", free), 1)?;
+    lab.http(Place::Host("h2"), "127.0.0.1:8080", 1)?;
+    assert!(refused(&lab, &port("h1", 8080))?, "it does not run there");
+    lab.ctl("h1", "service create --name web --network demo --publish 8080:80")?
+        .refused(4, &["8080/tcp", "one", "h2"])?;
+    lab.lab(&["stop", "one"])?.ok()?;
+    until(5, "the port to be closed", || refused(&lab, &port("h2", 8080)))?;
+    lab.ctl("h1", "service create --name web --network demo --publish 8080:80")?.ok()?;
+    lab.echo("h3", "w3", "--network demo --service web")?;
+    let taken = lab.lab(&["run", "h1", "late", "--network", "demo", "--publish", "8080:80", "--", "-"])?;
+    taken.refused(4, &["8080/tcp", "web"])
 }
 
 #[test]

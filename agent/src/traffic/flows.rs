@@ -248,7 +248,7 @@ impl Resolver {
         };
         Line {
             drop: event.dropped,
-            service: set.map(|s| s.id),
+            service: set.and_then(|s| s.id),
             line: if event.dropped {
                 FlowLine::Drop(seen)
             } else {

@@ -12,9 +12,9 @@ const EVERYONE_ELSE: &str = "*";
 /// A set of backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
-    /// Id of the service.
-    pub id: Id,
-    /// Its name.
+    /// Id of the service; `None` for an endpoint's own ports.
+    pub id: Option<Id>,
+    /// Its name, or the endpoint's.
     pub service: String,
     /// The network whose virtual address is asked; `None` for published ports.
     pub network: Option<String>,
@@ -44,7 +44,7 @@ impl Names {
         let mut names = Self::default();
         for service in all.services.values() {
             let set = |network| Set {
-                id: service.id,
+                id: Some(service.id),
                 service: service.name.clone(),
                 network,
             };
@@ -66,6 +66,14 @@ impl Names {
                 ip: endpoint.ip.to_string(),
             };
             names.backends.insert(endpoint.slot, backend);
+            if !endpoint.ports.is_empty() {
+                let own = Set {
+                    id: None,
+                    service: endpoint.name.clone(),
+                    network: None,
+                };
+                names.sets.insert(endpoint.slot, own);
+            }
         }
         names
     }
@@ -95,7 +103,7 @@ impl Names {
                 None if number == 0 => EVERYONE_ELSE.to_owned(),
                 None => format!("#{number}"),
             },
-            service_id: set.map(|s| s.id),
+            service_id: set.and_then(|s| s.id),
             network: set.and_then(|s| s.network.clone()),
             backend: match backend {
                 Some(b) => Some(b.name.clone()),

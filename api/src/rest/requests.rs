@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use mesh_core::{
     Id, Mac,
-    objects::{Availability, EndpointState, Role},
+    objects::{Availability, EndpointState, Port, Role},
     spec::ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
@@ -138,6 +138,9 @@ pub struct ConnectRequest {
     pub hostname: Option<String>,
     /// Interface name inside the container; else the first free of eth0, eth1, …
     pub ifname: Option<String>,
+    /// Ports of its own, which its node answers (mode host); published 0 asks for one of 30000-32767.
+    #[schema(value_type = Vec<super::PortView>)]
+    pub ports: Vec<Port>,
 }
 
 /// Detaches a container of this host from a network.

@@ -94,6 +94,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         state,
         slot: n as u32,
         weight: 1,
+        ports: Vec::new(),
     }
 }
 

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use mesh_core::Mac;
+use mesh_core::{Mac, objects::Port};
 
-use crate::values;
+use crate::{ports, values};
 
 /// Manage networks
 #[derive(Debug, Subcommand)]
@@ -112,6 +112,7 @@ pid:N for that of a process.
 Examples:
   meshctl network connect kafka broker1
   meshctl network connect --service web --alias www shop netns:web1
+  meshctl network connect --publish 8080:80 shop web1       answered by this host only
   meshctl network connect --ip 172.30.0.5 --ifname eth1 kafka pid:4711 -o json")]
 pub struct Connect {
     /// Name or id of the network
@@ -141,6 +142,9 @@ pub struct Connect {
     /// Name of the endpoint [default: the container's]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
+    /// Port of the container that this host answers: [[ADDRESS:]PUBLISHED:]TARGET[/tcp|udp]; may be given several times
+    #[arg(short, long = "publish", value_name = "SPEC", value_parser = ports::parse_own)]
+    pub ports: Vec<Port>,
     /// Interface inside the container [default: the first free of eth0, eth1, …]
     #[arg(long, value_name = "NAME", value_parser = values::ifname)]
     pub ifname: Option<String>,

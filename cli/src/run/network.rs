@@ -94,6 +94,7 @@ async fn connect(session: &Session, args: Connect) -> Result<(), Failure> {
         labels: args.labels.into_iter().collect(),
         hostname: args.hostname,
         ifname: args.ifname,
+        ports: args.ports,
     };
     let value = session.post(&paths::at(paths::NETWORK_CONNECT, &args.network), &request).await?;
     session.answer(&value, |_| Ok(format!("{}\n", EndpointView::deserialize(&value)?.ip)))

@@ -204,6 +204,7 @@ mod tests {
             state: EndpointState::Ready,
             slot: 1,
             weight: 1,
+            ports: Vec::new(),
         }))
     }
 

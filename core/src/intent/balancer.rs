@@ -42,6 +42,27 @@ impl Host<'_> {
             let all = members.get(&service.id).map_or(&[][..], Vec::as_slice);
             self.service(service, all, &vxlan_name(ingress.id), out);
         }
+        self.own_ports(out);
+    }
+
+    /// The ports that containers of this host publish for themselves: each is a set of its own, numbered
+    /// as its only backend.
+    fn own_ports(&self, out: &mut Desired) {
+        let options = PoolOptions {
+            algorithm: Algorithm::Rr,
+            affinity_secs: 0,
+            ranged: false,
+        };
+        let here = self.objects.endpoints.values().filter(|e| e.node == self.node.id);
+        for e in here.filter(|e| !e.ports.is_empty() && e.state != EndpointState::Starting) {
+            for port in &e.ports {
+                publish(port, e.slot | lb::LOCAL, LbReturn::Tunnel, &mut out.tables);
+            }
+            for (family, has) in FAMILIES {
+                let one: &[&Endpoint] = if has(e) { &[e] } else { &[] };
+                self.pool(e.slot | lb::LOCAL | family, one, options, out);
+            }
+        }
     }
 
     /// The namespaces whose sockets are balanced when they connect: the containers' and the host's.

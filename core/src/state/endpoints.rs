@@ -7,7 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Effect, State, gone, networks, put, put_endpoint, services};
+use super::{Effect, State, gone, networks, ports, put, put_endpoint, services};
 use crate::{
     Id, Mac, Refusal,
     command::{NewEndpoint, Reply},
@@ -77,6 +77,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         }
         None => free_ifname(&siblings),
     };
+    let ports = ports::of_endpoint(state, node.id, &new.ports)?;
     let mut network = Network::clone(network);
     let (ip, ip6) = addresses(state, new, &mut network)?;
     let mac = mac(state, new.mac, ip, &network)?;
@@ -98,6 +99,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         state: EndpointState::Starting,
         slot: services::take_slot(&mut cluster),
         weight: 1,
+        ports,
     };
     let reply = Reply::Endpoint(Box::new(endpoint.clone()));
     Ok((

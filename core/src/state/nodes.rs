@@ -145,6 +145,12 @@ pub(super) fn join(state: &State, new: &NewNode, at: Timestamp, index: u64) -> E
             new.control_port
         )));
     }
+    if let Some((_, e)) = state.node_publishers(Protocol::Tcp, new.control_port).next() {
+        return Err(Refusal::conflict(format!(
+            "port {}/tcp, this host's for the control plane, is published by endpoint {:?}: give meshd another, or detach that",
+            new.control_port, e.name
+        )));
+    }
     for network in state.objects.networks.values() {
         for subnet in &network.subnets {
             if let Some(r) = new.host_routes.iter().find(|r| overlap(r.dst, subnet.subnet)) {

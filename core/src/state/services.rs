@@ -1,16 +1,14 @@
 //! Services: made, changed, removed.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Effect, State, gone, put, put_endpoint, some_of};
+use super::{Effect, State, gone, ports, put, put_endpoint, some_of};
 use crate::{
     Id, Refusal,
     command::Reply,
-    desired::VXLAN_PORT,
-    ipam::DYNAMIC_PORTS,
-    objects::{Cluster, EndpointMode, Kind, Network, Object, Port, Protocol, Service, Vip},
+    objects::{Cluster, EndpointMode, Kind, Network, Object, Service, Vip},
     spec::ServiceSpec,
 };
 
@@ -126,71 +124,11 @@ fn settle(state: &State, mut cluster: Cluster, mut service: Service, spec: &Serv
             changes.push(put(Object::Network(Arc::new(network))));
         }
     }
-    service.ports = ports(state, &service, &spec.ports)?;
+    service.ports = ports::of_service(state, &service, &spec.ports)?;
     service.networks = networks;
     changes.push(put(Object::Cluster(Arc::new(cluster))));
     changes.push(put(Object::Service(Arc::new(service.clone()))));
     Ok((Reply::Service(Box::new(service)), changes))
-}
-
-/// Checks the ports asked for and fills in those left open.
-fn ports(state: &State, service: &Service, asked: &[Port]) -> Result<Vec<Port>, Refusal> {
-    let mut mine: BTreeSet<(Protocol, u16)> = BTreeSet::new();
-    for p in asked.iter().filter(|p| p.published != 0) {
-        let (proto, port) = (p.protocol.as_str(), p.published);
-        let others = state.publishers(p.protocol, port).filter(|(_, owner)| *owner != service.id);
-        if let Some((at, owner)) = { others }.find(|(at, _)| collide(*at, p.address)) {
-            let owner = state.objects.services.get(&owner).map_or("?", |s| s.name.as_str());
-            let at = at.map_or_else(String::new, |at| format!(" at {at}"));
-            return Err(Refusal::conflict(format!(
-                "port {port}/{proto} is published{at} by service {owner:?}: choose another"
-            )));
-        }
-        if let Some(why) = reserved(state, p.protocol, port) {
-            return Err(Refusal::conflict(format!("port {port}/{proto} is {why}: choose another")));
-        }
-        mine.insert((p.protocol, port));
-    }
-    let mut out = Vec::with_capacity(asked.len());
-    for p in asked {
-        let mut p = p.clone();
-        if p.published == 0 {
-            // An update that leaves the port open keeps the one that the service has.
-            let kept = service.ports.iter().find(|o| {
-                (o.target, o.protocol, o.address) == (p.target, p.protocol, p.address) && !mine.contains(&(o.protocol, o.published))
-            });
-            p.published = match kept {
-                Some(kept) => kept.published,
-                None => DYNAMIC_PORTS
-                    .clone()
-                    .find(|n| {
-                        let taken = state.publishers(p.protocol, *n).next().is_some() || mine.contains(&(p.protocol, *n));
-                        !taken && reserved(state, p.protocol, *n).is_none()
-                    })
-                    .ok_or_else(|| Refusal::other("every port from 30000 to 32767 is published: give one yourself"))?,
-            };
-            mine.insert((p.protocol, p.published));
-        }
-        out.push(p);
-    }
-    Ok(out)
-}
-
-/// Whether two ports of the same number would answer at one address.
-pub(super) fn collide(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
-    a.is_none() || b.is_none() || a == b
-}
-
-fn reserved(state: &State, protocol: Protocol, port: u16) -> Option<&'static str> {
-    match protocol {
-        Protocol::Udp => (port == VXLAN_PORT).then_some("the nodes' own for vxlan"),
-        Protocol::Tcp => state
-            .objects
-            .nodes
-            .values()
-            .any(|n| n.control_port == port)
-            .then_some("the nodes' own for the control plane"),
-    }
 }
 
 pub(super) fn take_slot(cluster: &mut Cluster) -> u32 {

@@ -98,6 +98,7 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
             cookie: 8000 + n,
         },
         ifname: None,
+        ports: Vec::new(),
     }
 }
 

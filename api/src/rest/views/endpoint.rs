@@ -10,6 +10,8 @@ use mesh_core::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::PortView;
+
 /// Where an endpoint is in its life, as far as others can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -158,6 +160,9 @@ pub struct EndpointView {
     /// How many new flows it takes, beside the others of its service; 0: none.
     #[serde(default = "one")]
     pub weight: u32,
+    /// Ports of its own, which its node answers.
+    #[serde(default)]
+    pub ports: Vec<PortView>,
     /// When it was made.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
@@ -192,6 +197,7 @@ impl EndpointView {
             labels: endpoint.labels.clone(),
             state: StateView::of(endpoint, all),
             weight: endpoint.weight,
+            ports: endpoint.ports.iter().map(PortView::from).collect(),
             created_at: endpoint.created_at,
             version: endpoint.version,
         }
