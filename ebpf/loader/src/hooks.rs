@@ -3,6 +3,11 @@
 //! With TCX (kernel 6.6) the pin is the link itself: it lives as long as the pin and the device do,
 //! and gets a newer program without a gap. With clsact the filter belongs to the device; the pin is
 //! of the program and only notes that the filter is ours.
+//!
+//! Containers' devices have clsact filters on every kernel. Attaching to TCX waits for an RCU grace
+//! period with the routing lock held (tcx_entry_sync in include/net/tcx.h), 8 to 16 ms for each of a
+//! container's two programs, where a filter takes 0.1 ms; a hundred containers that start at once would
+//! wait for seconds.
 
 use std::{
     collections::BTreeSet,
@@ -64,7 +69,10 @@ fn boxed(program: Program, doing: &'static str) -> impl Fn(Box<dyn std::error::E
 #[derive(Debug)]
 pub struct Hooks {
     dir: PathBuf,
+    /// How programs are attached where they stay for long.
     kind: AttachKind,
+    /// How they are attached to containers' devices.
+    containers: AttachKind,
 }
 
 /// A pin's name read back.
@@ -75,16 +83,20 @@ fn parse(pin: &Path) -> Option<(Program, u32)> {
 
 impl Hooks {
     /// Takes over what is attached: each gets the program that has just been loaded.
-    pub fn adopt(ebpf: &mut Ebpf, dir: PathBuf, kind: Option<AttachKind>) -> Result<Self, Error> {
-        let kind = kind.unwrap_or_else(|| match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+    pub fn adopt(ebpf: &mut Ebpf, dir: PathBuf, wanted: Option<AttachKind>) -> Result<Self, Error> {
+        let kind = wanted.unwrap_or_else(|| match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
             Ok(_) => AttachKind::Tcx,
             Err(_) => AttachKind::Clsact,
         });
-        let hooks = Self { dir, kind };
+        let containers = wanted.unwrap_or(AttachKind::Clsact);
+        let hooks = Self { dir, kind, containers };
         for pin in hooks.pins()? {
             match parse(&pin).and_then(|(program, index)| Some((program, index, sys::ifname(index)?))) {
-                Some((program, index, dev)) if hooks.live(&pin, program, index)? => hooks.replace(ebpf, &pin, program, &dev)?,
-                _ => remove(&pin)?,
+                Some((program, index, dev)) => match hooks.live(&pin, program, index)? {
+                    Some(kind) => hooks.replace(ebpf, &pin, program, &dev, kind)?,
+                    None => remove(&pin)?,
+                },
+                None => remove(&pin)?,
             }
         }
         Ok(hooks)
@@ -111,24 +123,18 @@ impl Hooks {
         self.dir.join(format!("{}-{index}", name(program)))
     }
 
-    /// The attachment that `pin` stands for works, on the device that has that index now.
-    fn live(&self, pin: &Path, program: Program, index: u32) -> Result<bool, Error> {
-        match self.kind {
-            AttachKind::Tcx => {
-                let failed = |source| Error::Kernel {
-                    doing: "read a pinned tcx link",
-                    source,
-                };
-                Ok(sys::tcx_ifindex(pin).map_err(failed)? == Some(index))
-            }
-            AttachKind::Clsact => {
-                let failed = |source| Error::Kernel {
-                    doing: "look for a tc filter",
-                    source,
-                };
-                sys::has_filter(index, matches!(direction(program), TcAttachType::Egress), PRIORITY, HANDLE.into()).map_err(failed)
-            }
+    /// How the attachment that `pin` stands for is made, if it works on the device that has that index
+    /// now. A filter of ours counts without its pin too: a meshd may have ended between the two.
+    fn live(&self, pin: &Path, program: Program, index: u32) -> Result<Option<AttachKind>, Error> {
+        let failed = |doing| move |source| Error::Kernel { doing, source };
+        match sys::tcx_ifindex(pin) {
+            Ok(Some(at)) if at == index => return Ok(Some(AttachKind::Tcx)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("read a pinned tcx link")(e)),
+            _ => {}
         }
+        let egress = matches!(direction(program), TcAttachType::Egress);
+        let there = sys::has_filter(index, egress, PRIORITY, HANDLE.into()).map_err(failed("look for a tc filter"))?;
+        Ok(there.then_some(AttachKind::Clsact))
     }
 
     /// What is attached and works. Pins of what does not are removed.
@@ -136,7 +142,7 @@ impl Hooks {
         let mut hooks = BTreeSet::new();
         for pin in self.pins()? {
             match parse(&pin).and_then(|(program, index)| Some((program, index, sys::ifname(index)?))) {
-                Some((program, index, dev)) if self.live(&pin, program, index)? => drop(hooks.insert(Hook { program, dev })),
+                Some((program, index, dev)) if self.live(&pin, program, index)?.is_some() => drop(hooks.insert(Hook { program, dev })),
                 _ => remove(&pin)?,
             }
         }
@@ -154,52 +160,35 @@ impl Hooks {
         {
             tracing::info!(hook = name, "taken over from another version");
         }
+        if let Some(kind) = self.live(&pin, hook.program, index)? {
+            return self.replace(ebpf, &pin, hook.program, &hook.dev, kind);
+        }
         if pin.exists() {
-            if self.live(&pin, hook.program, index)? {
-                return self.replace(ebpf, &pin, hook.program, &hook.dev);
-            }
             remove(&pin)?;
         }
+        let kind = match hook.program {
+            Program::FromContainer | Program::ToContainer => self.containers,
+            Program::FromUplink | Program::FromOverlay | Program::FromNetwork | Program::Sockets => self.kind,
+        };
         let program = classifier(ebpf, hook.program)?;
-        let error = |source| Error::program(hook.program, "attach", source);
-        match self.kind {
-            AttachKind::Tcx => {
-                // After whatever others have put there.
-                let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-                let id = program
-                    .attach_with_options(&hook.dev, direction(hook.program), options)
-                    .map_err(error)?;
-                let link = program.take_link(id).map_err(error)?;
-                let link: FdLink = link.try_into().map_err(|e| boxed(hook.program, "attach")(Box::new(e)))?;
-                // The pin keeps it; our descriptor may go.
-                link.pin(&pin).map_err(|e| boxed(hook.program, "pin the link of")(Box::new(e)))?;
+        match put(program, hook, &pin, kind) {
+            Err(e) if kind != self.kind => {
+                tracing::warn!(
+                    dev = hook.dev,
+                    error = &e as &dyn std::error::Error,
+                    "no clsact filter: attaching through tcx"
+                );
+                put(program, hook, &pin, self.kind)
             }
-            AttachKind::Clsact => {
-                // There may be one already, ours or another's: attaching tells.
-                if let Err(e) = qdisc_add_clsact(&hook.dev) {
-                    tracing::debug!(dev = hook.dev, error = %e, "clsact qdisc not added");
-                }
-                let options = TcAttachOptions::Netlink(NlOptions {
-                    priority: PRIORITY,
-                    handle: HANDLE,
-                    classid: None,
-                });
-                let id = program
-                    .attach_with_options(&hook.dev, direction(hook.program), options)
-                    .map_err(error)?;
-                // Dropped, the link would take the filter along.
-                std::mem::forget(program.take_link(id).map_err(error)?);
-                program.pin(&pin).map_err(|e| boxed(hook.program, "pin")(Box::new(e)))?;
-            }
+            done => done,
         }
-        Ok(())
     }
 
-    fn replace(&self, ebpf: &mut Ebpf, pin: &Path, which: Program, dev: &str) -> Result<(), Error> {
+    fn replace(&self, ebpf: &mut Ebpf, pin: &Path, which: Program, dev: &str, kind: AttachKind) -> Result<(), Error> {
         let program = classifier(ebpf, which)?;
         let error = |source| Error::program(which, "replace", source);
         let boxed = boxed(which, "replace");
-        match self.kind {
+        match kind {
             AttachKind::Tcx => {
                 let link = PinnedLink::from_pin(pin).map_err(|e| boxed(Box::new(e)))?;
                 let link: SchedClassifierLink = FdLink::from(link).try_into().map_err(|e| boxed(Box::new(e)))?;
@@ -224,6 +213,42 @@ impl Hooks {
             None => Ok(()),
         }
     }
+}
+
+/// Attaches a program where it is not attached yet.
+fn put(program: &mut SchedClassifier, hook: &Hook, pin: &Path, kind: AttachKind) -> Result<(), Error> {
+    let error = |source| Error::program(hook.program, "attach", source);
+    match kind {
+        AttachKind::Tcx => {
+            // After whatever others have put there.
+            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+            let id = program
+                .attach_with_options(&hook.dev, direction(hook.program), options)
+                .map_err(error)?;
+            let link = program.take_link(id).map_err(error)?;
+            let link: FdLink = link.try_into().map_err(|e| boxed(hook.program, "attach")(Box::new(e)))?;
+            // The pin keeps it; our descriptor may go.
+            link.pin(pin).map_err(|e| boxed(hook.program, "pin the link of")(Box::new(e)))?;
+        }
+        AttachKind::Clsact => {
+            // There may be one already, ours or another's: attaching tells.
+            if let Err(e) = qdisc_add_clsact(&hook.dev) {
+                tracing::debug!(dev = hook.dev, error = %e, "clsact qdisc not added");
+            }
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority: PRIORITY,
+                handle: HANDLE,
+                classid: None,
+            });
+            let id = program
+                .attach_with_options(&hook.dev, direction(hook.program), options)
+                .map_err(error)?;
+            // Dropped, the link would take the filter along.
+            std::mem::forget(program.take_link(id).map_err(error)?);
+            program.pin(pin).map_err(|e| boxed(hook.program, "pin")(Box::new(e)))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes an attachment and its pin, of either kind.

@@ -353,3 +353,56 @@ fn clsact_where_there_is_no_tcx() {
         assert_eq!(filters(), "");
     });
 }
+
+/// Filters at containers' devices are attached without waiting; links of a former release stay links, and
+/// a filter that a meshd which was killed had not pinned yet is taken over.
+#[test]
+fn containers_have_filters() {
+    let ns = Ns::new();
+    ns.ip("link add mv-a type veth peer name far0");
+    let dir = tempfile::tempdir().unwrap();
+    let pins = support::pins(dir.path());
+    ns.run(move || {
+        let filters = || {
+            let out = std::process::Command::new("sh")
+                .args(["-c", "tc filter show dev mv-a ingress"])
+                .output();
+            let out = String::from_utf8(out.unwrap().stdout).unwrap();
+            out.lines().filter(|l| l.contains("handle") && l.contains("from_container")).count()
+        };
+        let opts = |attach| Options {
+            flow_table_size: 1024,
+            attach,
+            ..Options::new(&pins)
+        };
+        let hook = Hook {
+            program: Program::FromContainer,
+            dev: "mv-a".into(),
+        };
+        let has = |loader: &mut Loader| loader.observe().unwrap().1 == BTreeSet::from([hook.clone()]);
+        let mut loader = Loader::open(&opts(None)).unwrap();
+        loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
+        assert!(has(&mut loader) && filters() == 1);
+        let pin = std::fs::read_dir(pins.join("v3/links")).unwrap().next().unwrap().unwrap().path();
+        std::fs::remove_file(&pin).unwrap();
+        assert!(!has(&mut loader));
+        loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
+        assert!(has(&mut loader) && filters() == 1, "taken over, not added");
+        loader.apply(&BpfAction::Detach(hook.clone())).unwrap();
+        assert!(!has(&mut loader) && filters() == 0);
+        if loader.attach_kind() == AttachKind::Clsact {
+            return;
+        }
+        drop(loader);
+        let mut loader = Loader::open(&opts(Some(AttachKind::Tcx))).unwrap();
+        loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
+        assert!(has(&mut loader) && filters() == 0);
+        drop(loader);
+        let mut loader = Loader::open(&opts(None)).unwrap();
+        loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
+        assert!(has(&mut loader) && filters() == 0, "a link is replaced as a link");
+        assert_eq!(world::attached("mv-a", aya::programs::TcAttachType::Ingress).len(), 1);
+        loader.apply(&BpfAction::Detach(hook.clone())).unwrap();
+        assert!(!has(&mut loader));
+    });
+}

@@ -5,6 +5,7 @@
 //! a table can be read back: the elements give the value, and the rest must be what this host's
 //! `nft` shows of a table that was just written, which is found out once in a namespace of its own.
 
+mod generation;
 mod listing;
 mod program;
 mod ruleset;
@@ -15,13 +16,19 @@ use mesh_core::nft::Nft;
 use tokio::sync::OnceCell;
 
 use crate::{error::Error, netns};
+use generation::Generation;
 use listing::{Listing, Skeleton};
 use program::Program;
 
 /// The table of one network namespace.
 #[derive(Debug)]
 pub(crate) struct Filter {
+    netns: Arc<netns::Netns>,
     program: Program,
+    /// `None`: this kernel does not tell it.
+    generation: OnceCell<Option<Generation>>,
+    /// What was read last, and the generation that it was at least as new as.
+    read: Mutex<Option<(u32, Option<Nft>)>>,
     skeleton: OnceCell<Skeleton>,
     /// What was written last: it is wanted back as it was given, lists in the order they had.
     last: Mutex<Option<Nft>>,
@@ -30,7 +37,10 @@ pub(crate) struct Filter {
 impl Filter {
     pub(crate) fn new(netns: Arc<netns::Netns>) -> Self {
         Self {
-            program: Program::new(netns),
+            program: Program::new(netns.clone()),
+            netns,
+            generation: OnceCell::new(),
+            read: Mutex::new(None),
             skeleton: OnceCell::new(),
             last: Mutex::new(None),
         }
@@ -50,6 +60,35 @@ impl Filter {
     /// Reads the table: `None` when there is none, an empty value when it is not as it would be
     /// written for any value.
     pub(crate) async fn get(&self) -> Result<Option<Nft>, Error> {
+        let now = self.generation().await;
+        {
+            let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, value)) = read.as_ref().filter(|(then, _)| now == Some(*then)) {
+                return Ok(value.clone());
+            }
+        }
+        let value = self.list().await?;
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = now.map(|now| (now, value.clone()));
+        Ok(value)
+    }
+
+    /// The ruleset's generation, where the kernel tells it.
+    async fn generation(&self) -> Option<u32> {
+        let open = async || match self.netns.run(Generation::open).await {
+            Ok(Ok(generation)) => Some(generation),
+            Ok(Err(e)) => {
+                tracing::debug!(error = %e, "no socket for the generation of nftables");
+                None
+            }
+            Err(e) => {
+                tracing::debug!(error = %e, "no socket for the generation of nftables");
+                None
+            }
+        };
+        self.generation.get_or_init(open).await.as_ref()?.get().ok()
+    }
+
+    async fn list(&self) -> Result<Option<Nft>, Error> {
         let Some(text) = self.program.list().await? else {
             return Ok(None);
         };

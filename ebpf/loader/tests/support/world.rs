@@ -155,11 +155,10 @@ const PLACES: [(Program, &str, TcAttachType); 5] = [
     (Program::ToContainer, "mv-a", TcAttachType::Egress),
 ];
 
-/// The programs at a device, as TCX links or, where the kernel has none (before 6.6), as filters.
+/// The programs at a device, as TCX links and as filters.
 pub fn attached(dev: &str, way: TcAttachType) -> Vec<ProgramInfo> {
-    if let Ok((_, found)) = SchedClassifier::query_tcx(dev, way) {
-        return found;
-    }
+    // Kernels before 6.6 have no TCX.
+    let links = SchedClassifier::query_tcx(dev, way).map_or_else(|_| Vec::new(), |(_, found)| found);
     let way = if way == TcAttachType::Egress { "egress" } else { "ingress" };
     let out = Command::new("tc").args(["filter", "show", "dev", dev, way]).output().unwrap();
     let out = String::from_utf8(out.stdout).unwrap();
@@ -171,7 +170,7 @@ pub fn attached(dev: &str, way: TcAttachType) -> Vec<ProgramInfo> {
         }
     }
     let all = loaded_programs().map(Result::unwrap);
-    all.filter(|program| ids.contains(&program.id())).collect()
+    links.into_iter().chain(all.filter(|program| ids.contains(&program.id()))).collect()
 }
 
 /// The host. Lives in namespaces of the test's thread.
