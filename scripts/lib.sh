@@ -5,7 +5,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ME=${0##*/}
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
-# Where meshd, meshctl, meshd-echo and meshd-bench are taken from.
+# Where meshd, meshctl, meshd-cni, meshd-echo and meshd-bench are taken from.
 BIN=${MESH_LAB_BIN:-$TARGET/release}
 
 # die STATUS MESSAGE…
@@ -43,13 +43,13 @@ find_cargo() {
 # Brings the release binaries up to date.
 build_binaries() {
     find_cargo
-    (cd "$ROOT" && cargo build --locked --release -p meshd -p meshctl -p mesh-tests) || die 1 "the binaries could not be built"
+    (cd "$ROOT" && cargo build --locked --release -p meshd -p meshctl -p meshd-cni -p mesh-tests) || die 1 "the binaries could not be built"
 }
 
 # Builds the binaries if one is absent.
 ensure_binaries() {
     local program
-    for program in meshd meshctl meshd-echo meshd-bench; do
+    for program in meshd meshctl meshd-cni meshd-echo meshd-bench; do
         if [[ ! -x $BIN/$program ]]; then
             [[ -z ${MESH_LAB_BIN:-} ]] || die 1 "no $program in MESH_LAB_BIN=$BIN"
             note "building $program and the other binaries"

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// How long an attachment may take before it is given up and taken back.
-const ATTACH_TIME: Duration = Duration::from_secs(10);
+pub(crate) const ATTACH_TIME: Duration = Duration::from_secs(10);
 const STATUS_TIME: Duration = Duration::from_secs(2);
 
 /// A new object's id.
@@ -64,7 +64,7 @@ pub struct App {
     pub degraded: Vec<String>,
 }
 
-fn no_cluster() -> Refusal {
+pub(crate) fn no_cluster() -> Refusal {
     Refusal::other("this host belongs to no cluster: run meshctl init or meshctl join first")
 }
 
@@ -105,7 +105,7 @@ impl App {
             ports: request.ports,
         };
         let id = endpoint.id;
-        let _awaited = self.attachments.await_one(id);
+        let _awaited = self.attachments.await_one(id, &endpoint.labels);
         let at = Timestamp::now();
         if let Err(refusal) = self.propose(Command::EndpointCreate { endpoint, at }).await {
             // Nobody said no: it may still be carried out.
@@ -226,7 +226,7 @@ impl App {
         }
     }
 
-    async fn reached(&self, revision: u64) -> Result<(), Refusal> {
+    pub(crate) async fn reached(&self, revision: u64) -> Result<(), Refusal> {
         let mut applied = self.applied.clone();
         applied
             .wait_for(|a| a.revision >= revision)

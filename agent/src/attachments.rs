@@ -6,13 +6,13 @@
 //! [`crate::session`] removes what is given up as soon as a manager answers.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use mesh_core::{
     Id,
-    objects::{Endpoint, EndpointState},
+    objects::{Endpoint, EndpointState, Labels},
 };
 use tokio::sync::Notify;
 
@@ -25,8 +25,8 @@ pub struct Attachments {
 
 #[derive(Default)]
 struct Sets {
-    /// Somebody waits for these.
-    awaited: BTreeSet<Id>,
+    /// Somebody waits for these, with the labels that they are to have.
+    awaited: BTreeMap<Id, Labels>,
     /// Their callers were told that they failed.
     abandoned: BTreeSet<Id>,
 }
@@ -37,8 +37,8 @@ impl Attachments {
     }
 
     /// Somebody waits for an endpoint, until the guard is dropped.
-    pub fn await_one(&self, id: Id) -> Awaited<'_> {
-        self.sets().awaited.insert(id);
+    pub fn await_one(&self, id: Id, labels: &Labels) -> Awaited<'_> {
+        self.sets().awaited.insert(id, labels.clone());
         Awaited { all: self, id }
     }
 
@@ -46,6 +46,22 @@ impl Attachments {
     pub fn abandon(&self, id: Id) {
         self.sets().abandoned.insert(id);
         self.given_up.notify_one();
+    }
+
+    /// As [`Self::abandon`], of all that are waited for and have all these labels.
+    pub fn abandon_awaited(&self, labels: &Labels) {
+        let mut sets = self.sets();
+        let found: Vec<Id> = sets
+            .awaited
+            .iter()
+            .filter(|(_, has)| has_all(has, labels))
+            .map(|(id, _)| *id)
+            .collect();
+        sets.abandoned.extend(&found);
+        drop(sets);
+        if !found.is_empty() {
+            self.given_up.notify_one();
+        }
     }
 
     /// An endpoint that was given up does not exist any more.
@@ -58,13 +74,18 @@ impl Attachments {
     /// no success was ever reported.
     pub fn is_stray(&self, e: &Endpoint) -> bool {
         let sets = self.sets();
-        sets.abandoned.contains(&e.id) || (e.state == EndpointState::Starting && !sets.awaited.contains(&e.id))
+        sets.abandoned.contains(&e.id) || (e.state == EndpointState::Starting && !sets.awaited.contains_key(&e.id))
     }
 
     /// Waits until one is given up.
     pub async fn given_up(&self) {
         self.given_up.notified().await;
     }
+}
+
+/// `labels` are all among `has`.
+pub fn has_all(has: &Labels, labels: &Labels) -> bool {
+    labels.iter().all(|(k, v)| has.get(k) == Some(v))
 }
 
 /// Somebody waits.
@@ -99,7 +120,7 @@ mod tests {
         let all = Attachments::default();
         let (starting, ready) = (endpoint(7, "starting"), endpoint(7, "ready"));
         assert!(all.is_stray(&starting), "from before a restart");
-        let waiting = all.await_one(starting.id);
+        let waiting = all.await_one(starting.id, &Labels::new());
         assert!(!all.is_stray(&starting));
         drop(waiting);
         assert!(all.is_stray(&starting) && !all.is_stray(&ready));
@@ -107,5 +128,15 @@ mod tests {
         assert!(all.is_stray(&ready), "too late: its caller was told that it failed");
         all.settled(ready.id);
         assert!(!all.is_stray(&ready));
+    }
+
+    #[test]
+    fn what_is_under_way_is_given_up_by_its_labels() {
+        let all = Attachments::default();
+        let labels = |v: &str| Labels::from([("container".to_owned(), v.to_owned()), ("x".to_owned(), "y".to_owned())]);
+        let _one = all.await_one(Id::from_bits(1), &labels("a"));
+        let _two = all.await_one(Id::from_bits(2), &labels("b"));
+        all.abandon_awaited(&Labels::from([("container".to_owned(), "a".to_owned())]));
+        assert!(all.is_stray(&endpoint(1, "ready")) && !all.is_stray(&endpoint(2, "ready")));
     }
 }

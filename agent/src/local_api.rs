@@ -3,6 +3,7 @@
 //! Handlers translate; the work is [`crate::app::App`]'s. Bodies are those of
 //! [`mesh_api::rest`]; a refusal is its JSON under the status of its kind.
 
+mod attachments;
 mod objects;
 mod openapi;
 mod traffic;
@@ -142,6 +143,7 @@ fn router(app: Arc<App>) -> Router {
         .route(paths::CLUSTER_LEAVE, post(leave))
         .route("/openapi.json", get(openapi::document))
         .merge(objects::routes())
+        .merge(attachments::routes())
         .merge(traffic::routes())
         .fallback(async || Refused(Refusal::not_found("no such path: see /openapi.json")))
         .method_not_allowed_fallback(async || {

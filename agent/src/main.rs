@@ -3,6 +3,7 @@
 mod app;
 mod attachments;
 mod config;
+mod detach;
 mod doctor;
 mod drain;
 mod events;

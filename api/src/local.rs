@@ -24,8 +24,8 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-/// Where meshd listens unless told otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/meshd/meshd.sock";
+pub use crate::DEFAULT_SOCKET;
+
 /// A line of a stream is never longer, in bytes.
 const LINE_MAX: usize = 1 << 20;
 

@@ -5,6 +5,7 @@
 //! [`mesh_core::Refusal`] (`{"kind", "message"}`) under the status of its kind. Networks and services
 //! are made by POSTing [`mesh_core::spec::NetworkSpec`] and [`mesh_core::spec::ServiceSpec`].
 
+mod attachments;
 mod events;
 mod flows;
 mod requests;
@@ -15,6 +16,9 @@ mod tests;
 mod traffic;
 mod views;
 
+pub use attachments::{
+    AttachRequest, AttachmentView, AttachmentsQuery, DetachReply, DetachRequest, InsideLinkView, InsideRouteView, InsideView,
+};
 pub use events::{Event, EventAction, EventsQuery, NotAPoint, Since};
 pub use flows::{FlowBackend, FlowEvent, FlowLine, FlowsQuery};
 pub use requests::{
@@ -62,6 +66,11 @@ pub mod paths {
     pub const NETWORK_CONNECT: &str = "/v1/networks/{ref}/connect";
     /// POST [`super::DisconnectRequest`]
     pub const NETWORK_DISCONNECT: &str = "/v1/networks/{ref}/disconnect";
+    /// GET `?labels=&inside=true` list of [`super::AttachmentView`], POST [`super::AttachRequest`] →
+    /// [`super::AttachmentView`]
+    pub const ATTACHMENTS: &str = "/v1/attachments";
+    /// POST [`super::DetachRequest`] → [`super::DetachReply`]
+    pub const ATTACHMENTS_DETACH: &str = "/v1/attachments/detach";
     /// GET list of [`super::ServiceView`], POST [`mesh_core::spec::ServiceSpec`] → [`super::ServiceView`]
     pub const SERVICES: &str = "/v1/services";
     /// GET [`super::ServiceView`], PUT [`super::ServiceUpdate`] → [`super::ServiceView`], DELETE

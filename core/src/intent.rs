@@ -258,7 +258,6 @@ impl Host<'_> {
         out.neighs
             .extend(e.ips().filter(IpAddr::is_ipv6).map(|ip| neighbour(bridge, ip, e.mac)));
         let subnets = || e.ips().filter_map(|ip| Some((ip, network.subnet_of(ip)?)));
-        let gateways = subnets().filter(|(ip, _)| self.has_default_route(e, *ip)).map(|(_, s)| s.gateway);
         let name = veth_name(e.id);
         let peer = Peer {
             netns: e.sandbox.netns.clone(),
@@ -266,7 +265,7 @@ impl Host<'_> {
             ifname: e.ifname.clone(),
             mac: e.mac,
             addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),
-            gateways: gateways.collect(),
+            gateways: default_gateways(self.objects, e),
         };
         out.veths.insert(
             name.clone(),
@@ -307,24 +306,9 @@ impl Host<'_> {
         );
     }
 
-    /// A container's default route of a family goes over its oldest network that has a way out and
-    /// that family.
-    fn has_default_route(&self, e: &Endpoint, ip: IpAddr) -> bool {
-        let has_family = |o: &&Endpoint| o.ips().any(|other| other.is_ipv4() == ip.is_ipv4());
-        let is_outward = |o: &&Endpoint| self.objects.networks.get(&o.network).is_some_and(|n| !n.internal);
-        let outward = |o: &&Endpoint| has_family(o) && is_outward(o);
-        let first = self.siblings(e).filter(outward).min_by_key(|o| o.slot);
-        first.is_some_and(|o| o.id == e.id)
-    }
-
     /// The endpoints of the same container, itself included.
     fn siblings(&self, e: &Endpoint) -> impl Iterator<Item = &Endpoint> {
-        let (node, inode) = (e.node, e.sandbox.inode);
-        self.objects
-            .endpoints
-            .values()
-            .map(AsRef::as_ref)
-            .filter(move |o| o.node == node && o.sandbox.inode == inode)
+        siblings(self.objects, e)
     }
 
     fn is_reachable(&self, e: &Endpoint) -> bool {
@@ -342,6 +326,27 @@ impl Host<'_> {
             .is_some_and(|n| n.availability != Availability::Drain);
         e.state == EndpointState::Ready && willing && self.is_reachable(e)
     }
+}
+
+/// The gateways of a container's default routes that go over one of its endpoints, of each family one
+/// at most: each goes over its oldest network that has a way out and that family. `objects` has all
+/// endpoints of the container.
+pub fn default_gateways(objects: &Objects, e: &Endpoint) -> Vec<IpAddr> {
+    let is_outward = |o: &&Endpoint| objects.networks.get(&o.network).is_some_and(|n| !n.internal);
+    let is_first = |ip: IpAddr| {
+        let has_family = |o: &&Endpoint| o.ips().any(|other| other.is_ipv4() == ip.is_ipv4());
+        let first = siblings(objects, e).filter(has_family).filter(is_outward).min_by_key(|o| o.slot);
+        first.is_some_and(|o| o.id == e.id)
+    };
+    let network = objects.networks.get(&e.network);
+    let gateway = |ip: IpAddr| network.and_then(|n| n.subnet_of(ip)).map(|s| s.gateway);
+    e.ips().filter(|ip| is_first(*ip)).filter_map(gateway).collect()
+}
+
+fn siblings<'a>(objects: &'a Objects, e: &Endpoint) -> impl Iterator<Item = &'a Endpoint> {
+    let (node, inode) = (e.node, e.sandbox.inode);
+    let all = objects.endpoints.values().map(AsRef::as_ref);
+    all.filter(move |o| o.node == node && o.sandbox.inode == inode)
 }
 
 fn neighbour(dev: &str, ip: IpAddr, mac: Mac) -> Neigh {

@@ -12,6 +12,7 @@ mod error;
 mod fdb;
 mod filter;
 mod host;
+mod inside;
 mod link;
 mod monitor;
 mod neigh;
@@ -32,6 +33,7 @@ use mesh_core::{Id, action::NetAction, observed::SeenOverlay};
 
 pub use error::{Error, KernelError};
 pub use host::HostFacts;
+pub use inside::{Inside, inspect};
 pub use netns::Netns;
 
 use filter::Filter;

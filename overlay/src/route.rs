@@ -138,6 +138,25 @@ fn read(m: &RouteMessage) -> Option<Seen> {
     })
 }
 
+/// Device, destination and next hop of a unicast route of any table. `any` is the unspecified
+/// address of its family: the destination of a default route.
+pub(crate) fn hop(m: &RouteMessage, any: IpAddr) -> Option<(u32, IpNet, Option<IpAddr>)> {
+    if m.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut dst, mut index, mut gateway) = (any, None, None);
+    for attribute in &m.attributes {
+        match attribute {
+            RouteAttribute::Destination(v) => dst = address(v)?,
+            RouteAttribute::Oif(v) => index = Some(*v),
+            RouteAttribute::Gateway(v) => gateway = address(v),
+            _ => {}
+        }
+    }
+    let dst = IpNet::new(dst, m.header.destination_prefix_length).ok()?;
+    Some((index?, dst, gateway))
+}
+
 fn address(a: &RouteAddress) -> Option<IpAddr> {
     match a {
         RouteAddress::Inet(a) => Some((*a).into()),
