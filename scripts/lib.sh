@@ -40,10 +40,11 @@ find_cargo() {
     command -v cargo >/dev/null || die 1 "no cargo: install rustup (https://rustup.rs); rust-toolchain.toml says the rest"
 }
 
-# Brings the release binaries up to date.
+# build_binaries [CARGO-ARGS…]: brings the release binaries up to date.
+# shellcheck disable=SC2119,SC2120  # most need no more
 build_binaries() {
     find_cargo
-    (cd "$ROOT" && cargo build --locked --release -p meshd -p meshctl -p meshd-cni -p mesh-tests) || die 1 "the binaries could not be built"
+    (cd "$ROOT" && cargo build --locked --release -p meshd -p meshctl -p meshd-cni -p mesh-tests "$@") || die 1 "the binaries could not be built"
 }
 
 # Builds the binaries if one is absent.
@@ -53,6 +54,7 @@ ensure_binaries() {
         if [[ ! -x $BIN/$program ]]; then
             [[ -z ${MESH_LAB_BIN:-} ]] || die 1 "no $program in MESH_LAB_BIN=$BIN"
             note "building $program and the other binaries"
+            # shellcheck disable=SC2119
             build_binaries
             return
         fi

@@ -35,6 +35,8 @@ pub struct State {
     used: BTreeMap<Id, BTreeSet<IpAddr>>,
     /// Endpoints by Ethernet address.
     macs: BTreeMap<Mac, Id>,
+    /// Endpoints by node and the inode of their container's namespace.
+    sandboxes: BTreeMap<(Id, u64), BTreeSet<Id>>,
 }
 
 /// What a command does: its answer and the objects that it puts or removes.
@@ -217,6 +219,7 @@ impl State {
                 for p in &e.ports {
                     self.node_ports.entry((p.protocol, p.published)).or_default().insert(id);
                 }
+                self.sandboxes.entry((e.node, e.sandbox.inode)).or_default().insert(id);
             }
         }
     }
@@ -242,14 +245,9 @@ impl State {
                 self.names.remove(&(kind, Some(e.network), e.name.to_ascii_lowercase()));
                 self.macs.remove(&e.mac);
                 for p in &e.ports {
-                    let place = (p.protocol, p.published);
-                    if let Some(ids) = self.node_ports.get_mut(&place) {
-                        ids.remove(&id);
-                        if ids.is_empty() {
-                            self.node_ports.remove(&place);
-                        }
-                    }
+                    forget(&mut self.node_ports, (p.protocol, p.published), id);
                 }
+                forget(&mut self.sandboxes, (e.node, e.sandbox.inode), id);
             }
         }
     }
@@ -381,6 +379,16 @@ impl State {
             (Some(ip4), ip6) => Ok((ip4.into(), ip6)),
             (None, Some(ip6)) => Ok((ip6.into(), None)),
             (None, None) => Err(Refusal::other(format!("network {:?} has no subnet", network.name))),
+        }
+    }
+}
+
+/// Takes `id` out of an index, and what has no more of them.
+fn forget<K: Ord>(index: &mut BTreeMap<K, BTreeSet<Id>>, key: K, id: Id) {
+    if let Some(ids) = index.get_mut(&key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            index.remove(&key);
         }
     }
 }

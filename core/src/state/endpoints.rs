@@ -53,10 +53,11 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         )));
     }
     let siblings: Vec<_> = state
-        .objects
-        .endpoints
-        .values()
-        .filter(|e| e.node == node.id && e.sandbox.inode == new.sandbox.inode)
+        .sandboxes
+        .get(&(node.id, new.sandbox.inode))
+        .into_iter()
+        .flatten()
+        .filter_map(|id| state.objects.endpoints.get(id))
         .collect();
     if siblings.iter().any(|e| e.network == network.id) {
         return Err(Refusal::conflict(format!(

@@ -1,0 +1,187 @@
+//! One host of a large cluster: its kernel is brought to what the cluster wants, then to changes of that, by
+//! the code that the agent does it with, but for the DNS.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use mesh_core::{
+    action::{Action, BpfAction, NetAction},
+    command::Command,
+    desired::Desired,
+    intent::{self, Facts},
+    lb::Row,
+    names::NameTable,
+    objects::{EndpointState, Sandbox},
+    observed::Observed,
+    plan::plan,
+};
+use mesh_loader::{Loader, Options};
+use mesh_overlay::Overlay;
+use serde_json::{Value, json};
+
+use crate::{
+    Failure,
+    cluster::{self, Maker, Size},
+    maps, space,
+    times::{Times, ms},
+};
+
+/// What `meshd-scale kernel` is told.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    size: Size,
+    /// Containers on the host that is measured, each in a network of its own.
+    #[arg(long, default_value_t = 10)]
+    containers: usize,
+    /// Changes that are measured: an endpoint of another host goes to draining or comes back.
+    #[arg(long, default_value_t = 11)]
+    changes: u64,
+}
+
+/// Does it; what came of it.
+pub fn run(args: &Args) -> Result<Value, Failure> {
+    space::enter()?;
+    space::sh("ip link set lo up")?;
+    space::sh("ip link add up0 type veth peer name far0 && ip link set far0 up && ip link set up0 up")?;
+    space::sh(&format!("ip addr add {}/15 dev up0", cluster::vtep(0)))?;
+    let dir = tempfile::tempdir()?;
+    let bpffs = dir.path().join("bpf");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(measure(args, &bpffs));
+    // Also takes the mount away, without which the directory goes.
+    let cleaned = Loader::cleanup(&bpffs);
+    let done = done?;
+    cleaned?;
+    Ok(done)
+}
+
+async fn measure(args: &Args, bpffs: &Path) -> Result<Value, Failure> {
+    let begun = Instant::now();
+    let here: Vec<Sandbox> = (0..args.containers).map(space::sandbox).collect::<Result<_, _>>()?;
+    let mut maker = Maker::new()?;
+    maker.grow(&args.size, 1, &here)?;
+    let made = begun.elapsed();
+    let mut host = Host::open(bpffs)?;
+    let objects_rss = space::rss()?;
+
+    let mut load = Times::default();
+    let steps = host.pass(&maker, &mut load).await?;
+    let left = host.pass(&maker, &mut Times::default()).await?;
+    if left != 0 {
+        return Err(format!("{left} of {steps} steps were to be done again").into());
+    }
+    let tables = host.seen.tables.clone();
+    let rows = json!({
+        "services": tables.services.len(), "members": tables.services.values().map(|p| p.list.len()).sum::<usize>(),
+        "backends": tables.backends.len(), "published": tables.published.len(), "vips": tables.vips.len(),
+        "fdb": host.seen.overlay.fdb.len(), "neighbours": host.seen.overlay.neighs.len(),
+    });
+    drop(tables);
+
+    let mut changes = Times::default();
+    let mut change_steps = Vec::new();
+    for n in 0..args.changes {
+        let id = cluster::endpoint(n * 37 % args.size.services.max(1), args.size.endpoints.saturating_sub(1));
+        let is_ready = maker.objects().endpoints.get(&id).is_some_and(|e| e.state == EndpointState::Ready);
+        let state = if is_ready { EndpointState::Draining } else { EndpointState::Ready };
+        maker.apply(Command::EndpointSet { id, state })?;
+        let begun = Instant::now();
+        let mut times = Times::default();
+        change_steps.push(host.pass(&maker, &mut times).await?);
+        changes.add("pass", begun.elapsed());
+        for stage in STAGES {
+            changes.add(stage, times.sum(stage));
+        }
+        changes.add("kernel", times.total(&KERNEL));
+    }
+    Ok(json!({
+        "services": args.size.services, "endpoints": args.size.services * args.size.endpoints, "nodes": args.size.nodes,
+        "containers": args.containers, "rows": rows, "cluster_made_ms": ms(made),
+        "load": { "steps": steps, "kernel_ms": ms(load.total(&KERNEL)), "bpf_ms": ms(load.total(&BPF)), "each": load.sums() },
+        "change": { "steps": change_steps, "each": changes.medians() },
+        "maps": maps::of(std::process::id())?.json(),
+        "rss": { "objects": objects_rss, "end": space::rss()? },
+    }))
+}
+
+/// Parts of a pass.
+const STAGES: [&str; 5] = ["intent", "dump", "observe", "plan", "execute"];
+/// Kinds of steps that write to BPF maps or attach programs.
+const BPF: [&str; 5] = ["bpf backends", "bpf services", "bpf published", "bpf other rows", "bpf attach"];
+/// Kinds of steps that write to the kernel.
+const KERNEL: [&str; 8] = [BPF[0], BPF[1], BPF[2], BPF[3], BPF[4], "net fdb", "net neighbours", "net other"];
+
+fn kind(step: &Action) -> &'static str {
+    match step {
+        Action::Bpf(BpfAction::Row(Row::Backend(..))) => "bpf backends",
+        Action::Bpf(BpfAction::Row(Row::Service(..))) => "bpf services",
+        Action::Bpf(BpfAction::Row(Row::Published(..))) => "bpf published",
+        Action::Bpf(BpfAction::Row(_)) => "bpf other rows",
+        Action::Bpf(_) => "bpf attach",
+        Action::Net(NetAction::AddFdb(_) | NetAction::DelFdb(_)) => "net fdb",
+        Action::Net(NetAction::AddNeigh(_) | NetAction::DelNeigh(_)) => "net neighbours",
+        Action::Net(_) => "net other",
+        Action::Names(_) => "names",
+    }
+}
+
+struct Host {
+    overlay: Overlay,
+    loader: Loader,
+    facts: Facts,
+    /// What the DNS would answer from.
+    names: NameTable,
+    /// As the last pass found it.
+    seen: Observed,
+}
+
+impl Host {
+    fn open(bpffs: &Path) -> Result<Self, Failure> {
+        let overlay = Overlay::new()?;
+        let facts = Facts {
+            uplink: "up0".to_owned(),
+            addrs: [cluster::vtep(0)].into(),
+            cookie: overlay.cookie(),
+        };
+        Ok(Self {
+            overlay,
+            loader: Loader::open(&Options::new(PathBuf::from(bpffs)))?,
+            facts,
+            names: NameTable::default(),
+            seen: Observed::default(),
+        })
+    }
+
+    /// As the agent's: look, plan, carry out. How many steps there were.
+    async fn pass(&mut self, maker: &Maker, times: &mut Times) -> Result<usize, Failure> {
+        let (objects, me) = (maker.objects(), cluster::node(0));
+        let cluster = objects.cluster.as_ref().ok_or("no cluster")?.id;
+        let desired: Desired = times.of("intent", || intent::desired(objects, maker.index(), cluster, me, &self.facts));
+        let begun = Instant::now();
+        let overlay = self.overlay.dump(Some(cluster)).await?;
+        times.add("dump", begun.elapsed());
+        let (tables, hooks) = times.of("observe", || self.loader.observe())?;
+        self.seen = Observed {
+            overlay,
+            tables,
+            hooks,
+            names: self.names.clone(),
+        };
+        let steps = times.of("plan", || plan(&desired, &self.seen));
+        let begun = Instant::now();
+        for step in &steps {
+            let begun = Instant::now();
+            match step {
+                Action::Net(step) => self.overlay.apply(step).await?,
+                Action::Bpf(step) => self.loader.apply(step)?,
+                Action::Names(table) => self.names = NameTable::clone(table),
+            }
+            times.add(kind(step), begun.elapsed());
+        }
+        times.add("execute", begun.elapsed());
+        Ok(steps.len())
+    }
+}
