@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use mesh_api::local;
 use mesh_core::Refusal;
 
-use crate::args::Cli;
+use crate::{args::Cli, run::container};
 
 /// Why a command did not do all of what it should.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,9 @@ pub enum Failure {
     /// The answer is not of the shape that this release knows.
     #[error("meshd and this program do not understand each other: are they of the same release?")]
     Shape(#[from] serde_json::Error),
+    /// A command could not be run on this host.
+    #[error(transparent)]
+    Container(#[from] container::Error),
     /// Standard output takes no more.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -41,7 +44,7 @@ impl Failure {
         match self {
             Self::Client(e) => e.exit_code(),
             Self::Refused(r) => r.kind.exit_code(),
-            Self::Shape(_) | Self::Output(_) => 1,
+            Self::Container(_) | Self::Shape(_) | Self::Output(_) => 1,
             Self::ReaderGone => 0,
             Self::Reported(code) => *code,
         }
@@ -52,6 +55,7 @@ impl Failure {
         match self {
             Self::Client(e) => Some(e.one_line()),
             Self::Refused(r) => Some(r.to_string()),
+            Self::Container(e) => Some(e.one_line()),
             Self::Shape(e) => Some(format!("{self}: {e}")),
             Self::Output(e) => Some(format!("{self}: {e}")),
             Self::ReaderGone | Self::Reported(_) => None,

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use mesh_core::{
     Mac,
     objects::{Algorithm, Availability, EndpointMode, EndpointState, LbReturn, Role, SourceRange},
-    spec::{MOST_WEIGHT, check_weight},
+    spec::{MOST_WEIGHT, check_name, check_weight},
 };
 
 /// A subnet, with its prefix length.
@@ -89,6 +89,25 @@ pub fn ifname(s: &str) -> Result<String, String> {
         Err("not an interface name: use 1 to 15 characters without '/', ':' or blanks, like eth0".to_owned())
     } else {
         Ok(s.to_owned())
+    }
+}
+
+/// A host name, of one label or several, as the kernel takes it (sethostname(2): 64 characters).
+pub fn hostname(s: &str) -> Result<String, String> {
+    if s.len() > 64 {
+        return Err(format!("it has {} characters: use 64 at most", s.len()));
+    }
+    s.split('.')
+        .try_for_each(|label| check_name("host", label))
+        .map_err(|e| e.message)?;
+    Ok(s.to_owned())
+}
+
+/// `NAME=VALUE` of an environment.
+pub fn variable(s: &str) -> Result<(String, String), String> {
+    match s.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("use NAME=VALUE, like LANG=C".to_owned()),
     }
 }
 
@@ -253,7 +272,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(s in "\\PC*") {
-            let _ = (manager(&s), label(&s), option(&s), aux_address(&s), ifname(&s), mac(&s), subnet(&s), source_range(&s), weight(&s));
+            let _ = (hostname(&s), variable(&s), manager(&s), label(&s), option(&s), aux_address(&s), ifname(&s), mac(&s), subnet(&s), source_range(&s), weight(&s));
         }
     }
 }

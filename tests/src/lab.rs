@@ -159,6 +159,14 @@ impl Lab {
         self.lab(&[&place.args()[..], command].concat())
     }
 
+    /// A command somewhere, for the caller to start: the process becomes the command itself, so that what it
+    /// is sent arrives there.
+    pub fn command(&self, place: Place, command: &[&str]) -> Command {
+        let mut started = Command::new(script());
+        started.args(place.args()).args(command);
+        started
+    }
+
     /// `meshctl COMMAND` on a host; words are split at spaces.
     pub fn ctl(&self, host: &str, command: &str) -> Result<Done> {
         self.at(Place::Host(host), &format!("meshctl {command}"))

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod endpoint;
 pub mod network;
 pub mod node;
+pub mod run;
 pub mod service;
 pub mod traffic;
 
@@ -106,6 +107,8 @@ Examples:
     /// Manage endpoints: containers' interfaces in networks
     #[command(subcommand)]
     Endpoint(endpoint::Endpoint),
+    /// Run a command in a network of its own, without a container runtime
+    Run(Box<run::Run>),
     /// Follow what happens to the cluster's objects
     #[command(after_long_help = "\
 Prints a line per change until it is interrupted; with -o json, a JSON document per line.
@@ -175,6 +178,8 @@ mod tests {
             "meshctl service create --publish 8888:80 --name web --network kafka --publish published=53,target=53,protocol=udp",
             "meshctl network rm a b c",
             "meshctl token worker --rotate -q",
+            "meshctl run --network kafka --service web --env A=b -- nginx -g x",
+            "meshctl run --network kafka sh -c x -q --socket",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -1,6 +1,7 @@
 //! Carries a command out. One file per noun.
 
 mod cluster;
+pub mod container;
 mod endpoint;
 mod flows;
 mod network;
@@ -31,6 +32,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Events { since } => cluster::events(&session, since).await,
         Command::Flows(args) => flows::run(&session, &args).await,
         Command::Top(args) => top::run(&session, &args).await,
+        Command::Run(args) => container::run(&session, *args).await,
         Command::Node(command) => node::run(&session, command).await,
         Command::Network(command) => network::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
