@@ -84,11 +84,16 @@ impl App {
         self.client().await?.query(query).await
     }
 
+    /// This host, as a node.
+    pub async fn own_node(&self) -> Result<Id, Refusal> {
+        self.membership.node().await.ok_or_else(no_cluster)
+    }
+
     /// Attaches a container of this host: returns once its interface, its names and its balancing
     /// work here. Whatever fails, nothing stays.
     pub async fn connect(&self, network: &str, request: ConnectRequest) -> Result<Id, Refusal> {
-        let node = self.membership.node().await.ok_or_else(no_cluster)?;
-        let found = sandbox::find(&request.container).await?;
+        let node = self.own_node().await?;
+        let found = sandbox::find(&request.container, &self.config.docker_socket).await?;
         let endpoint = NewEndpoint {
             id: fresh_id(),
             node,
@@ -101,12 +106,19 @@ impl App {
             aliases: request.aliases,
             labels: request.labels,
             sandbox: found.sandbox,
-            ifname: request.ifname,
+            ifname: request.ifname.or(found.ifname),
             ports: request.ports,
         };
         let id = endpoint.id;
+        self.attach(endpoint, Timestamp::now()).await.map(|()| id)
+    }
+
+    /// Attaches an endpoint of this host: returns once its interface, its names and its balancing work
+    /// here, or, for one that an engine takes into its container itself, can be taken. Whatever fails,
+    /// nothing stays.
+    pub async fn attach(&self, endpoint: NewEndpoint, at: Timestamp) -> Result<(), Refusal> {
+        let id = endpoint.id;
         let _awaited = self.attachments.await_one(id, &endpoint.labels);
-        let at = Timestamp::now();
         if let Err(refusal) = self.propose(Command::EndpointCreate { endpoint, at }).await {
             // Nobody said no: it may still be carried out.
             if refusal.kind == RefusalKind::Unavailable {
@@ -114,17 +126,36 @@ impl App {
             }
             return Err(refusal);
         }
-        let attached = match timeout(ATTACH_TIME, self.attached(id)).await {
+        let attached = self.made(id).await;
+        if attached.is_err() {
+            self.take_back(id).await;
+        }
+        attached
+    }
+
+    /// Waits until an endpoint of this host works.
+    pub async fn made(&self, id: Id) -> Result<(), Refusal> {
+        match timeout(ATTACH_TIME, self.attached(id)).await {
             Ok(result) => result,
             Err(_) => Err(Refusal::other(format!(
                 "the container was not attached within {} s: see meshctl status",
                 ATTACH_TIME.as_secs()
             ))),
-        };
-        if attached.is_err() {
-            self.take_back(id).await;
         }
-        attached.map(|()| id)
+    }
+
+    /// Whether an engine has taken an endpoint of this host, into a container that is not known yet.
+    pub fn is_taken(&self, e: &Endpoint) -> bool {
+        let applied = self.applied.borrow();
+        let is_made = e.version <= applied.revision && !applied.failed.contains_key(&e.id);
+        is_made && !e.sandbox.is_known() && !applied.waiting.contains(&e.id)
+    }
+
+    /// Removes an endpoint of this host that an engine gives up; returns once its interface is gone.
+    /// One that does not exist is gone; where no manager answers, it goes as soon as one does.
+    pub async fn let_go(&self, id: Id) -> Result<(), Refusal> {
+        self.take_back(id).await;
+        Ok(())
     }
 
     /// Removes a failed attachment, and waits until it is gone from this host: what was tried can be
@@ -162,7 +193,9 @@ impl App {
                     if let Some(why) = failure {
                         return Err(if gone { Refusal::not_found(why) } else { Refusal::other(why) });
                     }
-                    if e.state != EndpointState::Starting && e.version <= revision {
+                    // An engine's is ready only once it was taken, which waits for this.
+                    let is_done = e.state != EndpointState::Starting || e.sandbox.handover.is_some();
+                    if is_done && e.version <= revision {
                         return Ok(());
                     }
                 }
@@ -196,14 +229,20 @@ impl App {
                         request.container
                     ))
                 };
-                let inode = match sandbox::find(&request.container).await {
-                    Ok(found) => found.sandbox.inode,
+                let sandbox = match sandbox::find(&request.container, &self.config.docker_socket).await {
+                    Ok(found) => found.sandbox,
                     Err(_) if request.force => return Err(none()),
                     Err(e) => return Err(e),
                 };
-                here.iter().find(|e| e.sandbox.inode == inode).ok_or_else(none)?
+                here.iter().find(|e| e.sandbox.is_same(&sandbox)).ok_or_else(none)?
             }
         };
+        if endpoint.sandbox.handover.is_some() && !request.force {
+            return Err(Refusal::conflict(format!(
+                "docker attached {0:?}: use docker network disconnect NETWORK {0}, or --force",
+                endpoint.sandbox.container
+            )));
+        }
         let id = endpoint.id;
         let drain_secs = read.objects.iter().filter_map(|o| match o {
             Object::Service(s) if s.has(endpoint) => Some(s.drain_secs),

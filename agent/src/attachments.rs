@@ -71,10 +71,11 @@ impl Attachments {
 
     /// Whether an endpoint of this host is nobody's. One that is still starting while nobody waits
     /// is from before a restart: whoever asked for it has seen the connection to meshd break, and
-    /// no success was ever reported.
+    /// no success was ever reported. One that an engine takes over is starting until it has.
     pub fn is_stray(&self, e: &Endpoint) -> bool {
         let sets = self.sets();
-        sets.abandoned.contains(&e.id) || (e.state == EndpointState::Starting && !sets.awaited.contains_key(&e.id))
+        let is_unfinished = e.state == EndpointState::Starting && e.sandbox.handover.is_none();
+        sets.abandoned.contains(&e.id) || (is_unfinished && !sets.awaited.contains_key(&e.id))
     }
 
     /// Waits until one is given up.

@@ -96,6 +96,18 @@ pub struct MetricsAt {
     pub asked: bool,
 }
 
+/// Where dockerd looks for the driver `mesh`.
+const DOCKER_PLUGIN: &str = "/run/docker/plugins/mesh.sock";
+
+/// The socket of Docker's driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerPlugin {
+    /// Where.
+    pub path: PathBuf,
+    /// The operator named it: meshd does not run without it.
+    pub asked: bool,
+}
+
 /// Settings, each as a flag, an environment variable or a key of the configuration file.
 #[derive(Args, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -128,6 +140,12 @@ pub struct Flags {
     /// Entries of the flow tables [default: 262144]
     #[arg(long, value_name = "N")]
     pub flow_table_size: Option<u32>,
+    /// Socket of the driver for Docker's networks; empty: none [default: /run/docker/plugins/mesh.sock]
+    #[arg(long, value_name = "PATH", env = "MESHD_DOCKER_PLUGIN")]
+    pub docker_plugin: Option<PathBuf>,
+    /// Socket at which Docker is asked about its containers [default: /var/run/docker.sock]
+    #[arg(long, value_name = "PATH", env = "MESHD_DOCKER_SOCKET")]
+    pub docker_socket: Option<PathBuf>,
     /// Where Prometheus reads this host's metrics: ADDRESS:PORT or off [default: 127.0.0.1:9477]
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<MetricsAddr>,
@@ -158,6 +176,10 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// See [`Flags::flow_table_size`].
     pub flow_table_size: u32,
+    /// See [`Flags::docker_plugin`]; `None` when it is off.
+    pub docker_plugin: Option<DockerPlugin>,
+    /// See [`Flags::docker_socket`].
+    pub docker_socket: PathBuf,
     /// See [`Flags::metrics`]; `None` when they are off.
     pub metrics: Option<MetricsAt>,
     /// See [`Flags::log`].
@@ -202,6 +224,15 @@ impl Config {
             control_port: flags.control_port.or(file.control_port).unwrap_or(mesh_api::CONTROL_PORT),
             resolv_conf: dir(flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf"),
             flow_table_size: flags.flow_table_size.or(file.flow_table_size).unwrap_or(262_144),
+            docker_plugin: match flags.docker_plugin.or(file.docker_plugin) {
+                Some(path) if path.as_os_str().is_empty() => None,
+                Some(path) => Some(DockerPlugin { path, asked: true }),
+                None => Some(DockerPlugin {
+                    path: DOCKER_PLUGIN.into(),
+                    asked: false,
+                }),
+            },
+            docker_socket: dir(flags.docker_socket, file.docker_socket, "/var/run/docker.sock"),
             metrics: match flags.metrics.or(file.metrics) {
                 Some(MetricsAddr::Off) => None,
                 Some(MetricsAddr::At(addr)) => Some(MetricsAt { addr, asked: true }),
@@ -217,7 +248,11 @@ impl Config {
             ("data-dir", &config.data_dir),
             ("run-dir", &config.run_dir),
             ("bpffs", &config.bpffs),
-        ] {
+            ("docker-socket", &config.docker_socket),
+        ]
+        .into_iter()
+        .chain(config.docker_plugin.iter().map(|p| ("docker-plugin", &p.path)))
+        {
             if !path.is_absolute() {
                 return Err(ConfigError::Value(format!("--{flag} {} is not an absolute path", path.display())));
             }

@@ -292,6 +292,7 @@ mod tests {
             attachable: false,
             ingress: false,
             options: Labels::new(),
+            reserved: Default::default(),
         };
         Change {
             kind: Kind::Network,

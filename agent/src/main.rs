@@ -4,6 +4,7 @@ mod app;
 mod attachments;
 mod config;
 mod detach;
+mod docker;
 mod doctor;
 mod drain;
 mod events;

@@ -17,7 +17,7 @@ use std::{
 use futures::{FutureExt, StreamExt};
 use mesh_core::{
     Id,
-    action::{Action, BpfAction},
+    action::{Action, BpfAction, NetAction},
     desired::Desired,
     intent::{self, Facts, veth_name},
     lb::{Hook, Row},
@@ -57,6 +57,8 @@ pub struct Applied {
     pub failed: BTreeMap<Id, String>,
     /// Endpoints of this host whose container is gone.
     pub gone: BTreeSet<Id>,
+    /// Endpoints of this host whose interface waits for an engine to take it.
+    pub waiting: BTreeSet<Id>,
     /// What the host is like.
     pub host: Option<HostState>,
     /// Programs at devices.
@@ -286,6 +288,7 @@ impl Reconciler {
             host: Some(host),
             errors: complaint.into_iter().collect(),
             hooks: desired.hooks.clone(),
+            waiting: seen.overlay.waiting.clone(),
             ..Applied::default()
         };
         let complaints = out.errors.len();
@@ -298,7 +301,14 @@ impl Reconciler {
             if endpoint.is_some_and(|id| own.contains(&id)) {
                 continue;
             }
-            let Err(e) = self.executor.execute(step).await else { continue };
+            let Err(e) = self.executor.execute(step).await else {
+                if let Action::Net(NetAction::PutVeth { veth, .. }) = step
+                    && veth.peer.waits
+                {
+                    out.waiting.insert(veth.endpoint);
+                }
+                continue;
+            };
             let text = chain(&e);
             if endpoint.is_none() {
                 for id in dependants(&desired, step, &e) {

@@ -15,6 +15,7 @@ use mesh_loader::Loader;
 use mesh_overlay::Overlay;
 use sd_notify::NotifyState;
 use tokio::{
+    net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     time::timeout,
@@ -26,6 +27,7 @@ use crate::{
     app::App,
     attachments::Attachments,
     config::Config,
+    docker,
     events::EventLog,
     execute::{Executor, chain},
     founding,
@@ -62,6 +64,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let degraded = executor.loader.degraded();
     let socket = config.socket();
     let listener = local_api::listen(&socket).await?;
+    let docker_listener = listen_for_docker(&config).await?;
     let scraped = metrics::listen(config.metrics).await?;
 
     let (fatal, mut fatal_errors) = mpsc::channel(4);
@@ -103,6 +106,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     });
     tokio::spawn(flows.run(rings));
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
+    let driver = tokio::spawn(serve_docker(app.clone(), docker_listener, stop.clone()));
     if let Some(listener) = scraped {
         let metrics = Metrics {
             app: app.clone(),
@@ -134,6 +138,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let rest = async {
         app.membership.stop().await;
         drop(api.await);
+        drop(driver.await);
         drop(watchdog.await);
         dns.shutdown().await;
         if !kernel.is_finished() {
@@ -150,6 +155,34 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         _ => {}
     }
     ended
+}
+
+/// The socket for Docker's driver. One that nobody asked for is done without where it can not be had.
+async fn listen_for_docker(config: &Config) -> Result<Option<UnixListener>, Exit> {
+    let Some(plugin) = &config.docker_plugin else { return Ok(None) };
+    match local_api::listen(&plugin.path).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(e) if plugin.asked => Err(e.into()),
+        Err(e) => {
+            tracing::warn!(error = %e, "docker's containers cannot use the driver mesh");
+            Ok(None)
+        }
+    }
+}
+
+/// Docker's driver, until `stop`. Its socket goes before the last requests are finished: Docker waits
+/// for one that is there and does not answer.
+async fn serve_docker(app: Arc<App>, listener: Option<UnixListener>, stop: CancellationToken) {
+    let (Some(listener), Some(plugin)) = (listener, app.config.docker_plugin.clone()) else {
+        return;
+    };
+    let learn = tokio::spawn(stop.clone().run_until_cancelled_owned(docker::learn::run(app.clone())));
+    let serve = tokio::spawn(docker::serve(app, listener, stop.clone()));
+    stop.cancelled().await;
+    if let Err(e) = std::fs::remove_file(&plugin.path) {
+        tracing::debug!(error = %e, "docker's socket");
+    }
+    drop((learn.await, serve.await));
 }
 
 fn notify(state: &[NotifyState<'_>]) {
@@ -182,6 +215,15 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
     said(overlay.sweep().await.map_err(|all| all.iter().map(|e| chain(e)).collect()));
     said(Loader::cleanup(&config.bpffs).map_err(|e| vec![chain(&e)]));
     said(remove(&config.run_dir, &["meshd.sock"]));
+    if let Some(plugin) = config.docker_plugin.as_ref().filter(|p| p.path.exists())
+        // Where another meshd answers, it is that one's.
+        && tokio::net::UnixStream::connect(&plugin.path).await.is_err()
+    {
+        said(match std::fs::remove_file(&plugin.path) {
+            Ok(()) => Ok(vec![plugin.path.display().to_string()]),
+            Err(e) => Err(vec![format!("cannot remove {}: {e}", plugin.path.display())]),
+        });
+    }
     match mesh_control::identity::IdentityStore::load(&config.data_dir) {
         Ok(Some(identity)) if !force => {
             let file = identity.file();

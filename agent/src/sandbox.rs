@@ -3,21 +3,18 @@
 //! `netns:NAME-or-PATH`, `pid:N`, or a name or id that Docker's or Podman's engine on this host
 //! knows. Called by the local API before an endpoint is asked for.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
+use std::path::{Path, PathBuf};
+
+use mesh_core::{Refusal, objects::Sandbox};
+use mesh_overlay::occupied::Occupied;
+
+use crate::{
+    docker::engine::{Container, Engine, EngineError},
+    execute::chain,
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
-use mesh_core::{Refusal, objects::Sandbox};
-use tokio::{net::UnixStream, time::timeout};
-
-/// Sockets of the engines' Docker-compatible API, in the order in which they are asked.
-const ENGINES: [(&str, &str); 2] = [("docker", "/var/run/docker.sock"), ("podman", "/run/podman/podman.sock")];
-const ANSWER_BYTES: usize = 4 << 20;
-const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Socket of Podman's Docker-compatible API, which is asked after Docker.
+const PODMAN: &str = "/run/podman/podman.sock";
 
 /// A container as found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,13 +23,15 @@ pub struct Found {
     pub sandbox: Sandbox,
     /// A name for its endpoint when the user gives none.
     pub name: String,
+    /// A name for its interface when the user gives none and other interfaces are there.
+    pub ifname: Option<String>,
 }
 
-/// Finds the namespace of `container`.
+/// Finds the namespace of `container`. Docker listens at `docker`.
 ///
 /// # Errors
 /// Malformed for what can not be a container, not found for one that does not exist here.
-pub async fn find(container: &str) -> Result<Found, Refusal> {
+pub async fn find(container: &str, docker: &Path) -> Result<Found, Refusal> {
     if let Some(netns) = container.strip_prefix("netns:") {
         let path = netns_path(netns)?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -49,7 +48,7 @@ pub async fn find(container: &str) -> Result<Found, Refusal> {
             "container {container:?} is not a name: use a Docker or Podman name or id, netns:NAME-or-PATH, or pid:N"
         )));
     }
-    engine(container).await
+    engine(container, docker).await
 }
 
 fn netns_path(netns: &str) -> Result<PathBuf, Refusal> {
@@ -88,30 +87,35 @@ fn open(container: &str, path: &Path, name: String) -> Result<Found, Refusal> {
         netns: path.display().to_string(),
         inode,
         cookie,
+        ..Sandbox::default()
     };
-    Ok(Found { sandbox, name })
+    Ok(Found {
+        sandbox,
+        name,
+        ifname: None,
+    })
 }
 
-async fn engine(container: &str) -> Result<Found, Refusal> {
+async fn engine(container: &str, docker: &Path) -> Result<Found, Refusal> {
     let mut asked = Vec::new();
-    for (engine, socket) in ENGINES {
-        let Ok(Ok(stream)) = timeout(ANSWER_TIME, UnixStream::connect(socket)).await else {
+    for engine in [Engine::at("docker", docker), Engine::at("podman", Path::new(PODMAN))] {
+        let found = match engine.container(container).await {
+            Err(EngineError::Absent(_)) => continue,
+            found => found,
+        };
+        asked.push(engine.name);
+        let found = found.map_err(|e| Refusal::other(format!("{} did not say what {container:?} is: {}", engine.name, chain(&e))))?;
+        let Some(pid) = found.as_ref().and_then(Container::pid) else {
             continue;
         };
-        asked.push(engine);
-        match timeout(ANSWER_TIME, inspect(stream, container)).await {
-            Ok(Ok(Some((pid, name)))) => {
-                return open(container, &PathBuf::from(format!("/proc/{pid}/ns/net")), name);
-            }
-            Ok(Ok(None)) => {}
-            Ok(Err(e)) => return Err(Refusal::other(format!("{engine} did not say what {container:?} is: {e}"))),
-            Err(_) => {
-                return Err(Refusal::other(format!(
-                    "{engine} did not answer within {} s",
-                    ANSWER_TIME.as_secs()
-                )));
-            }
-        }
+        let name = found.map_or_else(|| container.to_owned(), |c| c.name());
+        let mut found = open(container, &PathBuf::from(format!("/proc/{pid}/ns/net")), name)?;
+        // The engine has given it interfaces of its own.
+        let inside = Occupied::of(&found.sandbox.netns).await;
+        let inside = inside.map_err(|e| Refusal::other(format!("the network of {container:?} cannot be read: {}", chain(&e))))?;
+        found.sandbox.routed = inside.routed;
+        found.ifname = Some(inside.free_name());
+        return Ok(found);
     }
     Err(Refusal::not_found(match asked.as_slice() {
         [] => format!("no container {container:?}: neither Docker nor Podman answers on this host; use netns:NAME-or-PATH or pid:N"),
@@ -122,36 +126,6 @@ async fn engine(container: &str) -> Result<Found, Refusal> {
     }))
 }
 
-/// Process id and name of a running container (Docker Engine API, "Inspect a container").
-async fn inspect(stream: UnixStream, container: &str) -> Result<Option<(u32, String)>, Box<dyn std::error::Error + Send + Sync>> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = http::Request::get(format!("/containers/{container}/json"))
-        .header("host", "localhost")
-        .body(Empty::<Bytes>::new())?;
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await?.to_bytes();
-    connection.abort();
-    if status == http::StatusCode::NOT_FOUND {
-        return Ok(None);
-    }
-    if !status.is_success() {
-        return Err(format!("it answered {status}").into());
-    }
-    let value: serde_json::Value = serde_json::from_slice(&body)?;
-    let pid = value["State"]["Pid"]
-        .as_u64()
-        .and_then(|p| u32::try_from(p).ok())
-        .filter(|p| *p > 0);
-    let name = value["Name"]
-        .as_str()
-        .unwrap_or(container)
-        .trim_start_matches('/')
-        .replace(['_', '.'], "-");
-    Ok(pid.map(|pid| (pid, name)))
-}
-
 #[cfg(test)]
 mod tests {
     use mesh_core::RefusalKind;
@@ -160,6 +134,7 @@ mod tests {
 
     #[tokio::test]
     async fn says_what_is_wrong_with_a_container() {
+        let docker = Path::new("/nonexistent/docker.sock");
         for bad in [
             "",
             "a b",
@@ -173,16 +148,16 @@ mod tests {
             "pid:x",
             "../x",
         ] {
-            let e = find(bad).await.unwrap_err();
+            let e = find(bad, docker).await.unwrap_err();
             assert_eq!(e.kind, RefusalKind::Malformed, "{bad}: {e}");
         }
         for none in ["netns:no-such-namespace", "netns:/no/such/path", "pid:4194304"] {
-            let e = find(none).await.unwrap_err();
+            let e = find(none, docker).await.unwrap_err();
             assert_eq!(e.kind, RefusalKind::NotFound, "{none}: {e}");
         }
-        let own = find(&format!("pid:{}", std::process::id())).await.unwrap_err();
+        let own = find(&format!("pid:{}", std::process::id()), docker).await.unwrap_err();
         assert!(own.message.contains("shares the host's"), "{own}");
-        let file = find("netns:/etc/hostname").await.unwrap_err();
+        let file = find("netns:/etc/hostname", docker).await.unwrap_err();
         assert_eq!(file.kind, RefusalKind::Other, "{file}");
     }
 }

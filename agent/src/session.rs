@@ -4,6 +4,8 @@
 //! says "I am here", `report` tells the managers what changed on this host, `settle` moves this
 //! host's endpoints on in their life, and one renews the certificate. None touches the kernel.
 
+mod idle;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::StreamExt;
@@ -15,9 +17,13 @@ use mesh_core::{
     objects::{EndpointState, Node, Object, Role},
 };
 use rand::Rng;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::idle::Idle;
 use crate::{
     attachments::Attachments,
     events::EventLog,
@@ -30,6 +36,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const SETTLING: Duration = Duration::from_millis(200);
 /// Pause after a report.
 const REPORT_GAP: Duration = Duration::from_secs(2);
+/// How often it is looked whether an engine still lets something wait, while one does.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(3);
 
@@ -160,16 +168,18 @@ impl Session {
         report_of(&known, &state)
     }
 
-    /// An endpoint whose interface is in place becomes ready; one whose container is gone, or that
-    /// was given up, is removed.
+    /// An endpoint whose interface is in place becomes ready; one whose container is gone, that was
+    /// given up, or that its engine does not take, is removed. So are addresses that were promised to
+    /// an engine and came to nothing.
     async fn settle(mut self) {
         let mut backoff = Backoff::default();
         let mut done = BTreeSet::new();
+        let mut idle = Idle::default();
         loop {
             let applied = self.applied.borrow_and_update().clone();
             let view = self.ledger.view();
             let mine = view.objects.endpoints.values().filter(|e| e.node == self.node);
-            let (mut todo, mut failed) = (Vec::new(), false);
+            let (mut todo, mut failed) = (idle.overdue(self.node, &view.objects, &applied, Instant::now()), false);
             for e in mine {
                 let current = e.version <= applied.revision;
                 if current && applied.gone.contains(&e.id) {
@@ -185,7 +195,7 @@ impl Session {
                     }
                 } else if !current {
                     // The kernel has not been brought to it.
-                } else if e.state == EndpointState::Starting && !applied.failed.contains_key(&e.id) {
+                } else if e.state == EndpointState::Starting && !applied.failed.contains_key(&e.id) && !applied.waiting.contains(&e.id) {
                     todo.push(Command::EndpointSet {
                         id: e.id,
                         state: EndpointState::Ready,
@@ -220,6 +230,7 @@ impl Session {
             tokio::select! {
                 changed = self.applied.changed() => if changed.is_err() { return },
                 () = self.attachments.given_up() => {}
+                () = sleep(IDLE_LOOK), if !idle.is_empty() => {}
             }
         }
     }

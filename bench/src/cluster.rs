@@ -196,6 +196,7 @@ impl Maker {
                     netns: format!("/run/netns/s{i}-{j}"),
                     inode: 1 << 33 | i << 8 | j,
                     cookie: 1 << 33 | i << 8 | j,
+                    ..Sandbox::default()
                 });
                 let new = NewEndpoint {
                     id: endpoint(i, j),

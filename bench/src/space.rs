@@ -44,6 +44,7 @@ pub fn sandbox(n: usize) -> Result<Sandbox, Failure> {
         inode: netns::inode(&path)?,
         cookie: netns::cookie(&path)?,
         netns: path,
+        ..Sandbox::default()
     })
 }
 

@@ -86,7 +86,10 @@ pub fn sender(command: &Command) -> Sender {
         | C::EndpointCreate { .. }
         | C::EndpointSet { .. }
         | C::EndpointWeigh { .. }
-        | C::EndpointRemove { .. } => Sender::Own,
+        | C::EndpointLearn { .. }
+        | C::EndpointRemove { .. }
+        | C::AddressReserve { .. }
+        | C::AddressRelease { .. } => Sender::Own,
     }
 }
 
@@ -164,7 +167,11 @@ fn owns(me: Id, command: &Command, all: &Objects) -> Result<(), Refusal> {
         // By id, or by a name that is its own now; `server` replaces the name by the id.
         Command::NodeRemove { node, .. } => all.node(node).map(|n| n.id),
         Command::EndpointCreate { endpoint, .. } => Some(endpoint.node),
-        Command::EndpointSet { id, .. } | Command::EndpointWeigh { id, .. } | Command::EndpointRemove { id } => {
+        Command::AddressReserve { node, .. } | Command::AddressRelease { node, .. } => Some(*node),
+        Command::EndpointSet { id, .. }
+        | Command::EndpointWeigh { id, .. }
+        | Command::EndpointLearn { id, .. }
+        | Command::EndpointRemove { id } => {
             let endpoint = all
                 .endpoints
                 .get(id)

@@ -47,6 +47,7 @@ fn sandbox() -> Sandbox {
         netns: "/n".into(),
         inode: 1,
         cookie: 0,
+        ..Sandbox::default()
     }
 }
 

@@ -63,6 +63,7 @@ fn endpoint(id: Id, node: Id, name: &str) -> Command {
             netns: format!("/run/netns/{name}"),
             inode: id.bits(),
             cookie: 0,
+            ..Sandbox::default()
         },
         ifname: None,
         ports: Vec::new(),

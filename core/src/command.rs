@@ -71,6 +71,25 @@ pub struct NewEndpoint {
     pub ports: Vec<Port>,
 }
 
+/// What a host has learnt of an endpoint's container after the endpoint was made. What is absent
+/// stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learnt {
+    /// Its namespace.
+    pub sandbox: Option<Sandbox>,
+    /// Interface name inside.
+    pub ifname: Option<String>,
+    /// Its name. Where another endpoint of the network has it, it becomes a further name.
+    pub name: Option<String>,
+    /// Further names.
+    pub aliases: Option<Vec<String>>,
+    /// Its labels.
+    pub labels: Option<Labels>,
+    /// Name or id of the service that it serves.
+    pub service: Option<String>,
+}
+
 /// An entry of the raft log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -212,10 +231,42 @@ pub enum Command {
         /// Its new weight.
         weight: u32,
     },
+    /// Says what became known of an endpoint's container.
+    EndpointLearn {
+        /// The endpoint.
+        id: Id,
+        /// What became known.
+        learnt: Learnt,
+    },
     /// Detaches a container.
     EndpointRemove {
         /// The endpoint.
         id: Id,
+    },
+    /// Sets an address aside for an endpoint that is to come.
+    AddressReserve {
+        /// Id or name of the network.
+        network: String,
+        /// The node that it will be on.
+        node: Id,
+        /// The address asked for; `None`: the next free one.
+        ip: Option<IpAddr>,
+        /// Where none is asked for: an IPv6 one.
+        #[serde(default)]
+        six: bool,
+    },
+    /// Gives an address back. One that is not reserved for the node is none of its business.
+    AddressRelease {
+        /// Id or name of the network.
+        network: String,
+        /// The node.
+        node: Id,
+        /// The address.
+        ip: IpAddr,
+        /// Also when an endpoint of the node that was handed over to an engine has it: the endpoint
+        /// goes then.
+        #[serde(default)]
+        with_endpoint: bool,
     },
 }
 
@@ -239,7 +290,10 @@ impl Command {
             Self::EndpointCreate { .. } => "endpoint_create",
             Self::EndpointSet { .. } => "endpoint_set",
             Self::EndpointWeigh { .. } => "endpoint_weigh",
+            Self::EndpointLearn { .. } => "endpoint_learn",
             Self::EndpointRemove { .. } => "endpoint_remove",
+            Self::AddressReserve { .. } => "address_reserve",
+            Self::AddressRelease { .. } => "address_release",
         }
     }
 }
@@ -260,6 +314,8 @@ pub enum Reply {
     Service(Box<Service>),
     /// The endpoint.
     Endpoint(Box<Endpoint>),
+    /// The address, with the prefix length of its subnet.
+    Address(IpNet),
 }
 
 /// Outcome of one command.

@@ -66,6 +66,9 @@ pub struct Peer {
     pub netns: String,
     /// Its inode; another one there means that the container is gone.
     pub inode: u64,
+    /// It is made in the host's own namespace, down and without addresses, for a container engine to
+    /// take and configure. Once it is not there any more, it was taken, and is the engine's matter.
+    pub waits: bool,
     /// Interface name.
     pub ifname: String,
     /// Ethernet address.

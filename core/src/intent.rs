@@ -46,6 +46,11 @@ pub fn veth_name(endpoint: Id) -> String {
     format!("mv-{endpoint}")
 }
 
+/// Name of an endpoint's other end while that waits in the host's namespace for an engine.
+pub fn waiting_name(endpoint: Id) -> String {
+    format!("mc-{endpoint}")
+}
+
 /// What the host of node `me` must look like. A node that is not among the objects has nothing.
 pub fn desired(objects: &Objects, revision: u64, cluster: Id, me: Id, facts: &Facts) -> Desired {
     let mut out = Desired {
@@ -259,10 +264,12 @@ impl Host<'_> {
             .extend(e.ips().filter(IpAddr::is_ipv6).map(|ip| neighbour(bridge, ip, e.mac)));
         let subnets = || e.ips().filter_map(|ip| Some((ip, network.subnet_of(ip)?)));
         let name = veth_name(e.id);
+        let waits = e.sandbox.handover.is_some() && !e.sandbox.is_known();
         let peer = Peer {
             netns: e.sandbox.netns.clone(),
             inode: e.sandbox.inode,
-            ifname: e.ifname.clone(),
+            waits,
+            ifname: if waits { waiting_name(e.id) } else { e.ifname.clone() },
             mac: e.mac,
             addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),
             gateways: default_gateways(self.objects, e),
@@ -332,6 +339,9 @@ impl Host<'_> {
 /// at most: each goes over its oldest network that has a way out and that family. `objects` has all
 /// endpoints of the container.
 pub fn default_gateways(objects: &Objects, e: &Endpoint) -> Vec<IpAddr> {
+    if e.sandbox.routed {
+        return Vec::new();
+    }
     let is_outward = |o: &&Endpoint| objects.networks.get(&o.network).is_some_and(|n| !n.internal);
     let is_first = |ip: IpAddr| {
         let has_family = |o: &&Endpoint| o.ips().any(|other| other.is_ipv4() == ip.is_ipv4());
@@ -344,9 +354,10 @@ pub fn default_gateways(objects: &Objects, e: &Endpoint) -> Vec<IpAddr> {
 }
 
 fn siblings<'a>(objects: &'a Objects, e: &Endpoint) -> impl Iterator<Item = &'a Endpoint> {
-    let (node, inode) = (e.node, e.sandbox.inode);
+    let (id, node, inode) = (e.id, e.node, e.sandbox.inode);
     let all = objects.endpoints.values().map(AsRef::as_ref);
-    all.filter(move |o| o.node == node && o.sandbox.inode == inode)
+    // Of a namespace that is not known yet, only the endpoint itself is.
+    all.filter(move |o: &&Endpoint| o.id == id || inode != 0 && o.node == node && o.sandbox.inode == inode)
 }
 
 fn neighbour(dev: &str, ip: IpAddr, mac: Mac) -> Neigh {

@@ -201,6 +201,10 @@ pub struct Network {
     pub ingress: bool,
     /// Driver options as given.
     pub options: Labels,
+    /// Addresses that a container engine was promised for an endpoint that is to come, or has not
+    /// given back yet after its endpoint went, each with the engine's node.
+    #[serde(default)]
+    pub reserved: BTreeMap<IpAddr, Id>,
 }
 
 impl Network {
@@ -416,18 +420,49 @@ pub enum EndpointState {
 }
 
 /// The network namespace of an endpoint, as its node knows it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Sandbox {
     /// What the user called it (`netns:web1`, a container's name).
     pub container: String,
     /// Path by which the node opens the namespace.
     pub netns: String,
-    /// The namespace's inode: tells it from a later one at the same path.
+    /// The namespace's inode: tells it from a later one at the same path; 0 while it is not known
+    /// which namespace an engine has taken the interface into.
     pub inode: u64,
     /// The namespace's cookie (SO_NETNS_COOKIE), by which the kernel programs tell it; 0 where the
     /// kernel has none.
     #[serde(default)]
     pub cookie: u64,
+    /// It had a default route before it was attached, and keeps that one.
+    #[serde(default)]
+    pub routed: bool,
+    /// The container engine that takes the interface into the namespace, and configures it there,
+    /// by itself; `None`: meshd does both.
+    #[serde(default)]
+    pub handover: Option<Handover>,
+}
+
+impl Sandbox {
+    /// Its namespace is known.
+    pub fn is_known(&self) -> bool {
+        self.inode != 0
+    }
+
+    /// Both are the same namespace of one node, as far as they are known.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.is_known() && self.inode == other.inode
+    }
+}
+
+/// An interface that is handed over to a container engine (libnetwork's remote drivers).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Handover {
+    /// The engine's own id of the endpoint.
+    pub endpoint: String,
+    /// Its addresses were reserved before ([`Network::reserved`]), and are so again after it, until
+    /// the engine gives them back.
+    #[serde(default)]
+    pub leased: bool,
 }
 
 /// One interface of a container in one network.

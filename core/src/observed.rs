@@ -47,6 +47,9 @@ pub struct SeenOverlay {
     pub links: BTreeMap<String, SeenLink>,
     /// Marked veths by name.
     pub veths: BTreeMap<String, SeenVeth>,
+    /// Endpoints whose other end is in the host's namespace: no engine has taken it, or it was given
+    /// back.
+    pub waiting: BTreeSet<Id>,
     /// Addresses on marked links.
     pub addrs: BTreeSet<(String, IpNet)>,
     /// Routes over marked links that meshd made (its routing protocol number).

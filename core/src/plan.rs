@@ -64,7 +64,12 @@ fn sockets(desired: &Desired, seen: &Observed) -> Vec<NetAction> {
         .map(|n| n.ip)
         .chain(desired.tables.locals.values().flat_map(|l| addresses(l.ip4, l.ip6)))
         .collect();
-    let sandboxes: BTreeSet<(String, u64)> = desired.veths.values().map(|v| (v.peer.netns.clone(), v.peer.inode)).collect();
+    let sandboxes: BTreeSet<(String, u64)> = desired
+        .veths
+        .values()
+        .filter(|v| !v.peer.waits)
+        .map(|v| (v.peer.netns.clone(), v.peer.inode))
+        .collect();
     let left = seen
         .tables
         .backends

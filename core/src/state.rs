@@ -4,6 +4,7 @@
 //! nothing but the state and the command. A refused command changes nothing.
 
 mod endpoints;
+mod leases;
 mod networks;
 mod nodes;
 mod ports;
@@ -31,7 +32,7 @@ pub struct State {
     ports: BTreeMap<(Protocol, u16, Option<IpAddr>), Id>,
     /// Endpoints that publish a port of their own, each on its node only.
     node_ports: BTreeMap<(Protocol, u16), BTreeSet<Id>>,
-    /// Taken addresses by network: gateways, auxiliary ones, VIPs, endpoints, nodes.
+    /// Taken addresses by network: gateways, auxiliary and reserved ones, VIPs, endpoints, nodes.
     used: BTreeMap<Id, BTreeSet<IpAddr>>,
     /// Endpoints by Ethernet address.
     macs: BTreeMap<Mac, Id>,
@@ -139,7 +140,7 @@ impl State {
                     n.labels.extend(label_add.clone());
                 })
             }
-            C::NodeRemove { node, force } => nodes::remove(self, node, *force),
+            C::NodeRemove { node, force } => nodes::remove(self, node, *force, index),
             C::TokenRotate { role, secret } => {
                 let mut cluster = self.cluster()?.clone();
                 cluster.version = index;
@@ -158,7 +159,15 @@ impl State {
             C::EndpointCreate { endpoint, at } => endpoints::create(self, endpoint, *at, index),
             C::EndpointSet { id, state } => endpoints::set(self, *id, *state, index),
             C::EndpointWeigh { id, weight } => endpoints::weigh(self, *id, *weight, index),
-            C::EndpointRemove { id } => endpoints::remove(self, *id),
+            C::EndpointLearn { id, learnt } => endpoints::learn(self, *id, learnt, index),
+            C::EndpointRemove { id } => endpoints::remove(self, *id, index),
+            C::AddressReserve { network, node, ip, six } => leases::reserve(self, network, *node, *ip, *six, index),
+            C::AddressRelease {
+                network,
+                node,
+                ip,
+                with_endpoint,
+            } => leases::release(self, network, *node, *ip, *with_endpoint, index),
         }
     }
 
@@ -193,7 +202,7 @@ impl State {
             Object::Node(n) => self.objects.ingress().map(|i| (i.id, n.ingress_ip)).into_iter().collect(),
             Object::Network(n) => {
                 let own = n.subnets.iter().flat_map(|s| s.aux.values().copied().chain([s.gateway]));
-                own.map(|ip| (n.id, ip)).collect()
+                own.chain(n.reserved.keys().copied()).map(|ip| (n.id, ip)).collect()
             }
             Object::Service(s) => s.vips.iter().flat_map(|v| v.ips().map(|ip| (v.network, ip))).collect(),
             Object::Endpoint(e) => e.ips().map(|ip| (e.network, ip)).collect(),
@@ -323,6 +332,10 @@ impl State {
         }
         if network.subnets.iter().any(|s| s.gateway == ip) {
             return "the gateway".to_owned();
+        }
+        if let Some(node) = network.reserved.get(&ip) {
+            let hostname = all.nodes.get(node).map_or("?", |n| n.hostname.as_str());
+            return format!("a container that is being started on {hostname}");
         }
         match network.subnets.iter().flat_map(|s| &s.aux).find(|(_, a)| **a == ip) {
             Some((name, _)) => format!("aux address {name:?}"),

@@ -60,6 +60,11 @@ fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>
     };
     let master = device.master.and_then(|index| names.get(&index)).map(|name| (*name).to_owned());
     let name = device.name.clone();
+    if name.starts_with(link::WAITING) {
+        // It goes with its pair, and is nobody's port.
+        seen.waiting.insert(mark.1);
+        return;
+    }
     match device.kind {
         Some(InfoKind::Veth) => {
             // Not up: a port that learns, or a pair that is not whole, has to be put right too.

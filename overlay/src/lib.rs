@@ -17,6 +17,7 @@ mod link;
 mod monitor;
 mod neigh;
 pub mod netns;
+pub mod occupied;
 mod port;
 mod route;
 mod socket;

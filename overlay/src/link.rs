@@ -19,7 +19,9 @@ use crate::{error::Error, socket::Socket};
 /// Link group that links are made in: "mesh" in ASCII.
 pub(crate) const GROUP: u32 = 0x6d65_7368;
 /// First letters of the names of links that meshd makes.
-const PREFIXES: [&str; 3] = ["mb-", "mx-", "mv-"];
+const PREFIXES: [&str; 4] = ["mb-", "mx-", "mv-", WAITING];
+/// First letters of the name of a veth's other end that waits for a container engine.
+pub(crate) const WAITING: &str = "mc-";
 
 /// One link.
 #[derive(Clone, Debug, Default)]

@@ -4,6 +4,10 @@
 //! A pair is made whole or not at all. The far end is born in the container's namespace under its
 //! final name, and the mark comes last, so that a pair whose making was cut short is never taken for
 //! a good one.
+//!
+//! The far end of one that a container engine takes by itself is born in the host's namespace, and
+//! left down and bare: the engine moves, names and configures it. Where it is afterwards is not
+//! looked at, nor how it is set.
 
 use std::sync::Arc;
 
@@ -24,6 +28,9 @@ use crate::{
 pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth) -> Result<(), Error> {
     let socket = &overlay.socket;
     let bridge = link::ours(socket, &veth.bridge, || format!("put {name} into its bridge")).await?;
+    if veth.peer.waits {
+        return put_waiting(overlay, name, mark, veth, bridge.index).await;
+    }
     let netns = Netns::open_sandbox(&veth.peer.netns, veth.peer.inode);
     if let Some(device) = link::find_ours(socket, name).await? {
         if device.alias == mark && device.kind == Some(InfoKind::Veth) {
@@ -54,39 +61,61 @@ pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth
             ifname: veth.peer.ifname.clone(),
         });
     }
-    create(socket, name, veth, &netns).await?;
+    create(socket, name, veth, &[LinkAttribute::NetNsFd(netns.raw_fd())]).await?;
     let device = link::ours(socket, name, || format!("configure veth {name}")).await?;
-    let made = finish(
-        socket,
-        (&sandbox, &Sysctl::new(netns)),
-        &overlay.sysctl,
-        &device,
-        bridge.index,
-        mark,
-        veth,
-    )
+    let sysctl = Sysctl::new(netns);
+    let made = finish(socket, &overlay.sysctl, &device, bridge.index, mark, veth, || {
+        configure(&sandbox, &sysctl, &veth.peer)
+    })
     .await;
+    keep_whole(socket, name, &device, made).await
+}
+
+/// Makes the pair with the far end in the host's namespace, or puts the near end of an existing one
+/// right, wherever its far end has been taken.
+async fn put_waiting(overlay: &Overlay, name: &str, mark: String, veth: &Veth, bridge: u32) -> Result<(), Error> {
+    let socket = &overlay.socket;
+    if let Some(device) = link::find_ours(socket, name).await? {
+        if device.alias == mark && device.kind == Some(InfoKind::Veth) {
+            return repair(socket, None, &device, bridge, veth).await.map(drop);
+        }
+        link::remove(socket, &device).await?;
+    }
+    create(socket, name, veth, &[LinkAttribute::Group(link::GROUP)]).await?;
+    let device = link::ours(socket, name, || format!("configure veth {name}")).await?;
+    let far_mark = mark.clone();
+    let made = finish(socket, &overlay.sysctl, &device, bridge, mark, veth, || async {
+        let far = link::ours(socket, &veth.peer.ifname, || format!("mark the other end of {name}")).await?;
+        link::mark(socket, &far, far_mark).await
+    })
+    .await;
+    keep_whole(socket, name, &device, made).await
+}
+
+/// Removes a pair that could not be finished.
+async fn keep_whole(socket: &Socket, name: &str, device: &Device, made: Result<(), Error>) -> Result<(), Error> {
     if made.is_err() {
         // The first failure is the one to tell; what is left is half-made and goes with the next try.
-        if let Err(e) = link::remove(socket, &device).await {
+        if let Err(e) = link::remove(socket, device).await {
             tracing::warn!(link = name, error = %e, "a veth that could not be configured stays behind");
         }
     }
     made
 }
 
-async fn create(socket: &Socket, name: &str, veth: &Veth, netns: &Netns) -> Result<(), Error> {
-    let peer = link::message(
-        0,
-        vec![
-            LinkAttribute::IfName(veth.peer.ifname.clone()),
-            LinkAttribute::Mtu(veth.mtu),
-            LinkAttribute::Address(veth.peer.mac.0.to_vec()),
-            LinkAttribute::NetNsFd(netns.raw_fd()),
-        ],
-    );
+async fn create(socket: &Socket, name: &str, veth: &Veth, place: &[LinkAttribute]) -> Result<(), Error> {
+    let mut far = vec![
+        LinkAttribute::IfName(veth.peer.ifname.clone()),
+        LinkAttribute::Mtu(veth.mtu),
+        LinkAttribute::Address(veth.peer.mac.0.to_vec()),
+    ];
+    far.extend_from_slice(place);
+    let peer = link::message(0, far);
     let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
-    let what = format!("veth to {} in {},", veth.peer.ifname, netns.path());
+    let what = match veth.peer.waits {
+        true => format!("veth to {},", veth.peer.ifname),
+        false => format!("veth to {} in {},", veth.peer.ifname, veth.peer.netns),
+    };
     link::create(
         socket,
         &what,
@@ -96,20 +125,21 @@ async fn create(socket: &Socket, name: &str, veth: &Veth, netns: &Netns) -> Resu
     .await
 }
 
-async fn finish(
+/// Everything between the making of a pair and its mark. `far` does the other end's part.
+async fn finish<F: Future<Output = Result<(), Error>>>(
     socket: &Socket,
-    (sandbox, inside): (&Socket, &Sysctl),
     sysctl: &Sysctl,
     device: &Device,
     bridge: u32,
     mark: String,
     veth: &Veth,
+    far: impl FnOnce() -> F,
 ) -> Result<(), Error> {
     sysctl.ipv6(&device.name, false).await?;
     link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
     port::settle(socket, device, port::CONTAINER).await?;
     link::set_up(socket, device).await?;
-    configure(sandbox, inside, &veth.peer).await?;
+    far().await?;
     link::mark(socket, device, mark).await
 }
 

@@ -174,6 +174,45 @@ async fn an_attach_that_was_cut_short_is_seen_and_made_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_engine_takes_waits_and_is_left_alone_then() {
+    let lab = start().await;
+    let (name, mut veth) = lab.net.attach(&lab.pod, 5, true);
+    let far = format!("mc-{}", veth.endpoint);
+    veth.peer.waits = true;
+    (veth.peer.ifname, veth.peer.netns, veth.peer.inode) = (far.clone(), String::new(), 0);
+    let put = || NetAction::PutVeth {
+        name: name.clone(),
+        cluster: cluster(),
+        veth: veth.clone(),
+    };
+    let seen = async || lab.overlay.dump(Some(cluster())).await.unwrap();
+    apply(&lab.overlay, [put()]).await;
+    let waiting = seen().await;
+    assert!(waiting.veths[&name].up && waiting.waiting.contains(&veth.endpoint) && !waiting.veths.contains_key(&far));
+    assert!(lab.host.ok(&format!("ip link show {far}")).contains("state DOWN"), "down and bare");
+    apply(&lab.overlay, [put()]).await;
+    // As libnetwork does (osl/interface_linux.go): moved, named, addressed, up.
+    lab.host.ok(&format!("ip link set {far} netns {}", lab.pod.name));
+    lab.pod.ok(&format!("ip link set {far} name eth3"));
+    lab.pod.ok("ip addr add 10.9.9.9/24 dev eth3");
+    lab.pod.ok("ip link set eth3 up");
+    apply(&lab.overlay, [put()]).await;
+    let taken = seen().await;
+    assert!(taken.veths[&name].up && taken.waiting.is_empty());
+    assert!(lab.pod.ok("ip addr show eth3").contains("10.9.9.9/24"));
+    let inside = mesh_overlay::occupied::Occupied::of(&lab.pod.path()).await.unwrap();
+    assert_eq!((inside.with_mac(veth.peer.mac), inside.routed), (Some("eth3"), false));
+    assert_eq!(inside.free_name(), "eth0");
+    // Given back, it waits again; and a sweep finds it.
+    lab.pod.ok("ip link set eth3 down");
+    lab.pod.ok(&format!("ip link set eth3 name {far}"));
+    lab.pod.ok(&format!("ip link set {far} netns {}", lab.host.name));
+    assert!(seen().await.waiting.contains(&veth.endpoint));
+    lab.overlay.sweep().await.unwrap();
+    assert_eq!(seen().await, Default::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_started_anew_gets_a_pair_of_its_own() {
     let lab = start().await;
     let (name, mut veth) = lab.net.attach(&lab.pod, 5, true);

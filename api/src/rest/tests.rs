@@ -67,6 +67,7 @@ fn network(n: u64, name: &str, subnet: &str, gateway: &str) -> Network {
         attachable: true,
         ingress: n == INGRESS,
         options: Default::default(),
+        reserved: Default::default(),
     }
 }
 
@@ -89,6 +90,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
             netns: format!("/run/netns/web{n}"),
             inode: n,
             cookie: 0,
+            ..Sandbox::default()
         },
         ifname: "eth0".into(),
         state,

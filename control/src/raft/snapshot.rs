@@ -199,6 +199,7 @@ mod tests {
                 netns: "/run/netns/x".into(),
                 inode: 1,
                 cookie: 0,
+                ..Sandbox::default()
             },
             ifname: "eth0".into(),
             state: EndpointState::Ready,

@@ -109,7 +109,9 @@ impl Host<'_> {
         for (family, has) in FAMILIES {
             let mut seen = BTreeSet::new();
             // A container that serves over two networks is one backend of a published port.
-            let mut is_first = |e: &&Endpoint| has(e) && seen.insert((e.node, e.sandbox.inode));
+            // While its namespace is not known, an endpoint counts as a container of its own.
+            let container = |e: &Endpoint| (e.sandbox.inode, (!e.sandbox.is_known()).then_some(e.id));
+            let mut is_first = |e: &&Endpoint| has(e) && seen.insert((e.node, container(e)));
             let once: Vec<_> = members.iter().copied().filter(|e| is_first(e)).collect();
             if everywhere {
                 self.pool(service.slot | family, &once, options, out);

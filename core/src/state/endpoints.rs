@@ -7,11 +7,11 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Effect, State, gone, networks, ports, put, put_endpoint, services};
+use super::{Effect, State, gone, leases, networks, ports, put, put_endpoint, services};
 use crate::{
     Id, Mac, Refusal,
-    command::{NewEndpoint, Reply},
-    objects::{Endpoint, EndpointState, Kind, Network, Object},
+    command::{Learnt, NewEndpoint, Reply},
+    objects::{Endpoint, EndpointState, Kind, Network, Object, Sandbox},
     spec::{check_name, check_weight},
 };
 
@@ -58,6 +58,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         .into_iter()
         .flatten()
         .filter_map(|id| state.objects.endpoints.get(id))
+        .filter(|e| e.sandbox.is_same(&new.sandbox))
         .collect();
     if siblings.iter().any(|e| e.network == network.id) {
         return Err(Refusal::conflict(format!(
@@ -80,7 +81,12 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
     };
     let ports = ports::of_endpoint(state, node.id, &new.ports)?;
     let mut network = Network::clone(network);
-    let (ip, ip6) = addresses(state, new, &mut network)?;
+    let mut sandbox = new.sandbox.clone();
+    let leased = leases::take(&mut network, node.id, new.ip.into_iter().chain(new.ip6.map(IpAddr::V6)));
+    if let Some(handover) = &mut sandbox.handover {
+        handover.leased = !leased.is_empty();
+    }
+    let (ip, ip6) = addresses(state, new, &mut network, &leased)?;
     let mac = mac(state, new.mac, ip, &network)?;
     let endpoint = Endpoint {
         id: new.id,
@@ -95,7 +101,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         mac,
         aliases: new.aliases.clone(),
         service: service.map(|s| s.id),
-        sandbox: new.sandbox.clone(),
+        sandbox,
         ifname,
         state: EndpointState::Starting,
         slot: services::take_slot(&mut cluster),
@@ -113,8 +119,9 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
     ))
 }
 
-/// Its addresses: those asked for, and the next ones of the families left open.
-fn addresses(state: &State, new: &NewEndpoint, network: &mut Network) -> Result<(IpAddr, Option<Ipv6Addr>), Refusal> {
+/// Its addresses: those asked for, of which `leased` were reserved for it, and the next ones of the
+/// families left open.
+fn addresses(state: &State, new: &NewEndpoint, network: &mut Network, leased: &[IpAddr]) -> Result<(IpAddr, Option<Ipv6Addr>), Refusal> {
     let (ip4, also6) = match new.ip {
         Some(IpAddr::V4(ip)) => (Some(ip), None),
         Some(IpAddr::V6(ip)) => (None, Some(ip)),
@@ -126,7 +133,8 @@ fn addresses(state: &State, new: &NewEndpoint, network: &mut Network) -> Result<
         )));
     }
     let ip6 = also6.or(new.ip6);
-    for ip in ip4.map(IpAddr::V4).into_iter().chain(ip6.map(IpAddr::V6)) {
+    let asked = ip4.map(IpAddr::V4).into_iter().chain(ip6.map(IpAddr::V6));
+    for ip in asked.filter(|ip| !leased.contains(ip)) {
         networks::check_address(state, network, ip)?;
     }
     state.take_addresses(network, ip4, ip6)
@@ -214,7 +222,55 @@ pub(super) fn weigh(state: &State, id: Id, weight: u32, index: u64) -> Effect {
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
 }
 
-pub(super) fn remove(state: &State, id: Id) -> Effect {
+/// What became known of its container. A name that another endpoint of the network has is kept as a
+/// further one: an engine lets containers of two hosts have the same.
+pub(super) fn learn(state: &State, id: Id, learnt: &Learnt, index: u64) -> Effect {
+    let was = get(state, id)?;
+    let mut endpoint = Endpoint::clone(was);
+    if let Some(sandbox) = &learnt.sandbox {
+        // Whether its addresses were reserved is the allocator's knowledge.
+        let handover = endpoint.sandbox.handover.take();
+        endpoint.sandbox = Sandbox {
+            handover,
+            ..sandbox.clone()
+        };
+    }
+    if let Some(ifname) = &learnt.ifname {
+        check_ifname(ifname)?;
+        endpoint.ifname = ifname.clone();
+    }
+    if let Some(aliases) = &learnt.aliases {
+        endpoint.aliases = aliases.clone();
+    }
+    if let Some(name) = &learnt.name {
+        check_name("endpoint", name)?;
+        match state.named(Kind::Endpoint, Some(endpoint.network), name) {
+            Some(other) if other != id => endpoint.aliases.push(name.clone()),
+            _ => endpoint.name = name.clone(),
+        }
+    }
+    for alias in &endpoint.aliases {
+        check_name("alias", alias)?;
+    }
+    if let Some(labels) = &learnt.labels {
+        endpoint.labels = labels.clone();
+    }
+    if let Some(service) = &learnt.service {
+        let network = state.objects.networks.get(&endpoint.network);
+        let network = network.ok_or_else(|| Refusal::not_found(format!("the network of endpoint {id} is gone")))?;
+        endpoint.service = Some(services::on_network(state, service, network)?.id);
+    }
+    if endpoint == **was {
+        return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
+    }
+    endpoint.version = index;
+    Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
+}
+
+pub(super) fn remove(state: &State, id: Id, index: u64) -> Effect {
     let endpoint = get(state, id)?;
-    Ok((Reply::Endpoint(Box::new(Endpoint::clone(endpoint))), vec![gone(Kind::Endpoint, id)]))
+    let mut changes = vec![gone(Kind::Endpoint, id)];
+    // After the endpoint: the address leaves one and enters the other.
+    changes.extend(leases::kept(state, endpoint, index));
+    Ok((Reply::Endpoint(Box::new(Endpoint::clone(endpoint))), changes))
 }

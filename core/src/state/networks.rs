@@ -1,6 +1,6 @@
 //! Networks: made, removed, pruned.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -65,6 +65,7 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &NetworkSpec, i
         attachable: spec.attachable,
         ingress: false,
         options: spec.options.clone(),
+        reserved: BTreeMap::new(),
     };
     cluster.next_vni += 1;
     let reply = Reply::Network(Box::new(network.clone()));

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::{Effect, State, gone, put, some_of};
+use super::{Effect, State, gone, leases, put, some_of};
 use crate::{
     Id, Refusal,
     command::{NewNode, Reply},
@@ -53,6 +53,7 @@ pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timest
         attachable: false,
         ingress: true,
         options: Default::default(),
+        reserved: Default::default(),
     };
     cluster.next_vni += 1;
     let ip = ipam::next_address("ingress", &network.subnets[0], &[network.subnets[0].gateway].into())?;
@@ -243,7 +244,7 @@ pub(super) fn change(state: &State, id: Id, index: u64, f: impl FnOnce(&mut Node
     Ok((reply(&node), vec![put(Object::Node(Arc::new(node)))]))
 }
 
-pub(super) fn remove(state: &State, r: &str, force: bool) -> Effect {
+pub(super) fn remove(state: &State, r: &str, force: bool, index: u64) -> Effect {
     let node = state.find_node(r)?;
     let all = &state.objects;
     if node.role == Role::Manager && all.nodes.values().filter(|n| n.role == Role::Manager).count() == 1 {
@@ -270,6 +271,7 @@ pub(super) fn remove(state: &State, r: &str, force: bool) -> Effect {
         )));
     }
     let mut changes: Vec<_> = endpoints.iter().map(|e| gone(Kind::Endpoint, e.id)).collect();
+    changes.extend(leases::without(state, node.id, index));
     changes.push(gone(Kind::Node, node.id));
     Ok((Reply::Done, changes))
 }

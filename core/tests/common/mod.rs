@@ -96,6 +96,7 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
             netns: format!("/run/netns/c{n}"),
             inode: 7000 + n,
             cookie: 8000 + n,
+            ..Sandbox::default()
         },
         ifname: None,
         ports: Vec::new(),

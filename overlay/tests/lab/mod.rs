@@ -257,6 +257,7 @@ impl Network {
         let addr = self.addr(host);
         let endpoint = Id::from_bits(self.id.bits() << 8 | u64::from(host));
         let peer = Peer {
+            waits: false,
             netns: ns.path(),
             inode: ns.open().inode(),
             ifname: "eth0".into(),

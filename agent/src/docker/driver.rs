@@ -1,0 +1,193 @@
+//! The verbs of the network driver and of the IPAM driver that do something, as commands to the
+//! cluster. Called by the plugin's router.
+
+use std::{net::IpAddr, sync::Arc};
+
+use jiff::Timestamp;
+use mesh_api::query::Query;
+use mesh_core::{
+    Id, Refusal, RefusalKind,
+    command::{Command, NewEndpoint, Reply},
+    intent::vxlan_name,
+    objects::{Endpoint, Handover, Labels, Network, Object, Sandbox},
+};
+use serde_json::{Value, json};
+
+use super::wire::{self, CreateEndpoint, CreateNetwork, Interface, Joined, OfAddress, OfEndpoint, PoolGiven, RequestPool};
+use crate::app::App;
+
+/// The network by name or id, as the managers have it.
+async fn network(app: &App, r: &str) -> Result<Arc<Network>, Refusal> {
+    let read = app.query(Query::Network(r.to_owned())).await?;
+    let found = read.objects.into_iter().find_map(|o| match o {
+        Object::Network(n) => Some(n),
+        _ => None,
+    });
+    found.ok_or_else(|| Refusal::not_found(format!("no network named {r:?}: see meshctl network ls")))
+}
+
+/// The network that an address is of: no two have ranges that overlap.
+async fn network_of(app: &App, ip: IpAddr) -> Result<Arc<Network>, Refusal> {
+    let is_it = |n: &&Arc<Network>| n.subnet_of(ip).is_some();
+    if let Some(known) = app.ledger.view().objects.networks.values().find(is_it) {
+        return Ok(known.clone());
+    }
+    let read = app.query(Query::Networks).await?;
+    let mut all = read.objects.into_iter().filter_map(|o| match o {
+        Object::Network(n) => Some(n),
+        _ => None,
+    });
+    all.find(|n| n.subnet_of(ip).is_some()).ok_or_else(|| {
+        Refusal::not_found(format!(
+            "no network of the cluster has the address {ip}: it was removed; remake docker's too"
+        ))
+    })
+}
+
+/// An endpoint that docker asks about.
+async fn endpoint(app: &App, id: Id) -> Result<Arc<Endpoint>, Refusal> {
+    if let Some(known) = app.ledger.view().objects.endpoints.get(&id) {
+        return Ok(known.clone());
+    }
+    let read = app.query(Query::Endpoint(id.to_string())).await?;
+    let found = read.objects.into_iter().find_map(|o| match o {
+        Object::Endpoint(e) if e.id == id => Some(e),
+        _ => None,
+    });
+    found.ok_or_else(|| Refusal::not_found(format!("no endpoint {id}: start the container again")))
+}
+
+pub async fn request_pool(app: Arc<App>, request: RequestPool) -> Result<PoolGiven, Refusal> {
+    let Some(name) = request.options.get(wire::NETWORK) else {
+        return Err(Refusal::malformed(format!(
+            "the IPAM driver has to know the network: use {}",
+            wire::advice("NETWORK")
+        )));
+    };
+    let network = network(&app, name).await?;
+    let given = wire::pool(&request, &network)?;
+    // Libnetwork asks again and again for a pool that does not overlap a link-scope route of this
+    // host (requestPoolHelper in its network.go), which this network's own does; it does not look when
+    // the pool was named.
+    let device = vxlan_name(network.id);
+    if request.pool.is_empty() && app.applied.borrow().hooks.iter().any(|h| h.dev == device) {
+        return Err(Refusal::other(format!(
+            "network {:?} is on this host already, which docker takes for another's: add --subnet {}",
+            network.name, given.pool
+        )));
+    }
+    Ok(given)
+}
+
+pub async fn request_address(app: Arc<App>, request: OfAddress) -> Result<Value, Refusal> {
+    let (id, six) = wire::read_pool(&request.pool_id)?;
+    let network = network(&app, &id.to_string()).await?;
+    if let Some(address) = wire::standing(&request, &network, six)? {
+        return Ok(json!({ "Address": address }));
+    }
+    let command = Command::AddressReserve {
+        network: id.to_string(),
+        node: app.own_node().await?,
+        ip: wire::asked(&request)?,
+        six,
+    };
+    match app.propose(command).await? {
+        (_, Reply::Address(net)) => Ok(json!({ "Address": net.to_string() })),
+        _ => Err(Refusal::other("the manager's answer has no address: is it of another version?")),
+    }
+}
+
+pub async fn release_address(app: Arc<App>, request: OfAddress) -> Result<Value, Refusal> {
+    let Some(ip) = wire::asked(&request)? else {
+        return Ok(json!({}));
+    };
+    // Docker names no pool for an address that it did not ask for itself.
+    let network = match network_of(&app, ip).await {
+        Ok(network) => network.id.to_string(),
+        // It went with its network.
+        Err(e) if e.kind == RefusalKind::NotFound => return Ok(json!({})),
+        Err(e) => return Err(e),
+    };
+    let command = Command::AddressRelease {
+        network,
+        node: app.own_node().await?,
+        ip,
+        with_endpoint: true,
+    };
+    match app.propose(command).await {
+        Err(e) if e.kind != RefusalKind::NotFound => Err(e),
+        _ => Ok(json!({})),
+    }
+}
+
+pub async fn create_network(app: Arc<App>, request: CreateNetwork) -> Result<Value, Refusal> {
+    let named = wire::named(&request.options);
+    let own = request.ipv4.iter().find(|p| p.address_space == wire::SPACE);
+    let pool = own.and_then(|p| p.pool.parse::<ipnet::IpNet>().ok());
+    let found = match (named, pool) {
+        (Some(name), _) => network(&app, name).await?,
+        (None, Some(pool)) => network_of(&app, pool.addr()).await?,
+        (None, None) => {
+            return Err(Refusal::malformed(format!(
+                "the driver has to know the network: use {}",
+                wire::advice("NETWORK")
+            )));
+        }
+    };
+    wire::check_network(&request, &found)?;
+    Ok(json!({}))
+}
+
+pub async fn create_endpoint(app: Arc<App>, request: CreateEndpoint) -> Result<Value, Refusal> {
+    let id = wire::endpoint_id(&request.endpoint)?;
+    let decided = wire::decided(&request.interface)?;
+    let network = network_of(&app, decided.ip).await?;
+    let service = request.options.get(wire::SERVICE).and_then(Value::as_str).map(str::to_owned);
+    let new = NewEndpoint {
+        id,
+        node: app.own_node().await?,
+        network: network.id.to_string(),
+        service,
+        // Docker tells its container's name to nobody before it runs.
+        name: format!("docker-{id}"),
+        ip: Some(decided.ip),
+        ip6: decided.ip6,
+        mac: decided.mac,
+        aliases: Vec::new(),
+        labels: Labels::new(),
+        sandbox: Sandbox {
+            container: format!("docker:{}", request.endpoint),
+            handover: Some(Handover {
+                endpoint: request.endpoint.clone(),
+                leased: false,
+            }),
+            ..Sandbox::default()
+        },
+        ifname: None,
+        ports: wire::ports(&request.options)?,
+    };
+    app.attach(new, Timestamp::now()).await?;
+    let made = endpoint(&app, id).await?;
+    let left = wire::left(&request.interface, &made, &network);
+    // Libnetwork takes nothing at all where nothing was left to decide.
+    if left == Interface::default() {
+        return Ok(json!({}));
+    }
+    Ok(json!({ "Interface": left }))
+}
+
+pub async fn join(app: Arc<App>, request: OfEndpoint) -> Result<Joined, Refusal> {
+    let id = wire::endpoint_id(&request.endpoint)?;
+    let endpoint = endpoint(&app, id).await?;
+    // It was made by CreateEndpoint, unless this host has been restarted in between.
+    app.made(id).await?;
+    let first = endpoint.ip;
+    let network = network_of(&app, first).await?;
+    Ok(wire::joined(&endpoint, &network))
+}
+
+pub async fn delete_endpoint(app: Arc<App>, request: OfEndpoint) -> Result<Value, Refusal> {
+    let id = wire::endpoint_id(&request.endpoint)?;
+    app.let_go(id).await?;
+    Ok(json!({}))
+}

@@ -1,0 +1,207 @@
+//! Asks a container engine on this host, at its Docker-compatible API, about its containers. Called by
+//! [`crate::sandbox`] for what users name, and by [`super::learn`] for what the engine attached.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Deserializer};
+use tokio::{net::UnixStream, time::timeout};
+
+const ANSWER_BYTES: usize = 16 << 20;
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// An engine that answers.
+pub struct Engine {
+    /// What people call it.
+    pub name: &'static str,
+    socket: PathBuf,
+}
+
+/// Why an engine did not say.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Nobody listens at its socket.
+    #[error("nobody answers at {}", .0.display())]
+    Absent(PathBuf),
+    /// No answer in time.
+    #[error("no answer within {} s", ANSWER_TIME.as_secs())]
+    Slow,
+    /// The connection broke, or what came is no HTTP.
+    #[error("the connection failed")]
+    Http(#[source] hyper::Error),
+    /// The answer is too large or was cut off.
+    #[error("the answer could not be read: {0}")]
+    Body(String),
+    /// It could not do what was asked.
+    #[error("it answered {0}")]
+    Status(http::StatusCode),
+    /// The answer is not what the API documents.
+    #[error("the answer is not understood")]
+    Json(#[from] serde_json::Error),
+}
+
+/// A container, as far as it matters here (Docker Engine API, "Inspect a container").
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct Container {
+    /// Its name, with a slash first.
+    name: String,
+    state: State,
+    config: Settings,
+    network_settings: NetworkSettings,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct State {
+    pid: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Settings {
+    #[serde(deserialize_with = "nullable")]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct NetworkSettings {
+    #[serde(deserialize_with = "nullable")]
+    networks: BTreeMap<String, Attachment>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Attachment {
+    #[serde(rename = "EndpointID")]
+    endpoint: String,
+    #[serde(rename = "Aliases", deserialize_with = "nullable")]
+    aliases: Vec<String>,
+}
+
+/// A container in a list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    network_settings: NetworkSettings,
+}
+
+/// Go's nil lists and maps are written as null.
+pub(super) fn nullable<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+    Option::deserialize(d).map(Option::unwrap_or_default)
+}
+
+impl Container {
+    /// Its first process; `None` while it does not run.
+    pub fn pid(&self) -> Option<u32> {
+        Some(self.state.pid).filter(|pid| *pid > 0)
+    }
+
+    /// Its name, as a DNS label if that can be had by replacing what Docker allows beyond.
+    pub fn name(&self) -> String {
+        label(self.name.trim_start_matches('/'))
+    }
+
+    /// Its labels.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.config.labels
+    }
+
+    /// Its further names in the network of one of its endpoints.
+    pub fn aliases(&self, endpoint: &str) -> Vec<String> {
+        let of = self.network_settings.networks.values().find(|a| a.endpoint == endpoint);
+        of.into_iter().flat_map(|a| &a.aliases).map(|a| label(a)).collect()
+    }
+}
+
+fn label(name: &str) -> String {
+    name.replace(['_', '.'], "-")
+}
+
+impl Engine {
+    /// The engine that listens at `socket`.
+    pub fn at(name: &'static str, socket: &Path) -> Self {
+        Self {
+            name,
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// A container by name or id; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the engine does not say.
+    pub async fn container(&self, container: &str) -> Result<Option<Container>, EngineError> {
+        self.get(&format!("/containers/{container}/json")).await
+    }
+
+    /// Ids of running containers by the engine's ids of their endpoints.
+    ///
+    /// # Errors
+    /// When the engine does not say.
+    pub async fn endpoints(&self) -> Result<BTreeMap<String, String>, EngineError> {
+        let listed: Option<Vec<Listed>> = self.get("/containers/json").await?;
+        let mut out = BTreeMap::new();
+        for container in listed.unwrap_or_default() {
+            let ids = container.network_settings.networks.into_values().map(|a| a.endpoint);
+            out.extend(ids.filter(|id| !id.is_empty()).map(|id| (id, container.id.clone())));
+        }
+        Ok(out)
+    }
+
+    async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<Option<T>, EngineError> {
+        let Ok(Ok(stream)) = timeout(ANSWER_TIME, UnixStream::connect(&self.socket)).await else {
+            return Err(EngineError::Absent(self.socket.clone()));
+        };
+        let Some(body) = timeout(ANSWER_TIME, get(stream, path)).await.map_err(|_| EngineError::Slow)?? else {
+            return Ok(None);
+        };
+        Ok(Some(serde_json::from_slice(&body)?))
+    }
+}
+
+async fn get(stream: UnixStream, path: &str) -> Result<Option<Bytes>, EngineError> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(EngineError::Http)?;
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get(path)
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| EngineError::Body(e.to_string()))?;
+    let answer = sender.send_request(request).await.map_err(EngineError::Http)?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+    connection.abort();
+    match status {
+        http::StatusCode::NOT_FOUND => Ok(None),
+        s if !s.is_success() => Err(EngineError::Status(s)),
+        _ => body.map(|b| Some(b.to_bytes())).map_err(|e| EngineError::Body(e.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_engine_says() {
+        let told = r#"{"Name": "/web_1.a", "State": {"Pid": 7, "Paused": false}, "Config": {"Labels": null},
+            "NetworkSettings": {"Networks": {"ov": {"EndpointID": "e1", "Aliases": ["web", "0123456789ab"]},
+                                             "none": {"EndpointID": "", "Aliases": null}}}}"#;
+        let c: Container = serde_json::from_str(told).unwrap();
+        assert_eq!((c.name().as_str(), c.pid()), ("web-1-a", Some(7)));
+        assert_eq!(c.aliases("e1"), ["web", "0123456789ab"]);
+        assert!(c.aliases("e2").is_empty() && c.labels().is_empty());
+        let stopped: Container = serde_json::from_str(r#"{"Name": "/x", "State": {"Pid": 0}}"#).unwrap();
+        assert_eq!(stopped.pid(), None);
+    }
+}
