@@ -1,0 +1,337 @@
+//! meshd-cni under real container runtimes: containerd (`ctr run --cni`) and Podman with its CNI backend,
+//! Debian's, on two hosts. Nothing is pulled: the containers' file system is made here.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use mesh_tests::{Lab, Place, Result, address, until};
+
+const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab");
+const ECHO: &str = env!("CARGO_BIN_EXE_meshd-echo");
+
+/// A container of the test: its name, its host.
+const ALL: [(&str, &str); 3] = [("c1", "h1"), ("c2", "h1"), ("c3", "h2")];
+
+/// A directory, removed when dropped, with what may still be mounted in it.
+struct Work(PathBuf);
+
+impl Work {
+    fn new(name: &str) -> Result<Self> {
+        let dir = PathBuf::from(format!("/run/mesh-test-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        let work = Self(dir);
+        work.rootfs()?;
+        Ok(work)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    /// busybox and meshd-echo, with the libraries that they need.
+    fn rootfs(&self) -> Result<()> {
+        let script = r#"
+            mkdir -p "$0"/bin "$0"/etc "$0"/proc "$0"/sys "$0"/dev "$0"/tmp "$0"/run
+            cp "$(command -v busybox)" "$0/bin/busybox" && cp "$1" "$0/bin/meshd-echo"
+            for name in sh sleep ip cat; do ln -s busybox "$0/bin/$name"; done
+            for program in busybox meshd-echo; do
+                ldd "$0/bin/$program" 2>/dev/null | grep -o '/[^ ]*' | while read -r lib; do
+                    mkdir -p "$0$(dirname "$lib")" && cp -L "$lib" "$0$lib"
+                done
+            done
+            printf 'hosts: files dns\n' >"$0/etc/nsswitch.conf"
+            [ -x "$0/bin/busybox" ]"#;
+        let done = Command::new("sh").args(["-ec", script, &self.path("root"), ECHO]).status()?;
+        if done.success() {
+            Ok(())
+        } else {
+            Err(format!("no file system for containers: {done}").into())
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let clean = r#"
+            awk -v at="$0/" 'index($5, at) == 1 { print $5 }' /proc/self/mountinfo | sort -r | xargs -r umount -l
+            rm -rf --one-file-system "$0""#;
+        // Nothing is left to do about it when a test fails.
+        let _ = Command::new("sh")
+            .args(["-c", clean, &self.path("")[..self.path("").len() - 1]])
+            .status();
+    }
+}
+
+/// What the containers of either runtime are asked.
+fn reached(lab: &Lab, exec: &dyn Fn(&str, &str) -> Result<String>, names: &[&str]) -> Result<()> {
+    for (from, _) in ALL {
+        for to in names {
+            // From inside, by the name that its own resolv.conf's server knows.
+            let said = exec(from, &format!("/bin/meshd-echo client http {to}:80 --timeout 5"))?;
+            assert!(said.contains("\"client\""), "{from} asks {to}: {said}");
+        }
+        exec(from, "/bin/meshd-echo client http web:80 --timeout 5")?;
+    }
+    for host in ["h1", "h2"] {
+        until(15, "the published port to be balanced over all", || {
+            let seen = lab.http(Place::Client, &format!("{}:8000", address(host)), 6);
+            let by: BTreeSet<_> = seen.iter().flatten().map(|r| r.local.clone()).collect();
+            Ok(by.len() == ALL.len())
+        })?;
+    }
+    Ok(())
+}
+
+fn endpoints(lab: &Lab) -> Result<Vec<String>> {
+    Ok(lab.network("ov")?.endpoints.into_iter().map(|e| e.name).collect())
+}
+
+/// Neither objects nor interfaces nor namespaces.
+fn nothing_left(lab: &Lab) -> Result<()> {
+    until(15, "every endpoint to be gone", || Ok(endpoints(lab)?.is_empty()))?;
+    for host in ["h1", "h2"] {
+        until(10, "every interface to be gone", || {
+            Ok(!lab.at(Place::Host(host), "ip -o link")?.ok()?.contains(" mv-"))
+        })?;
+    }
+    Ok(())
+}
+
+fn cluster() -> Result<Lab> {
+    let setup = Path::new(LAB).with_file_name("setup");
+    let done = Command::new(setup).arg("runtimes").status()?;
+    assert!(done.success(), "scripts/setup runtimes: {done}");
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    lab.ctl("h1", "service create --name web --network ov --publish 8000:80")?.ok()?;
+    Ok(lab)
+}
+
+// ---- containerd ----------------------------------------------------------------------------------
+
+/// containerd on a host of the lab, in a mount namespace of its own with its own /etc/cni and /opt/cni.
+struct Containerd<'a> {
+    lab: &'a Lab,
+    host: &'static str,
+    dir: String,
+    daemon: Child,
+}
+
+impl<'a> Containerd<'a> {
+    fn start(lab: &'a Lab, work: &Work, host: &'static str) -> Result<Self> {
+        let dir = work.path(host);
+        fs::create_dir_all(&dir)?;
+        let config = format!(
+            "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n"
+        );
+        fs::write(format!("{dir}/config.toml"), config)?;
+        let daemon = Self::daemon(host, &dir)?;
+        let it = Self { lab, host, dir, daemon };
+        it.serving()?;
+        Ok(it)
+    }
+
+    fn daemon(host: &str, dir: &str) -> Result<Child> {
+        let script = r#"
+            mkdir -p /etc/cni /opt/cni /var/lib/cni
+            for at in /etc/cni /opt/cni /var/lib/cni; do mount -t tmpfs mesh-test "$at"; done
+            meshd-cni install --network ov --service web
+            exec containerd -c "$0/config.toml" --root "$0/root" --state "$0/state" --address "$0/sock" >>"$0/log" 2>&1"#;
+        let mut command = Command::new(LAB);
+        command.args([
+            "exec",
+            host,
+            "--",
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            script,
+            dir,
+        ]);
+        Ok(command.stdin(Stdio::null()).process_group(0).spawn()?)
+    }
+
+    fn serving(&self) -> Result<()> {
+        until(20, "containerd to serve", || Ok(self.ctr("version")?.status == 0))
+    }
+
+    fn ctr(&self, command: &str) -> Result<mesh_tests::Done> {
+        let pid = self.daemon.id();
+        self.lab.at(
+            Place::Host(self.host),
+            &format!("nsenter -t {pid} -m -- ctr -a {}/sock {command}", self.dir),
+        )
+    }
+
+    fn run(&self, work: &Work, name: &str) -> Result<()> {
+        let resolv = work.path("resolv.conf");
+        let mount = format!("--mount type=bind,src={resolv},dst=/etc/resolv.conf,options=rbind:ro");
+        let command = format!(
+            "run -d --cni {mount} --rootfs {} {name} /bin/meshd-echo --http 80",
+            work.path("root")
+        );
+        self.ctr(&command)?.ok().map(drop)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        self.ctr(&format!("tasks kill -s 9 {name}"))?.ok()?;
+        until(10, "the task to end", || {
+            Ok(self.ctr(&format!("tasks rm {name}"))?.status == 0 || !self.ctr("tasks ls -q")?.ok()?.contains(name))
+        })?;
+        self.ctr(&format!("containers rm {name}"))?.ok().map(drop)
+    }
+
+    /// As a power cut does it: the daemon only.
+    fn kill_and_start(&mut self) -> Result<()> {
+        self.daemon.kill()?;
+        self.daemon.wait()?;
+        self.daemon = Self::daemon(self.host, &self.dir)?;
+        self.serving()
+    }
+}
+
+impl Drop for Containerd<'_> {
+    fn drop(&mut self) {
+        let left = self.ctr("tasks ls -q").map(|d| d.out).unwrap_or_default();
+        for name in left.split_whitespace() {
+            // What can not be removed is for whoever reads why the test failed.
+            let _ = self.remove(name);
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+#[test]
+fn containerd() -> Result<()> {
+    let lab = cluster()?;
+    let work = Work::new("containerd")?;
+    let gateway = lab.network("ov")?.subnets[0].gateway.clone();
+    fs::write(work.path("resolv.conf"), format!("nameserver {gateway}\noptions ndots:0\n"))?;
+    let mut hosts = [Containerd::start(&lab, &work, "h1")?, Containerd::start(&lab, &work, "h2")?];
+    let on = |hosts: &[Containerd; 2], host: &str| usize::from(hosts[0].host != host);
+    for (name, host) in ALL {
+        hosts[on(&hosts, host)].run(&work, name)?;
+    }
+    let names = ["default-c1", "default-c2", "default-c3"];
+    let exec = |hosts: &[Containerd; 2], name: &str, command: &str| {
+        let host = ALL.iter().find(|(n, _)| *n == name).map_or("h1", |(_, h)| h);
+        hosts[on(hosts, host)]
+            .ctr(&format!("tasks exec --exec-id x {name} {command}"))?
+            .ok()
+    };
+    reached(&lab, &|name, command| exec(&hosts, name, command), &names)?;
+    // One that runs in the foreground: DEL comes with an empty CNI_NETNS.
+    let foreground = format!("run --rm --cni --rootfs {} c4 /bin/ip -4 addr show dev eth0", work.path("root"));
+    assert!(hosts[0].ctr(&foreground)?.ok()?.contains("inet 10."));
+    assert_eq!(endpoints(&lab)?.len(), ALL.len());
+    // The runtime killed, and started again: containers and their network go on.
+    hosts[0].kill_and_start()?;
+    reached(&lab, &|name, command| exec(&hosts, name, command), &names)?;
+    // A container that is killed leaves nothing, though nobody calls DEL for it.
+    hosts[0].remove("c1")?;
+    until(15, "c1 to be gone", || Ok(endpoints(&lab)?.len() == 2))?;
+    hosts[0].remove("c2")?;
+    hosts[1].remove("c3")?;
+    nothing_left(&lab)
+}
+
+// ---- Podman --------------------------------------------------------------------------------------
+
+/// Podman on a host of the lab, with storage and networks of its own.
+struct Podman<'a> {
+    lab: &'a Lab,
+    host: &'static str,
+    dir: String,
+}
+
+impl<'a> Podman<'a> {
+    fn new(lab: &'a Lab, work: &Work, host: &'static str) -> Result<Self> {
+        let dir = work.path(host);
+        fs::create_dir_all(&dir)?;
+        let containers = format!(
+            "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"{dir}/bin\"]\nnetwork_config_dir = \"{dir}/net.d\"\n\
+             default_network = \"ov\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\nruntime = \"runc\"\n\
+             tmp_dir = \"{dir}/tmp\"\n[containers]\nlog_driver = \"k8s-file\"\n\
+             default_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n"
+        );
+        fs::write(format!("{dir}/containers.conf"), containers)?;
+        let storage = format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{dir}/graph\"\nrunroot = \"{dir}/run\"\n");
+        fs::write(format!("{dir}/storage.conf"), storage)?;
+        let install = format!("meshd-cni install --bin-dir {dir}/bin --conf-dir {dir}/net.d --network ov --service web");
+        lab.at(Place::Host(host), &install)?.ok()?;
+        let podman = Self { lab, host, dir };
+        let import = format!("tar -C {} -c . | {} import - echo", work.path("root"), podman.words().join(" "));
+        lab.argv(Place::Host(host), &["sh", "-c", &import])?.ok()?;
+        Ok(podman)
+    }
+
+    fn words(&self) -> [String; 4] {
+        let d = &self.dir;
+        [
+            "env".into(),
+            format!("CONTAINERS_CONF={d}/containers.conf"),
+            format!("CONTAINERS_STORAGE_CONF={d}/storage.conf"),
+            "podman".into(),
+        ]
+    }
+
+    fn podman(&self, command: &str) -> Result<mesh_tests::Done> {
+        let line = format!("{} {command}", self.words().join(" "));
+        self.lab.at(Place::Host(self.host), &line)
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // What can not be removed is for whoever reads why the test failed.
+        let _ = self.podman("rm -f -t 0 --all");
+    }
+}
+
+#[test]
+fn podman() -> Result<()> {
+    let lab = cluster()?;
+    let work = Work::new("podman")?;
+    let hosts = [Podman::new(&lab, &work, "h1")?, Podman::new(&lab, &work, "h2")?];
+    let on = |name: &str| &hosts[usize::from(ALL.iter().any(|(n, h)| *n == name && *h == "h2"))];
+    for (name, _) in ALL {
+        let ports = if name == "c3" { "-p 8081:80" } else { "" };
+        let run = format!("run -d --name {name} --network ov --network-alias also-{name} {ports} echo /bin/meshd-echo --http 80");
+        on(name).podman(&run)?.ok()?;
+    }
+    let exec = |name: &str, command: &str| on(name).podman(&format!("exec {name} {command}"))?.ok();
+    reached(&lab, &exec, &["c1", "c2", "c3", "also-c1", "also-c3"])?;
+    // Its own port answers on its own host, and on no other.
+    lab.http(Place::Client, &format!("{}:8081", address("h2")), 1)?;
+    assert!(lab.http(Place::Client, &format!("{}:8081", address("h1")), 1).is_err());
+    // Restarted, and with an address that was asked for.
+    on("c1").podman("restart -t 0 c1")?.ok()?;
+    until(15, "c1 to answer again", || {
+        Ok(exec("c2", "/bin/meshd-echo client http c1:80 --timeout 1").is_ok())
+    })?;
+    let subnet = lab.network("ov")?.subnets[0].gateway.clone();
+    let wanted = subnet.trim_end_matches(|c: char| c != '.').to_owned() + "77";
+    let asked = format!("run --rm --network ov --ip {wanted} echo /bin/ip -4 addr show dev eth0");
+    assert!(on("c1").podman(&asked)?.ok()?.contains(&wanted));
+    for (name, _) in ALL {
+        on(name).podman(&format!("rm -f -t 0 {name}"))?.ok()?;
+    }
+    nothing_left(&lab)?;
+    let spaces = fs::read_dir("/run/netns")?.flatten();
+    let left: Vec<_> = spaces
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| n.starts_with("netns-"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
