@@ -60,3 +60,14 @@ ensure_binaries() {
         fi
     done
 }
+
+# stage DIR: manual pages, and completions for shells, as the built programs give them.
+stage() {
+    rm -rf "$1"
+    mkdir -p "$1"
+    "$BIN/meshctl" man "$1/man"
+    "$BIN/meshd" man "$1/man"
+    "$BIN/meshctl" completion bash >"$1/meshctl.bash"
+    "$BIN/meshctl" completion zsh >"$1/_meshctl"
+    "$BIN/meshctl" completion fish >"$1/meshctl.fish"
+}

@@ -39,6 +39,12 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Write the manual pages.
+    Man {
+        /// Directory to write them to.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// How log lines look.

@@ -21,9 +21,9 @@ mod sandbox;
 mod session;
 mod traffic;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use config::{Cli, Command, Config, LogFormat};
 
 fn main() -> ExitCode {
@@ -41,6 +41,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(Command::Man { dir }) = cli.command {
+        return match man(&dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("meshd: cannot write to {}: {e}", dir.display());
+                ExitCode::FAILURE
+            }
+        };
+    }
     let config = match Config::load(cli.flags) {
         Ok(config) => config,
         Err(e) => {
@@ -50,7 +59,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Some(Command::Cleanup { force }) => runtime().and_then(|rt| rt.block_on(run::cleanup(&config, force))),
-        None => log(&config).and_then(|()| runtime()).and_then(|rt| rt.block_on(run::agent(config))),
+        None | Some(Command::Man { .. }) => log(&config).and_then(|()| runtime()).and_then(|rt| rt.block_on(run::agent(config))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,6 +68,25 @@ fn main() -> ExitCode {
             ExitCode::from(e.code)
         }
     }
+}
+
+/// Writes meshd's manual pages, in the section of daemons.
+fn man(dir: &Path) -> std::io::Result<()> {
+    fn page(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
+        let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+        let man = clap_mangen::Man::new(command.clone())
+            .section("8")
+            .source(concat!("meshd ", env!("CARGO_PKG_VERSION")))
+            .manual("meshd");
+        let mut out = Vec::new();
+        man.render(&mut out)?;
+        std::fs::write(dir.join(format!("{name}.8")), out)
+    }
+    std::fs::create_dir_all(dir)?;
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    page(&command, dir)?;
+    command.get_subcommands().try_for_each(|sub| page(sub, dir))
 }
 
 /// Why meshd ends, for the person who started it.

@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -30,6 +31,9 @@ pub enum Failure {
     /// Standard output takes no more.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
+    /// A file cannot be written.
+    #[error("cannot write to {}", .0.display())]
+    File(PathBuf, #[source] io::Error),
     /// Whoever read standard output has gone, which is no fault of anybody.
     #[error("")]
     ReaderGone,
@@ -44,7 +48,7 @@ impl Failure {
         match self {
             Self::Client(e) => e.exit_code(),
             Self::Refused(r) => r.kind.exit_code(),
-            Self::Container(_) | Self::Shape(_) | Self::Output(_) => 1,
+            Self::Container(_) | Self::Shape(_) | Self::Output(_) | Self::File(..) => 1,
             Self::ReaderGone => 0,
             Self::Reported(code) => *code,
         }
@@ -57,7 +61,7 @@ impl Failure {
             Self::Refused(r) => Some(r.to_string()),
             Self::Container(e) => Some(e.one_line()),
             Self::Shape(e) => Some(format!("{self}: {e}")),
-            Self::Output(e) => Some(format!("{self}: {e}")),
+            Self::Output(e) | Self::File(_, e) => Some(format!("{self}: {e}")),
             Self::ReaderGone | Self::Reported(_) => None,
         }
     }

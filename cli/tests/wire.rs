@@ -69,10 +69,11 @@ fn requests() {
         ("network rm kafka", "DELETE /v1/networks/kafka", Value::Null),
         ("network prune", "POST /v1/networks/prune", Value::Null),
         (
-            "network connect --service web --ip 172.30.0.3 --mac 02:00:00:00:00:01 --alias x --alias y --label a=b --hostname w --ifname eth1 kafka netns:web1",
+            "network connect --service web --ip 172.30.0.3 --mac 02:00:00:00:00:01 --alias x --alias y --label a=b --hostname w --ifname eth1 -p 8080:80 kafka netns:web1",
             "POST /v1/networks/kafka/connect",
             json!({"container": "netns:web1", "service": "web", "ip": "172.30.0.3", "ip6": null, "mac": "02:00:00:00:00:01", "aliases": ["x", "y"], "labels": {"a": "b"},
-                "hostname": "w", "ifname": "eth1"}),
+                "hostname": "w", "ifname": "eth1",
+                "ports": [{"published": 8080, "target": 80, "protocol": "tcp", "mode": "host", "address": null}]}),
         ),
         (
             "network disconnect --force kafka netns:web1",

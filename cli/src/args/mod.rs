@@ -135,6 +135,15 @@ Examples:
         /// The shell
         shell: Shell,
     },
+    /// Write the manual pages
+    #[command(after_long_help = "\
+Examples:
+  meshctl man target/man && man -l target/man/meshctl-run.1")]
+    Man {
+        /// Directory to write them to
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 #[cfg(test)]

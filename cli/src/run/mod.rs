@@ -4,6 +4,7 @@ mod cluster;
 pub mod container;
 mod endpoint;
 mod flows;
+mod man;
 mod network;
 mod node;
 mod service;
@@ -37,6 +38,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Network(command) => network::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
         Command::Endpoint(command) => endpoint::run(&session, command).await,
+        Command::Man { dir } => man::run(&dir),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut script);
