@@ -8,10 +8,10 @@ overlay_begin() {
     local way
     need_hosts
     # A way: the namespace that asks, and the address that answers.
-    declare -gA FROM=([meshd]=b1 [plain]=mesh-p1c [underlay]=mesh-p1)
-    declare -gA TO=([meshd]=$B2 [plain]=10.200.0.12 [underlay]=192.168.77.212)
+    declare -gA FROM=([meshd]=b2 [plain]=mesh-p1c [underlay]=mesh-p1)
+    declare -gA TO=([meshd]=$(address_of b3) [plain]=10.200.0.12 [underlay]=192.168.77.212)
     for way in meshd plain underlay; do
-        within 15 answers "${FROM[$way]}" "${TO[$way]}" || die 1 "no answer over $way"
+        within 15 answers "${FROM[$way]}" "${TO[$way]}:5000" || die 1 "no answer over $way"
     done
     goal 'TCP stream' least 0.75 underlay
     goal 'TCP stream' least 1.25 plain

@@ -3,6 +3,8 @@
 # to all of it and to one change, and the memory of the BPF maps. By meshd itself, as a worker whose
 # manager is gone and whose ledger holds the cluster: its memory. Nothing else does all of this, so there
 # are no peers. Sourced by scripts/bench.
+# shellcheck source=scripts/bench.d/hosts.sh
+. scripts/bench.d/hosts.sh
 
 SERVICES=${SERVICES:-30000}
 [[ $SERVICES =~ ^([1-9][0-9]{0,3}|[1-4][0-9]{4}|5[0-4][0-9]{3}|55000)$ ]] || die 2 "SERVICES \"$SERVICES\" is not a number from 1 to 55000"
@@ -30,14 +32,23 @@ meshd_of() {
     done
 }
 
-# has_applied HOST REVISION
-has_applied() {
-    [[ $($LAB exec "$1" -- meshctl status -o json 2>/dev/null | jq .applied_generation) == "$2" ]]
-}
-
 # memory_of PID FIELD: of /proc/PID/status, in MiB.
 memory_of() {
     awk -v field="$2:" '$1 == field { print $2 / 1024 }' "/proc/$1/status"
+}
+
+# busy PID SECONDS: part of one CPU's time that the process takes.
+busy() {
+    local before after
+    before=$(ticks "$1")
+    sleep "$2"
+    after=$(ticks "$1")
+    awk -v ticks=$((after - before)) -v hz="$(getconf CLK_TCK)" -v s="$2" 'BEGIN { print ticks / hz / s }'
+}
+
+# ticks PID: of CPU time that it has had. The name, in parentheses, may hold spaces.
+ticks() {
+    sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'
 }
 
 agent() {
@@ -50,7 +61,8 @@ agent() {
     sleep 5
     sample 'memory of meshd' MiB meshd "$(memory_of "$pid" VmRSS)"
     sample '  most of it' MiB meshd "$(memory_of "$pid" VmHWM)"
-    sample "  its maps" MB meshd "$(meshd-scale maps "$pid" | jq '.total / 1e6')"
+    sample 'CPU of meshd, nothing to do' ratio meshd "$(busy "$pid" 20)"
+    sample '  its maps' MB meshd "$(meshd-scale maps "$pid" | jq '.total / 1e6')"
     $LAB kill h2
 }
 
