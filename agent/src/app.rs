@@ -93,7 +93,10 @@ impl App {
     /// work here. Whatever fails, nothing stays.
     pub async fn connect(&self, network: &str, request: ConnectRequest) -> Result<Id, Refusal> {
         let node = self.own_node().await?;
-        let found = sandbox::find(&request.container, &self.config.docker_socket).await?;
+        let mut found = sandbox::find(&request.container, &self.config.docker_socket).await?;
+        if let Some(sibling) = self.sibling(node, found.sandbox.inode) {
+            found.sandbox.routed = sibling.sandbox.routed;
+        }
         let endpoint = NewEndpoint {
             id: fresh_id(),
             node,
@@ -111,6 +114,14 @@ impl App {
         };
         let id = endpoint.id;
         self.attach(endpoint, Timestamp::now()).await.map(|()| id)
+    }
+
+    /// An endpoint of this host in the namespace of that inode. It knows whether that had a default route
+    /// before any was there.
+    fn sibling(&self, node: Id, inode: u64) -> Option<Arc<Endpoint>> {
+        let all = self.ledger.view().objects;
+        let mut endpoints = all.endpoints.values();
+        endpoints.find(|e| e.node == node && e.sandbox.inode == inode).cloned()
     }
 
     /// Attaches an endpoint of this host: returns once its interface, its names and its balancing work

@@ -35,12 +35,13 @@ pub async fn find(container: &str, docker: &Path) -> Result<Found, Refusal> {
     if let Some(netns) = container.strip_prefix("netns:") {
         let path = netns_path(netns)?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        return open(container, &path, name);
+        return with_routes(open(container, &path, name)?).await;
     }
     if let Some(pid) = container.strip_prefix("pid:") {
         let pid = pid.parse::<u32>().ok().filter(|p| *p > 0);
         let pid = pid.ok_or_else(|| Refusal::malformed(format!("container {container:?} is not a process: use pid:N, like pid:4711")))?;
-        return open(container, &PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid-{pid}"));
+        let found = open(container, &PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid-{pid}"))?;
+        return with_routes(found).await;
     }
     let fine = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     if container.is_empty() || container.len() > 128 || !container.bytes().all(fine) {
@@ -96,6 +97,18 @@ fn open(container: &str, path: &Path, name: String) -> Result<Found, Refusal> {
     })
 }
 
+/// Another program may have given it a default route, which stays.
+async fn with_routes(mut found: Found) -> Result<Found, Refusal> {
+    found.sandbox.routed = occupied(&found).await?.routed;
+    Ok(found)
+}
+
+async fn occupied(found: &Found) -> Result<Occupied, Refusal> {
+    let Sandbox { container, netns, .. } = &found.sandbox;
+    let inside = Occupied::of(netns).await;
+    inside.map_err(|e| Refusal::other(format!("the network of {container:?} cannot be read: {}", chain(&e))))
+}
+
 async fn engine(container: &str, docker: &Path) -> Result<Found, Refusal> {
     let mut asked = Vec::new();
     for engine in [Engine::at("docker", docker), Engine::at("podman", Path::new(PODMAN))] {
@@ -111,8 +124,7 @@ async fn engine(container: &str, docker: &Path) -> Result<Found, Refusal> {
         let name = found.map_or_else(|| container.to_owned(), |c| c.name());
         let mut found = open(container, &PathBuf::from(format!("/proc/{pid}/ns/net")), name)?;
         // The engine has given it interfaces of its own.
-        let inside = Occupied::of(&found.sandbox.netns).await;
-        let inside = inside.map_err(|e| Refusal::other(format!("the network of {container:?} cannot be read: {}", chain(&e))))?;
+        let inside = occupied(&found).await?;
         found.sandbox.routed = inside.routed;
         found.ifname = Some(inside.free_name());
         return Ok(found);

@@ -155,6 +155,7 @@ fn a_container_that_a_runtime_attaches() -> Result<()> {
         assert!(c.run("ip link show dev eth0").is_err() && lab.at(H1, &format!("ip link show dev {host}"))?.status != 0);
     }
     several(&lab, &c)?;
+    beside_another_network(&lab)?;
     // Whatever was wrong with an ADD, nothing of it stays.
     for (more, code) in [
         (json!({"network": "none"}), 7),
@@ -209,6 +210,34 @@ fn several(lab: &Lab, c: &Container) -> Result<()> {
     ok(lab, H1, "CHECK", "cni-a", &with)?;
     ok(lab, H1, "DEL", "cni-a", &both)?;
     assert!(c.run("ip link show dev eth1").is_err());
+    Ok(())
+}
+
+/// A container whose default route is another plugin's keeps it: the mesh is its second network.
+fn beside_another_network(lab: &Lab) -> Result<()> {
+    let c = Container::new("cni-c")?;
+    for command in [
+        "ip link add eth0 type veth peer name far",
+        "ip addr add 192.0.2.2/24 dev eth0",
+        "ip link set far up",
+        "ip link set eth0 up",
+        "ip route add default via 192.0.2.1",
+    ] {
+        c.run(command)?;
+    }
+    let prev = json!({"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "/run/netns/cni-c"}],
+        "ips": [{"address": "192.0.2.2/24", "interface": 0}], "routes": [{"dst": "0.0.0.0/0", "gw": "192.0.2.1"}]});
+    let chained = conf(json!({"prevResult": prev}));
+    let added = ok(lab, H1, "ADD", "cni-c", &chained)?;
+    assert_eq!(added["interfaces"][2]["name"], "eth1", "behind the one that is there: {added}");
+    assert_eq!(added["routes"], prev["routes"]);
+    assert!(c.run("ip route")?.contains("default via 192.0.2.1 dev eth0"));
+    c.run(&format!("ping -c1 -W1 {}", added["ips"][1]["gateway"].as_str().unwrap_or_default()))?;
+    ok(lab, H1, "CHECK", "cni-c", &conf(json!({"prevResult": added})))?;
+    ok(lab, H1, "DEL", "cni-c", &chained)?;
+    // What is there already under the name that is asked for is an error.
+    let (_, taken) = call(lab, H1, "ADD", "cni-c", &conf(json!({})))?;
+    assert_eq!(taken["code"], 100, "{taken}");
     Ok(())
 }
 
