@@ -6,8 +6,9 @@
 //! [`crate::session`] removes what is given up as soon as a manager answers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use mesh_core::{
@@ -15,6 +16,10 @@ use mesh_core::{
     objects::{Endpoint, EndpointState, Labels},
 };
 use tokio::sync::Notify;
+
+/// A command that no manager confirmed may be carried out until then: one that was cut off may have it
+/// in its log, and come back.
+const LATEST: Duration = Duration::from_secs(24 * 3600);
 
 /// This host's attachments that are not a matter of course.
 #[derive(Default)]
@@ -27,8 +32,17 @@ pub struct Attachments {
 struct Sets {
     /// Somebody waits for these, with the labels that they are to have.
     awaited: BTreeMap<Id, Labels>,
-    /// Their callers were told that they failed.
-    abandoned: BTreeSet<Id>,
+    /// Their callers were told that they failed, at that time.
+    abandoned: BTreeMap<Id, Instant>,
+}
+
+impl Sets {
+    fn give_up(&mut self, ids: &[Id]) {
+        let now = Instant::now();
+        // Those that never came to exist are nobody's to settle.
+        self.abandoned.retain(|_, since| now - *since < LATEST);
+        self.abandoned.extend(ids.iter().map(|id| (*id, now)));
+    }
 }
 
 impl Attachments {
@@ -44,7 +58,7 @@ impl Attachments {
 
     /// An endpoint must not stay, should it exist, or come to exist.
     pub fn abandon(&self, id: Id) {
-        self.sets().abandoned.insert(id);
+        self.sets().give_up(&[id]);
         self.given_up.notify_one();
     }
 
@@ -57,7 +71,7 @@ impl Attachments {
             .filter(|(_, has)| has_all(has, labels))
             .map(|(id, _)| *id)
             .collect();
-        sets.abandoned.extend(&found);
+        sets.give_up(&found);
         drop(sets);
         if !found.is_empty() {
             self.given_up.notify_one();
@@ -75,7 +89,7 @@ impl Attachments {
     pub fn is_stray(&self, e: &Endpoint) -> bool {
         let sets = self.sets();
         let is_unfinished = e.state == EndpointState::Starting && e.sandbox.handover.is_none();
-        sets.abandoned.contains(&e.id) || (is_unfinished && !sets.awaited.contains_key(&e.id))
+        sets.abandoned.contains_key(&e.id) || (is_unfinished && !sets.awaited.contains_key(&e.id))
     }
 
     /// Waits until one is given up.

@@ -26,7 +26,7 @@ impl App {
         Ok((found.cloned().collect(), all.clone()))
     }
 
-    /// Detaches what has all of these labels; returns once its interfaces are gone. Nothing is drained:
+    /// Detaches what has all of these labels; returns once its interfaces are gone, unless told not to wait. Nothing is drained:
     /// the runtime has ended the container already. What is still being attached is given up, and what
     /// no manager answers for is removed as soon as one does.
     pub async fn detach(&self, request: &DetachRequest) -> Result<DetachReply, Refusal> {
@@ -53,7 +53,7 @@ impl App {
                 Err(r) => failed = Some(r),
             }
         }
-        if timeout(ATTACH_TIME, self.reached(last)).await.is_err() {
+        if !request.at_once && timeout(ATTACH_TIME, self.reached(last)).await.is_err() {
             tracing::warn!(removed = ?reply.removed, "endpoints are removed, but this host has not caught up");
         }
         failed.map_or(Ok(reply), Err)

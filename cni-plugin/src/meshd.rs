@@ -46,9 +46,16 @@ impl Meshd {
         self.get(&format!("{}?labels={}&inside={inside}", paths::ATTACHMENTS, escape(&labels)))
     }
 
-    /// Detaches what has all these labels.
+    /// Detaches what has all these labels, and waits until the interfaces are gone.
     pub fn detach(&self, labels: Labels) -> Result<DetachReply, Error> {
-        self.post(paths::ATTACHMENTS_DETACH, &DetachRequest { labels })
+        let at_once = false;
+        self.post(paths::ATTACHMENTS_DETACH, &DetachRequest { labels, at_once })
+    }
+
+    /// As [`Self::detach`], without waiting: the runtime removes the namespace next.
+    pub fn let_go(&self, labels: Labels) -> Result<DetachReply, Error> {
+        let at_once = true;
+        self.post(paths::ATTACHMENTS_DETACH, &DetachRequest { labels, at_once })
     }
 
     /// How the host is.

@@ -152,7 +152,9 @@ fn a_container_that_a_runtime_attaches() -> Result<()> {
     for _ in 0..2 {
         ok(&lab, H1, "DEL", "cni-a", &settings)?;
         assert_eq!(endpoints(&lab)?, ["other"]);
-        assert!(c.run("ip link show dev eth0").is_err() && lab.at(H1, &format!("ip link show dev {host}"))?.status != 0);
+        until(5, "the interfaces to go", || {
+            Ok(c.run("ip link show dev eth0").is_err() && lab.at(H1, &format!("ip link show dev {host}"))?.status != 0)
+        })?;
     }
     several(&lab, &c)?;
     beside_another_network(&lab)?;
@@ -209,8 +211,8 @@ fn several(lab: &Lab, c: &Container) -> Result<()> {
     with["prevResult"] = added;
     ok(lab, H1, "CHECK", "cni-a", &with)?;
     ok(lab, H1, "DEL", "cni-a", &both)?;
-    assert!(c.run("ip link show dev eth1").is_err());
-    Ok(())
+    // DEL does not wait for the kernel.
+    until(5, "the interface to go", || Ok(c.run("ip link show dev eth1").is_err()))
 }
 
 /// A container whose default route is another plugin's keeps it: the mesh is its second network.
@@ -335,7 +337,7 @@ fn many_at_once() -> Result<()> {
     let gone = at_once(&lab, "DEL", &ids, &settings)?;
     assert!(gone.iter().all(|(status, _)| *status == 0), "{gone:?}");
     assert!(endpoints(&lab)?.is_empty());
-    assert!(!lab.at(H1, "ip -o link")?.ok()?.contains(" mv-"));
+    until(5, "the interfaces to go", || Ok(!lab.at(H1, "ip -o link")?.ok()?.contains(" mv-")))?;
 
     // Once more, with meshd killed in the middle. What was told to have failed is asked for again.
     let mut todo = ids.clone();

@@ -92,6 +92,10 @@ pub struct InsideRouteView {
 pub struct DetachRequest {
     /// The labels, at least one.
     pub labels: BTreeMap<String, String>,
+    /// Answer once the cluster has let them go, before their interfaces are gone, which takes the kernel
+    /// some 20 ms: for who removes their namespaces next.
+    #[serde(default)]
+    pub at_once: bool,
 }
 
 /// What was detached.

@@ -14,7 +14,7 @@ const TURN_TIME: Duration = Duration::from_secs(3);
 pub fn del(call: &Call, head: &Head) -> Result<(), Failure> {
     let _turn = turn::take(&head.socket, &call.container, Instant::now() + TURN_TIME);
     let own = attachment_labels(&head.name, &call.container, &call.ifname);
-    match Meshd::new(&head.socket, TIME).detach(own) {
+    match Meshd::new(&head.socket, TIME).let_go(own) {
         Ok(reply) if reply.pending.is_empty() => {}
         Ok(reply) => note(&format!(
             "no manager answers: {} will be detached as soon as one does",

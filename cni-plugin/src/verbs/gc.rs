@@ -23,7 +23,7 @@ pub fn gc(document: Document) -> Result<(), Failure> {
     let all: BTreeSet<_> = all.iter().filter_map(|v| attachment_of(&v.endpoint.labels)).collect();
     let mut first = None;
     for (container, ifname) in all.difference(&valid) {
-        if let Err(e) = meshd.detach(attachment_labels(&head.name, container, ifname)) {
+        if let Err(e) = meshd.let_go(attachment_labels(&head.name, container, ifname)) {
             note(&format!("{ifname} of {container} could not be detached: {e}"));
             first.get_or_insert(e);
         }
