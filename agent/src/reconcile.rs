@@ -6,10 +6,12 @@
 
 mod addr;
 mod pace;
+pub mod resolvers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -121,6 +123,8 @@ pub struct Reconciler {
     pub member: watch::Receiver<Option<Member>>,
     /// `--uplink`.
     pub uplink: Option<String>,
+    /// `--resolv-conf`.
+    pub resolv_conf: PathBuf,
     /// Where the outcome goes.
     pub applied: watch::Sender<Applied>,
     /// What others ask.
@@ -222,6 +226,7 @@ impl Reconciler {
         let facts = Facts {
             uplink,
             addrs: host.facts.addrs.iter().copied().collect(),
+            resolvers: resolvers::of_host(&self.resolv_conf),
             cookie: self.executor.overlay.cookie(),
         };
         let desired = intent::desired(&objects, head.revision, member.cluster, member.node, &facts);

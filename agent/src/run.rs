@@ -76,6 +76,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         ledger: ledger.clone(),
         member: member.subscribe(),
         uplink: config.uplink.clone(),
+        resolv_conf: config.resolv_conf.clone(),
         applied,
         requests: incoming,
         host: None,

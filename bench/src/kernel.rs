@@ -144,6 +144,7 @@ impl Host {
         let facts = Facts {
             uplink: "up0".to_owned(),
             addrs: [cluster::vtep(0)].into(),
+            resolvers: Default::default(),
             cookie: overlay.cookie(),
         };
         Ok(Self {

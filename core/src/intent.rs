@@ -7,7 +7,7 @@ mod names;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::IpNet;
@@ -27,6 +27,8 @@ pub struct Facts {
     pub uplink: String,
     /// Its addresses: where published ports answer.
     pub addrs: BTreeSet<IpAddr>,
+    /// Its resolvers, but for those at a loopback address.
+    pub resolvers: BTreeSet<Ipv4Addr>,
     /// Cookie of its own network namespace; 0 where the kernel has none.
     pub cookie: u64,
 }
@@ -155,6 +157,7 @@ impl Host<'_> {
             bridges: BTreeMap::new(),
             ingress: self.own.iter().map(IpNet::trunc).collect(),
             ingress_dev: dev.clone(),
+            resolvers: facts.resolvers.clone(),
         });
         out.hooks.insert(lb::Hook {
             program: lb::Program::FromOverlay,
@@ -232,6 +235,7 @@ impl Host<'_> {
                 subnets,
                 gateways,
                 internal: network.internal,
+                names: self.is_dockers(network.id),
             };
             nft.bridges.insert(bridge.clone(), rules);
         }
@@ -255,6 +259,12 @@ impl Host<'_> {
                 None => {}
             }
         }
+    }
+
+    /// A container engine has containers of this host on the network.
+    fn is_dockers(&self, network: Id) -> bool {
+        let is_it = |e: &Endpoint| e.node == self.node.id && e.network == network && e.sandbox.handover.is_some();
+        self.objects.endpoints.values().any(|e| is_it(e))
     }
 
     /// One endpoint of this host.

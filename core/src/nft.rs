@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::IpNet;
@@ -21,6 +21,8 @@ pub struct Nft {
     pub ingress: BTreeSet<IpNet>,
     /// Name of the ingress VXLAN device.
     pub ingress_dev: String,
+    /// The host's own resolvers.
+    pub resolvers: BTreeSet<Ipv4Addr>,
 }
 
 /// How one bridge is kept.
@@ -32,4 +34,7 @@ pub struct BridgeRules {
     pub gateways: Vec<IpAddr>,
     /// No way out.
     pub internal: bool,
+    /// What its containers ask the host's resolvers is answered at the gateway, which asks those for
+    /// what it does not know. Docker gives its containers a resolver of its own, which asks the host's.
+    pub names: bool,
 }

@@ -259,3 +259,28 @@ fn an_interface_waits_in_the_host_until_its_container_is_known() {
         "a repair gives back what docker gave"
     );
 }
+
+#[test]
+fn questions_to_the_hosts_resolvers_are_answered_where_docker_asks() {
+    let mut lab = lab();
+    lab.network(2, "other", None);
+    lab.attach(endpoint(8, 1, "other", None));
+    let ip = reserve(&mut lab, 1, None);
+    lab.attach(taken_over(1, 1, ip));
+    let facts = intent::Facts {
+        resolvers: [[192, 0, 2, 53].into()].into(),
+        ..Default::default()
+    };
+    let nft = |node| {
+        intent::desired(lab.state.objects(), lab.index, id(1), node_id(node), &facts)
+            .nft
+            .unwrap()
+    };
+    assert_eq!(nft(1).resolvers, facts.resolvers);
+    let bridge = |name: &str| intent::bridge_name(lab.state.objects().network(name).unwrap().id);
+    let here = nft(1).bridges;
+    assert!(
+        here[&bridge("net")].names && !here[&bridge("other")].names,
+        "containers of others ask whom they like"
+    );
+}

@@ -23,6 +23,7 @@ fn facts(n: u64) -> Facts {
     Facts {
         uplink: "eth0".into(),
         addrs: [ip(&format!("192.168.77.{}", 10 + n))].into(),
+        resolvers: Default::default(),
         cookie: 500 + n,
     }
 }

@@ -23,17 +23,20 @@ fn value() -> Nft {
         subnets: vec![net("10.9.0.0/24"), net("10.1.0.0/24"), net("fd00:1::/64")],
         gateways: vec![ip("10.9.0.1"), ip("10.1.0.1"), ip("fd00:1::1")],
         internal: false,
+        names: false,
     };
     let back = BridgeRules {
         subnets: vec![net("10.2.0.0/16"), net("10.3.3.3/32")],
         gateways: vec![ip("10.2.0.1")],
         internal: true,
+        names: true,
     };
     Nft {
         peers: [ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")].into(),
         bridges: BTreeMap::from([("mb-shop".into(), shop), ("mb-back".into(), back)]),
         ingress: BTreeSet::from([net("10.255.0.0/16")]),
         ingress_dev: "mx-ingress".into(),
+        resolvers: BTreeSet::from([[192, 0, 2, 53].into(), [192, 0, 2, 54].into()]),
     }
 }
 

@@ -104,12 +104,14 @@ fn nft(net1: &Network, peers: &[&str], internal: bool) -> NetAction {
         subnets: vec![net1.subnet],
         gateways: vec![net1.gateway],
         internal,
+        names: false,
     };
     NetAction::SetNft(Some(Nft {
         peers: peers.iter().map(|p| ip(p)).collect(),
         bridges: BTreeMap::from([(net1.bridge(), rules)]),
         ingress: BTreeSet::from([net("fd00::/64")]),
         ingress_dev: INGRESS_DEV.into(),
+        ..Nft::default()
     }))
 }
 
@@ -226,6 +228,7 @@ async fn egress_is_masqueraded_and_networks_are_kept_apart() {
         subnets: vec![other.subnet],
         gateways: vec![other.gateway],
         internal: false,
+        names: false,
     };
     rules.bridges.insert(other.bridge(), second);
     apply(&lab.overlays[0], [NetAction::SetNft(Some(rules.clone()))]).await;

@@ -157,12 +157,14 @@ async fn every_step_and_its_opposite() {
         subnets: vec![net1.subnet],
         gateways: vec![net1.gateway],
         internal: false,
+        names: false,
     };
     let nft = Nft {
         peers: BTreeSet::from([ip("192.0.2.2")]),
         bridges: BTreeMap::from([(net1.bridge(), rules)]),
         ingress: BTreeSet::from([net("10.255.0.0/16")]),
         ingress_dev: name.clone(),
+        ..Nft::default()
     };
     want.nft = Some(nft.clone());
     assert_eq!(twice(&overlay, NetAction::SetNft(Some(nft))).await, want);

@@ -90,12 +90,14 @@ fn nft(net1: &Network, peers: &[&str], internal: bool) -> Nft {
         subnets: vec![net1.subnet],
         gateways: vec![net1.gateway],
         internal,
+        names: false,
     };
     Nft {
         peers: peers.iter().map(|p| ip(p)).collect(),
         bridges: BTreeMap::from([(net1.bridge(), rules)]),
         ingress: BTreeSet::from([net("10.255.0.0/16")]),
         ingress_dev: INGRESS_DEV.into(),
+        ..Nft::default()
     }
 }
 
@@ -231,6 +233,7 @@ async fn networks_are_kept_apart() {
         subnets: vec![net.subnet],
         gateways: vec![net.gateway],
         internal: false,
+        names: false,
     };
     let bridges = nets.iter().map(|n| (n.bridge(), rules(n))).collect();
     let want = Nft {
@@ -238,6 +241,7 @@ async fn networks_are_kept_apart() {
         bridges,
         ingress: BTreeSet::new(),
         ingress_dev: INGRESS_DEV.into(),
+        ..Nft::default()
     };
     apply(&overlay, [NetAction::SetNft(Some(want))]).await;
     assert_eq!(pods[0].fetch("10.2.0.11:80").await, None);

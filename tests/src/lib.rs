@@ -1,9 +1,11 @@
 //! What the scenarios of `tests/tests` share: the lab, driven from Rust.
 
 mod conn;
+mod docker;
 mod lab;
 mod place;
 
 pub use conn::Connection;
+pub use docker::Docker;
 pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, tally, until, within};
 pub use place::Place;

@@ -14,7 +14,7 @@ use mesh_core::{
 use serde_json::{Value, json};
 
 use super::wire::{self, CreateEndpoint, CreateNetwork, Interface, Joined, OfAddress, OfEndpoint, PoolGiven, RequestPool};
-use crate::app::App;
+use crate::{app::App, reconcile::resolvers::of_host};
 
 /// The network by name or id, as the managers have it.
 async fn network(app: &App, r: &str) -> Result<Arc<Network>, Refusal> {
@@ -183,7 +183,7 @@ pub async fn join(app: Arc<App>, request: OfEndpoint) -> Result<Joined, Refusal>
     app.made(id).await?;
     let first = endpoint.ip;
     let network = network_of(&app, first).await?;
-    Ok(wire::joined(&endpoint, &network))
+    Ok(wire::joined(&endpoint, &network, &of_host(&app.config.resolv_conf)))
 }
 
 pub async fn delete_endpoint(app: Arc<App>, request: OfEndpoint) -> Result<Value, Refusal> {

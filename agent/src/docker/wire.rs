@@ -4,8 +4,8 @@
 //! whose field names are Go's and whose empty lists and maps are null.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv6Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
@@ -119,8 +119,22 @@ pub struct Joined {
     /// Gateway of the IPv6 default route; empty: none.
     #[serde(rename = "GatewayIPv6")]
     pub gateway_ipv6: String,
+    /// Further routes.
+    pub static_routes: Vec<StaticRoute>,
     /// Do not give the container a bridge of the engine's own for want of a gateway.
     pub disable_gateway_service: bool,
+}
+
+/// A route over a next hop.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct StaticRoute {
+    /// Where to.
+    pub destination: String,
+    /// 0: over a next hop (types.NEXTHOP).
+    pub route_type: u8,
+    /// The next hop.
+    pub next_hop: String,
 }
 
 /// See [`Joined`].
@@ -464,21 +478,29 @@ pub fn left(interface: &Interface, e: &Endpoint, network: &Network) -> Interface
     }
 }
 
-/// What the engine has to know to take the interface over.
-pub fn joined(e: &Endpoint, network: &Network) -> Joined {
+/// What the engine has to know to take the interface over. Docker's own resolver asks the host's from
+/// within the container: without a way out it has to know the way to the gateway, which answers for them.
+pub fn joined(e: &Endpoint, network: &Network, resolvers: &BTreeSet<Ipv4Addr>) -> Joined {
     let gateway = |is_wanted: fn(&IpAddr) -> bool| {
-        let ip = e.ips().filter(|_| !network.internal).find(is_wanted);
+        let ip = e.ips().find(is_wanted);
         ip.and_then(|ip| network.subnet_of(ip))
             .map(|s| s.gateway.to_string())
             .unwrap_or_default()
     };
+    let (four, six) = (gateway(IpAddr::is_ipv4), gateway(IpAddr::is_ipv6));
+    let to_resolvers = resolvers.iter().filter(|_| network.internal).map(|ip| StaticRoute {
+        destination: format!("{ip}/32"),
+        route_type: 0,
+        next_hop: four.clone(),
+    });
     Joined {
         interface_name: InterfaceName {
             src_name: mesh_core::intent::waiting_name(e.id),
             dst_prefix: "eth",
         },
-        gateway: gateway(IpAddr::is_ipv4),
-        gateway_ipv6: gateway(IpAddr::is_ipv6),
+        static_routes: to_resolvers.collect(),
+        gateway: if network.internal { String::new() } else { four.clone() },
+        gateway_ipv6: if network.internal { String::new() } else { six },
         disable_gateway_service: true,
     }
 }

@@ -152,10 +152,16 @@ fn only_what_docker_left_open_is_answered() {
 
 #[test]
 fn joining_tells_the_interface_and_the_way_out() {
-    let j = joined(&endpoint(), &network(false));
+    let resolvers = BTreeSet::from([Ipv4Addr::new(192, 0, 2, 1)]);
+    let j = joined(&endpoint(), &network(false), &resolvers);
     assert_eq!(j.interface_name.src_name, format!("mc-{}", Id::from_bits(9)));
     assert_eq!((j.gateway.as_str(), j.gateway_ipv6.as_str()), ("10.1.0.1", "fd00:1::1"));
-    let j = joined(&endpoint(), &network(true));
+    assert!(j.static_routes.is_empty());
+    let j = joined(&endpoint(), &network(true), &resolvers);
+    assert_eq!(
+        (j.static_routes[0].destination.as_str(), j.static_routes[0].next_hop.as_str()),
+        ("192.0.2.1/32", "10.1.0.1")
+    );
     assert!(j.gateway.is_empty() && j.gateway_ipv6.is_empty() && j.disable_gateway_service);
 }
 

@@ -73,11 +73,18 @@ impl Listing {
                     subnets: vec![],
                     gateways: vec![],
                     internal: false,
+                    names: false,
                 },
             );
         }
         for bridge in self.of("internal") {
             nft.bridges.get_mut(bridge.as_str()?)?.internal = true;
+        }
+        for bridge in self.of("names") {
+            nft.bridges.get_mut(bridge.as_str()?)?.names = true;
+        }
+        for resolver in self.of("resolvers") {
+            nft.resolvers.insert(resolver.as_str()?.parse().ok()?);
         }
         for set in ["nets4", "nets6"] {
             for element in self.of(set) {
@@ -148,7 +155,7 @@ fn text(set: &str, element: &Value) -> Option<String> {
     if let Some((name, second)) = pair(element) {
         return Some(format!("{} . {}", ruleset::quoted(name), one(set == "same", second)?));
     }
-    one(matches!(set, "bridges" | "internal" | "ingress_dev" | "ours"), element)
+    one(matches!(set, "bridges" | "internal" | "ingress_dev" | "ours" | "names"), element)
 }
 
 fn one(is_name: bool, value: &Value) -> Option<String> {

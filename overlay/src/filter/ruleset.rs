@@ -18,7 +18,7 @@ pub(super) const REMOVE: &str = "add table inet meshd\ndelete table inet meshd\n
 
 /// Each set's name, type, and whether its elements are ranges. `nets` is a record for whoever reads
 /// the table, this program first: which range is which bridge's.
-const SETS: [(&str, &str, bool); 17] = [
+const SETS: [(&str, &str, bool); 19] = [
     ("peers4", "ipv4_addr", false),
     ("peers6", "ipv6_addr", false),
     ("bridges", "ifname", false),
@@ -36,6 +36,8 @@ const SETS: [(&str, &str, bool); 17] = [
     ("ingress6", "ipv6_addr", true),
     ("way_out4", "ipv4_addr", true),
     ("way_out6", "ipv6_addr", true),
+    ("names", "ifname", false),
+    ("resolvers", "ipv4_addr", false),
 ];
 
 /// The rules. Every verdict is about our own bridges and devices: the policy is to accept, and what
@@ -94,6 +96,11 @@ const CHAINS: &str = r#"
 		icmpv6 type echo-request accept
 		counter drop
 	}
+	chain names {
+		type nat hook prerouting priority dstnat; policy accept;
+		iifname @names ip daddr @resolvers udp dport 53 redirect
+		iifname @names ip daddr @resolvers tcp dport 53 redirect
+	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip saddr @way_out4 oifname != @ours ip daddr != @ingress4 masquerade
@@ -150,6 +157,9 @@ pub(super) fn elements(nft: &Nft) -> Elements {
         put("ingress_dev", quoted(&nft.ingress_dev));
         put("ours", quoted(&nft.ingress_dev));
     }
+    for resolver in &nft.resolvers {
+        put("resolvers", resolver.to_string());
+    }
     for net in nft.ingress.iter().copied() {
         put(of("ingress4", "ingress6", net.addr()), range(net));
     }
@@ -160,6 +170,9 @@ pub(super) fn elements(nft: &Nft) -> Elements {
         put("same", format!("{name} . {name}"));
         if rules.internal {
             put("internal", name.clone());
+        }
+        if rules.names {
+            put("names", name.clone());
         }
         for net in &rules.subnets {
             put(of("nets4", "nets6", net.addr()), format!("{name} . {}", range(*net)));
@@ -187,12 +200,14 @@ pub(super) fn canonical(nft: &Nft) -> Nft {
             .collect(),
         gateways: rules.gateways.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
         internal: rules.internal,
+        names: rules.names,
     };
     Nft {
         peers: nft.peers.clone(),
         bridges: nft.bridges.iter().map(|(name, rules)| (name.clone(), sorted(rules))).collect(),
         ingress: nft.ingress.iter().map(IpNet::trunc).collect(),
         ingress_dev: nft.ingress_dev.clone(),
+        resolvers: nft.resolvers.clone(),
     }
 }
 
@@ -219,6 +234,7 @@ mod tests {
             subnets: vec![format!("10.{n}.0.7/24").parse().unwrap()],
             gateways: vec![[10, n, 0, 1].into()],
             internal: n.is_multiple_of(2),
+            names: false,
         };
         Nft {
             bridges: (0..networks).map(|n| (format!("mb-{n}"), rules(n))).collect(),

@@ -1,0 +1,135 @@
+//! Real dockerds, one per lab host, and an image for their containers, made of what this machine has.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{Done, Lab, Place, Result, until};
+
+/// Programs that containers find beside meshd-echo, all of busybox.
+const APPLETS: [&str; 9] = ["sh", "sleep", "ip", "ping", "cat", "nslookup", "hostname", "true", "kill"];
+/// Seconds that a container may take to be listed by meshctl after docker has started it.
+const NOTICED: u64 = 10;
+
+/// Docker on the lab's hosts. `scripts/lab down` ends it, with its containers.
+pub struct Docker<'a> {
+    lab: &'a Lab,
+}
+
+impl<'a> Docker<'a> {
+    /// Starts one on each of `hosts`, with the image `lab`.
+    pub fn up(lab: &'a Lab, hosts: &[&str]) -> Result<Self> {
+        let docker = Self { lab };
+        let image = image()?;
+        for host in hosts {
+            docker.start(host, &[])?;
+            let image = image.to_str().ok_or("the image's path is no text")?;
+            docker.at(host, &format!("import {image} lab"))?.ok()?;
+        }
+        fs::remove_file(image)?;
+        Ok(docker)
+    }
+
+    /// Starts the daemon of a host (again).
+    pub fn start(&self, host: &str, args: &[&str]) -> Result<()> {
+        self.lab.lab(&[&["dockerd", host], args].concat())?.ok().map(drop)
+    }
+
+    /// Ends the daemon of a host with that signal, and waits until it is gone.
+    pub fn end(&self, host: &str, signal: &str) -> Result<()> {
+        let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
+        let pid = fs::read_to_string(Path::new(&dir).join(host).join("docker/dockerd.pid"))?;
+        let pid = pid.trim();
+        Command::new("kill").args([signal, pid]).status()?;
+        until(
+            20,
+            "dockerd to end",
+            || Ok(!Path::new("/proc").join(pid).exists() || is_zombie(pid)),
+        )
+    }
+
+    /// `docker ARGS` on a host; words are split at spaces.
+    pub fn at(&self, host: &str, args: &str) -> Result<Done> {
+        self.lab.at(Place::Host(host), &format!("docker {args}"))
+    }
+
+    /// A container of the image, in the background, from when meshctl lists it as ready under its name.
+    pub fn run(&self, host: &str, name: &str, options: &str, command: &str) -> Result<()> {
+        self.at(host, &format!("run -d --name {name} --hostname {name} {options} lab {command}"))?
+            .ok()?;
+        self.listed(name)
+    }
+
+    /// Waits until an endpoint of that name is ready.
+    pub fn listed(&self, name: &str) -> Result<()> {
+        until(NOTICED, &format!("{name} to be listed as ready"), || {
+            let all = self.lab.json("h1", "endpoint ls")?;
+            let list = all.as_array().ok_or("endpoint ls printed no list")?;
+            Ok(list.iter().any(|e| e["name"] == name && e["state"] == "ready"))
+        })
+    }
+
+    /// Addresses of the endpoints of all networks by name.
+    pub fn addresses(&self) -> Result<Vec<(String, String)>> {
+        let all = self.lab.json("h1", "endpoint ls")?;
+        let list = all.as_array().ok_or("endpoint ls printed no list")?;
+        let text = |e: &serde_json::Value, key: &str| e[key].as_str().unwrap_or_default().to_owned();
+        Ok(list.iter().map(|e| (text(e, "name"), text(e, "ip"))).collect())
+    }
+
+    /// Makes docker's network for the mesh network of that name.
+    pub fn network(&self, host: &str, name: &str) -> Result<()> {
+        let subnet = self.lab.network(name)?.subnets.remove(0).subnet;
+        let options = format!("-d mesh --ipam-driver mesh --ipam-opt mesh.network={name} --subnet {subnet}");
+        self.at(host, &format!("network create {options} {name}"))?.ok().map(drop)
+    }
+}
+
+fn is_zombie(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
+}
+
+/// A root filesystem as an archive: busybox, meshd-echo and the libraries that it needs.
+fn image() -> Result<PathBuf> {
+    let root = std::env::temp_dir().join(format!("mesh-image-{}", std::process::id()));
+    let (bin, archive) = (root.join("bin"), root.with_extension("tar"));
+    fs::create_dir_all(&bin)?;
+    fs::copy("/bin/busybox", bin.join("busybox"))?;
+    for applet in APPLETS {
+        symlink("busybox", bin.join(applet))?;
+    }
+    let echo = echo()?;
+    fs::copy(&echo, bin.join("meshd-echo"))?;
+    let libraries = Command::new("ldd").arg(&echo).output()?;
+    for path in String::from_utf8_lossy(&libraries.stdout)
+        .split_ascii_whitespace()
+        .filter(|w| w.starts_with('/'))
+    {
+        let to = root.join(path.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().unwrap_or(&root))?;
+        fs::copy(path, to)?;
+    }
+    let done = Command::new("tar")
+        .arg("-C")
+        .arg(&root)
+        .arg("-cf")
+        .arg(&archive)
+        .arg(".")
+        .status()?;
+    fs::remove_dir_all(&root)?;
+    if done.success() { Ok(archive) } else { Err("tar failed".into()) }
+}
+
+/// Where `scripts/lab` takes its programs from.
+fn echo() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("MESH_LAB_BIN") {
+        return Ok(Path::new(&dir).join("meshd-echo"));
+    }
+    // target/release/deps/TEST
+    let test = std::env::current_exe()?;
+    let dir = test.ancestors().nth(2).ok_or("the test is nowhere")?;
+    Ok(dir.join("meshd-echo"))
+}

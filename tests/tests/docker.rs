@@ -1,0 +1,245 @@
+//! Docker's containers on mesh networks, with Docker's own commands and a real dockerd on each host
+//! (issue "Runtimes", BEHAVIOURS 59 and 60).
+
+use std::collections::BTreeSet;
+
+use mesh_tests::{Docker, Lab, Place, Result, address, tally, until};
+
+const ECHO: &str = "meshd-echo --http 80 --tcp 7 --udp 7";
+const SLEEP: &str = "sleep 1000";
+
+/// What one container gets from another by name.
+fn ask(docker: &Docker<'_>, host: &str, container: &str, to: &str) -> Result<String> {
+    let answer = docker.at(host, &format!("exec {container} meshd-echo client http {to}:80"))?.ok()?;
+    let value: serde_json::Value = serde_json::from_str(&answer)?;
+    Ok(value["hostname"].as_str().unwrap_or_default().to_owned())
+}
+
+fn inspected(docker: &Docker<'_>, host: &str, format: &str, what: &str) -> Result<String> {
+    let out = docker.at(host, &format!("inspect -f {format} {what}"))?.ok()?;
+    Ok(out.trim().to_owned())
+}
+
+/// No endpoint, and nothing of one in any kernel.
+fn nothing_left(lab: &Lab, docker: &Docker<'_>, hosts: &[&str]) -> Result<()> {
+    until(20, "every endpoint to be gone", || Ok(docker.addresses()?.is_empty()))?;
+    for host in hosts {
+        until(10, &format!("{host} to have no interface of a container"), || {
+            let links = lab.at(Place::Host(host), "ip -o link")?.ok()?;
+            Ok(!links.contains(" mv-") && !links.contains(" mc-"))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn docker_containers_live_on_mesh_networks() -> Result<()> {
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    lab.ctl("h1", "service create --name web --network ov --publish 8080:80")?.ok()?;
+    let docker = Docker::up(&lab, &["h1", "h2"])?;
+
+    // Docker's own allocator would give one address twice: the refusal says what works, and it does.
+    let refused = docker.at("h1", "network create -d mesh -o mesh.network=ov ov")?;
+    let advice = "docker network create -d mesh --ipam-driver mesh --ipam-opt mesh.network=ov ov";
+    assert!(refused.status != 0 && refused.err.trim().ends_with(advice), "{}", refused.err);
+    lab.at(Place::Host("h1"), advice)?.ok()?;
+    docker.at("h1", "network rm ov")?.ok()?;
+    let lost = docker.at(
+        "h1",
+        "network create -d mesh --ipam-driver mesh --ipam-opt mesh.network=nowhere lost",
+    )?;
+    assert!(lost.err.contains("no network named \"nowhere\""), "{}", lost.err);
+    for host in ["h1", "h2"] {
+        docker.network(host, "ov")?;
+    }
+
+    // Three containers on two hosts, by name and alias, from the first instruction on.
+    docker.run("h1", "one", "--network name=ov,driver-opt=mesh.service=web,alias=first", ECHO)?;
+    docker.run("h2", "two", "--network ov --label mesh.service=web --label tier=front", ECHO)?;
+    let first = docker.at("h2", "run --rm --network ov lab meshd-echo client http one:80")?.ok()?;
+    assert!(first.contains("\"one\""), "{first}");
+    docker.run("h2", "three", "--network ov -p 9090:80", ECHO)?;
+    for (host, from, to) in [
+        ("h1", "one", "two"),
+        ("h1", "one", "three"),
+        ("h2", "two", "one"),
+        ("h2", "two", "first"),
+        ("h2", "three", "two.ov"),
+    ] {
+        let answer = ask(&docker, host, from, to)?;
+        let wanted = to.trim_end_matches(".ov").replace("first", "one");
+        assert_eq!(answer, wanted, "{from} asks {to}");
+    }
+    let outside = docker.at("h1", "exec one nslookup outside.example")?.ok()?;
+    assert!(outside.contains("198.51.100.1"), "{outside}");
+    // A service's port on every node; a container's own on its host.
+    lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
+    let own = lab.http(Place::Client, &format!("{}:9090", address("h2")), 1)?;
+    assert_eq!(tally(&own).keys().collect::<Vec<_>>(), ["three"]);
+    let labels = lab.json("h1", "endpoint inspect two")?;
+    assert_eq!(labels["labels"]["tier"], "front", "{labels}");
+
+    // Docker shows what is.
+    let shown = inspected(&docker, "h1", "{{.NetworkSettings.Networks.ov.IPAddress}}", "one")?;
+    let known = docker.addresses()?;
+    assert!(known.contains(&("one".to_owned(), shown.clone())), "{shown} {known:?}");
+    let members = docker.at("h1", "network inspect ov")?.ok()?;
+    assert!(members.contains(&format!("{shown}/")), "{members}");
+    assert_ne!(docker.at("h1", "network rm ov")?.status, 0, "in use");
+    assert_ne!(lab.ctl("h1", "network rm ov")?.status, 0, "in use");
+    let by_docker = lab.ctl("h1", "network disconnect ov one")?;
+    assert!(
+        by_docker.status == 4 && by_docker.err.contains("docker network disconnect"),
+        "{}",
+        by_docker.err
+    );
+
+    // An address of one's own is kept over restarts, and nobody else's.
+    let subnet = lab.network("ov")?.subnets.remove(0).subnet;
+    let chosen = subnet.replace(".0/", ".77/").split('/').next().unwrap_or_default().to_owned();
+    docker.run("h1", "fixed", &format!("--network ov --ip {chosen}"), ECHO)?;
+    assert_ne!(docker.at("h2", &format!("run --rm --network ov --ip {chosen} lab true"))?.status, 0);
+    docker.at("h1", "restart -t 0 fixed")?.ok()?;
+    docker.listed("fixed")?;
+    assert!(docker.addresses()?.contains(&("fixed".to_owned(), chosen)));
+    assert_eq!(ask(&docker, "h2", "three", "fixed")?, "fixed");
+
+    // A second network, connected and disconnected while the container runs.
+    lab.ctl("h1", "network create back --internal")?.ok()?;
+    docker.network("h1", "back")?;
+    docker.network("h2", "back")?;
+    docker.at("h1", "network connect --alias store back fixed")?.ok()?;
+    docker.run("h2", "inner", "--network back", ECHO)?;
+    until(10, "the alias on the second network", || {
+        Ok(ask(&docker, "h2", "inner", "store").is_ok_and(|h| h == "fixed"))
+    })?;
+    assert_ne!(docker.at("h2", "exec inner ping -c 1 -W 1 198.51.100.1")?.status, 0, "internal");
+    docker.at("h1", "network disconnect back fixed")?.ok()?;
+    until(10, "the second endpoint to go", || {
+        Ok(lab.network("back")?.endpoints.iter().all(|e| e.name == "inner"))
+    })?;
+    assert_eq!(ask(&docker, "h1", "one", "fixed")?, "fixed");
+
+    // It goes as it came, and prune takes docker's networks only.
+    for (host, names) in [("h1", "one fixed"), ("h2", "two three inner")] {
+        docker.at(host, &format!("rm -f {names}"))?.ok()?;
+        docker.at(host, "network prune -f")?.ok()?;
+    }
+    nothing_left(&lab, &docker, &["h1", "h2"])?;
+    let pools = lab.network("ov")?;
+    assert!(pools.endpoints.is_empty());
+    Ok(())
+}
+
+#[test]
+fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    let docker = Docker::up(&lab, &["h1", "h2"])?;
+    for host in ["h1", "h2"] {
+        docker.network(host, "ov")?;
+    }
+    docker.run("h1", "one", "--network ov", ECHO)?;
+    docker.run("h2", "two", "--network ov", ECHO)?;
+    let before = docker.addresses()?;
+
+    // meshd killed: docker's containers go on, and a new meshd finds them.
+    lab.lab(&["kill", "h1"])?.ok()?;
+    assert_eq!(ask(&docker, "h2", "two", "one")?, "one");
+    lab.lab(&["restart", "h1"])?.ok()?;
+    until(10, "meshd to answer", || Ok(lab.ctl("h1", "endpoint ls")?.status == 0))?;
+    docker.listed("one")?;
+    assert_eq!(docker.addresses()?, before);
+    assert_eq!(ask(&docker, "h1", "one", "two")?, "two");
+
+    // dockerd started anew beneath its containers.
+    docker.end("h1", "-TERM")?;
+    docker.start("h1", &["--live-restore"])?;
+    // It stopped them when it went, as it does without live-restore.
+    docker.at("h1", "start one")?.ok()?;
+    docker.listed("one")?;
+    docker.end("h1", "-KILL")?;
+    assert_eq!(ask(&docker, "h2", "two", "one")?, "one");
+    docker.start("h1", &["--live-restore"])?;
+    assert_eq!(inspected(&docker, "h1", "{{.State.Running}}", "one")?, "true");
+    assert_eq!(ask(&docker, "h1", "one", "two")?, "two");
+    assert_ne!(docker.at("h1", "network rm ov")?.status, 0, "in use");
+
+    // dockerd killed, and then its container: what is left goes by itself.
+    let pid = inspected(&docker, "h1", "{{.State.Pid}}", "one")?;
+    docker.end("h1", "-KILL")?;
+    lab.at(Place::Host("h1"), &format!("kill -KILL {pid}"))?.ok()?;
+    until(30, "the endpoint of a container that ended unseen to go", || {
+        Ok(docker.addresses()?.iter().all(|(name, _)| name != "one"))
+    })?;
+    docker.start("h1", &[])?;
+    docker.at("h1", "start one")?.ok()?;
+    docker.listed("one")?;
+    assert_eq!(ask(&docker, "h2", "two", "one")?, "one");
+
+    // An address that docker asked for, and an interface that it never took.
+    docker.at("h1", "rm -f one")?.ok()?;
+    docker.at("h2", "rm -f two")?.ok()?;
+    nothing_left(&lab, &docker, &["h1", "h2"])
+}
+
+#[test]
+fn many_containers_at_once_have_addresses_of_their_own() -> Result<()> {
+    const COUNT: usize = 24;
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    let docker = Docker::up(&lab, &["h1", "h2"])?;
+    for host in ["h1", "h2"] {
+        docker.network(host, "ov")?;
+    }
+    std::thread::scope(|scope| {
+        let start = |n: usize| {
+            let (docker, host) = (&docker, if n.is_multiple_of(2) { "h1" } else { "h2" });
+            scope.spawn(move || {
+                docker
+                    .at(host, &format!("run -d --name c-{n} --network ov lab {SLEEP}"))
+                    .map_err(|e| e.to_string())?
+                    .ok()
+                    .map_err(|e| e.to_string())
+            })
+        };
+        let all: Vec<_> = (0..COUNT).map(start).collect();
+        for started in all {
+            started.join().map_err(|_| "a thread panicked")??;
+        }
+        Ok::<(), String>(())
+    })?;
+    for n in 0..COUNT {
+        docker.listed(&format!("c-{n}"))?;
+    }
+    let addresses: BTreeSet<_> = docker.addresses()?.into_iter().map(|(_, ip)| ip).collect();
+    assert_eq!(addresses.len(), COUNT);
+    let (last, target) = (COUNT - 1, "c-0");
+    docker.at("h2", &format!("exec c-{last} ping -c 1 -W 2 {target}"))?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_docker_container_is_attached_without_the_driver() -> Result<()> {
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    let docker = Docker::up(&lab, &["h1"])?;
+    docker
+        .at("h1", &format!("run -d --name plain_one --hostname plain lab {ECHO}"))?
+        .ok()?;
+    lab.ctl("h1", "network connect ov plain_one")?.ok()?;
+    docker.listed("plain-one")?;
+    let routes = docker.at("h1", "exec plain_one ip route")?.ok()?;
+    let way_out = routes.lines().find(|l| l.starts_with("default")).unwrap_or_default();
+    assert!(way_out.contains("dev eth0") && routes.contains("dev eth1"), "{routes}");
+    lab.container("h2", "asker", "--network ov")?;
+    let seen = lab.http(Place::In("asker"), "plain-one:80", 1)?;
+    assert_eq!(tally(&seen).keys().collect::<Vec<_>>(), ["plain"]);
+    lab.ctl("h1", "network disconnect ov plain_one")?.ok()?;
+    lab.ctl("h1", "network connect ov plain_one")?.ok()?;
+    docker.at("h1", "rm -f plain_one")?.ok()?;
+    until(10, "the endpoint of a container that docker removed to go", || {
+        Ok(docker.addresses()?.iter().all(|(name, _)| name == "asker"))
+    })
+}
