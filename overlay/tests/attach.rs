@@ -261,3 +261,26 @@ async fn a_container_that_ended_takes_its_veth_along() {
     assert!(matches!(gone, Error::SandboxGone { .. }), "{gone}");
     apply(&lab.overlay, [NetAction::DelLink(name)]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_has_of_its_interface() {
+    let lab = start().await;
+    let (_, veth) = lab.net.attach(&lab.pod, 5, true);
+    let peer = veth.peer;
+    let look = || mesh_overlay::inspect(&peer.netns, peer.inode, "eth0");
+    assert_eq!(look().await.unwrap(), None);
+    apply(&lab.overlay, [lab.net.put_veth(&lab.pod, 5)]).await;
+    let seen = look().await.unwrap().unwrap();
+    assert_eq!((seen.mac, seen.mtu, seen.up), (Some(peer.mac), veth.mtu, true));
+    assert!(seen.addrs.contains(&peer.addrs[0]), "{seen:?}");
+    let default = ("0.0.0.0/0".parse().unwrap(), Some(peer.gateways[0]));
+    assert!(seen.routes.contains(&default), "{seen:?}");
+    assert!(seen.routes.contains(&(peer.addrs[0].trunc(), None)), "{seen:?}");
+    // A route is as good in another table.
+    lab.pod.ok("ip route del default");
+    assert!(!look().await.unwrap().unwrap().routes.contains(&default));
+    lab.pod.ok(&format!("ip route add default via {} table 100", peer.gateways[0]));
+    assert!(look().await.unwrap().unwrap().routes.contains(&default));
+    let other = mesh_overlay::inspect(&peer.netns, peer.inode + 1, "eth0").await.unwrap_err();
+    assert!(matches!(other, Error::SandboxGone { .. }), "{other}");
+}

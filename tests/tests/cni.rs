@@ -156,6 +156,7 @@ fn a_container_that_a_runtime_attaches() -> Result<()> {
             Ok(c.run("ip link show dev eth0").is_err() && lab.at(H1, &format!("ip link show dev {host}"))?.status != 0)
         })?;
     }
+    race(&lab)?;
     several(&lab, &c)?;
     beside_another_network(&lab)?;
     // Whatever was wrong with an ADD, nothing of it stays.
@@ -197,6 +198,23 @@ fn check(lab: &Lab, c: &Container, settings: &Value, added: &Value) -> Result<()
     let seen = code()?;
     assert!(seen == 102 || seen == Value::Null, "{seen}");
     until(10, "the pair to be made anew", || Ok(code()? == Value::Null))
+}
+
+/// Of several ADDs for one container one succeeds, and is what there is.
+fn race(lab: &Lab) -> Result<()> {
+    let all = std::thread::scope(|scope| {
+        let add = || call(lab, H1, "ADD", "cni-a", &conf(json!({}))).map_err(|e| e.to_string());
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(add)).collect();
+        all.into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err("a thread failed".into())))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    let added: Vec<_> = all.iter().filter(|(status, _)| *status == 0).collect();
+    assert_eq!(added.len(), 1, "{all:?}");
+    assert!(all.iter().all(|(status, out)| *status == 0 || out["code"] == 101), "{all:?}");
+    let is = lab.network("ov")?.endpoints.into_iter().find(|e| e.name == "cni-a").map(|e| e.ip);
+    assert_eq!(is, Some(address_of(&added[0].1)));
+    ok(lab, H1, "DEL", "cni-a", &conf(json!({}))).map(drop)
 }
 
 /// One container on two networks, by one call and by two.
@@ -264,6 +282,20 @@ fn what_meshd_is_not_told_it_finds_out() -> Result<()> {
     drop(c);
     lab.lab(&["restart", "h2"])?.ok()?;
     until(20, "the endpoint to go after a restart", || Ok(endpoints(&lab)?.is_empty()))?;
+
+    // As after a power cut: another namespace has the container's path, and nobody has called DEL.
+    let c = Container::new("cni-b")?;
+    let before = ok(&lab, H2, "ADD", "cni-b", &settings)?;
+    lab.lab(&["kill", "h2"])?.ok()?;
+    drop(c);
+    let c = Container::new("cni-b")?;
+    lab.lab(&["restart", "h2"])?.ok()?;
+    let added = ok(&lab, H2, "ADD", "cni-b", &settings)?;
+    assert_ne!(address_of(&before), address_of(&added), "an address rests before it is given again");
+    c.run(&format!("ping -c1 -W1 {}", added["ips"][0]["gateway"].as_str().unwrap_or_default()))?;
+    assert_eq!(endpoints(&lab)?, ["cni-b"]);
+    ok(&lab, H2, "DEL", "cni-b", &settings)?;
+    drop(c);
 
     let c = Container::new("cni-b")?;
     ok(&lab, H2, "ADD", "cni-b", &settings)?;
