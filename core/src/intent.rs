@@ -63,24 +63,14 @@ pub fn desired(objects: &Objects, revision: u64, cluster: Id, me: Id, facts: &Fa
     let (Some(node), Some(ingress)) = (objects.nodes.get(&me), objects.ingress()) else {
         return out;
     };
-    let host = Host {
-        objects,
-        node,
-        local: local_networks(objects, me),
-        own: own_addresses(objects, cluster, ingress, node),
-    };
+    let host = Host::new(objects, cluster, ingress, node);
     host.ingress(cluster, ingress, facts, &mut out);
-    for network in host.local.iter().filter_map(|id| objects.networks.get(id)) {
+    for network in host.local.keys().filter_map(|id| objects.networks.get(id)) {
         host.network(network, &mut out);
     }
     host.balancer(ingress, facts, &mut out);
     host.names(&mut out.names);
     out
-}
-
-/// The networks that have an endpoint on `node`: only they exist there.
-fn local_networks(objects: &Objects, node: Id) -> BTreeSet<Id> {
-    objects.endpoints.values().filter(|e| e.node == node).map(|e| e.network).collect()
 }
 
 /// The node's own addresses, from which its host speaks into networks, with their ranges: in the
@@ -98,9 +88,43 @@ fn own_addresses(objects: &Objects, cluster: Id, ingress: &Network, node: &Node)
 struct Host<'a> {
     objects: &'a Objects,
     node: &'a Node,
-    local: BTreeSet<Id>,
     /// See [`own_addresses`].
     own: Vec<IpNet>,
+    /// The endpoints of this host.
+    here: Vec<&'a Endpoint>,
+    /// Of them, those whose container's namespace is known, by its inode.
+    sandboxes: BTreeMap<u64, Vec<&'a Endpoint>>,
+    /// The networks that have an endpoint here (only they exist here), with all their endpoints.
+    local: BTreeMap<Id, Vec<&'a Endpoint>>,
+    /// See [`Objects::members`].
+    members: BTreeMap<Id, Vec<&'a Endpoint>>,
+}
+
+impl<'a> Host<'a> {
+    /// Looks through all endpoints once, so that nobody has to who wants a few of them.
+    fn new(objects: &'a Objects, cluster: Id, ingress: &Network, node: &'a Node) -> Self {
+        let all = || objects.endpoints.values().map(AsRef::as_ref);
+        let here: Vec<&Endpoint> = all().filter(|e| e.node == node.id).collect();
+        let mut sandboxes: BTreeMap<u64, Vec<&Endpoint>> = BTreeMap::new();
+        for e in here.iter().filter(|e| e.sandbox.inode != 0) {
+            sandboxes.entry(e.sandbox.inode).or_default().push(e);
+        }
+        let mut local: BTreeMap<Id, Vec<&Endpoint>> = here.iter().map(|e| (e.network, Vec::new())).collect();
+        for e in all() {
+            if let Some(network) = local.get_mut(&e.network) {
+                network.push(e);
+            }
+        }
+        Self {
+            objects,
+            node,
+            own: own_addresses(objects, cluster, ingress, node),
+            here,
+            sandboxes,
+            local,
+            members: objects.members(),
+        }
+    }
 }
 
 impl Host<'_> {
@@ -239,7 +263,7 @@ impl Host<'_> {
             };
             nft.bridges.insert(bridge.clone(), rules);
         }
-        for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
+        for &e in self.endpoints_of(network) {
             match self.vtep(e) {
                 Some(vtep) => {
                     out.neighs.extend(e.ips().map(|ip| neighbour(&bridge, ip, e.mac)));
@@ -282,7 +306,7 @@ impl Host<'_> {
             ifname: if waits { waiting_name(e.id) } else { e.ifname.clone() },
             mac: e.mac,
             addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),
-            gateways: default_gateways(self.objects, e),
+            gateways: gateways(self.objects, e, self.siblings(e)),
         };
         out.veths.insert(
             name.clone(),
@@ -323,9 +347,17 @@ impl Host<'_> {
         );
     }
 
-    /// The endpoints of the same container, itself included.
-    fn siblings(&self, e: &Endpoint) -> impl Iterator<Item = &Endpoint> {
-        siblings(self.objects, e)
+    /// The endpoints of the same container of this host, itself included.
+    fn siblings<'b>(&'b self, e: &'b Endpoint) -> impl Iterator<Item = &'b Endpoint> + Clone {
+        let known = self.sandboxes.get(&e.sandbox.inode);
+        // Of a namespace that is not known yet, only the endpoint itself is.
+        let itself = known.is_none().then_some(e);
+        known.into_iter().flatten().copied().chain(itself)
+    }
+
+    /// All endpoints of a network that is here.
+    fn endpoints_of(&self, network: &Network) -> &[&Endpoint] {
+        self.local.get(&network.id).map_or(&[], Vec::as_slice)
     }
 
     fn is_reachable(&self, e: &Endpoint) -> bool {
@@ -349,25 +381,27 @@ impl Host<'_> {
 /// at most: each goes over its oldest network that has a way out and that family. `objects` has all
 /// endpoints of the container.
 pub fn default_gateways(objects: &Objects, e: &Endpoint) -> Vec<IpAddr> {
+    let (id, node, inode) = (e.id, e.node, e.sandbox.inode);
+    let all = objects.endpoints.values().map(AsRef::as_ref);
+    // Of a namespace that is not known yet, only the endpoint itself is.
+    let siblings = all.filter(|o: &&Endpoint| o.id == id || inode != 0 && o.node == node && o.sandbox.inode == inode);
+    gateways(objects, e, siblings)
+}
+
+/// As [`default_gateways`]; `siblings` are all endpoints of the container.
+fn gateways<'a>(objects: &Objects, e: &Endpoint, siblings: impl Iterator<Item = &'a Endpoint> + Clone) -> Vec<IpAddr> {
     if e.sandbox.routed {
         return Vec::new();
     }
     let is_outward = |o: &&Endpoint| objects.networks.get(&o.network).is_some_and(|n| !n.internal);
     let is_first = |ip: IpAddr| {
         let has_family = |o: &&Endpoint| o.ips().any(|other| other.is_ipv4() == ip.is_ipv4());
-        let first = siblings(objects, e).filter(has_family).filter(is_outward).min_by_key(|o| o.slot);
+        let first = siblings.clone().filter(has_family).filter(is_outward).min_by_key(|o| o.slot);
         first.is_some_and(|o| o.id == e.id)
     };
     let network = objects.networks.get(&e.network);
     let gateway = |ip: IpAddr| network.and_then(|n| n.subnet_of(ip)).map(|s| s.gateway);
     e.ips().filter(|ip| is_first(*ip)).filter_map(gateway).collect()
-}
-
-fn siblings<'a>(objects: &'a Objects, e: &Endpoint) -> impl Iterator<Item = &'a Endpoint> {
-    let (id, node, inode) = (e.id, e.node, e.sandbox.inode);
-    let all = objects.endpoints.values().map(AsRef::as_ref);
-    // Of a namespace that is not known yet, only the endpoint itself is.
-    all.filter(move |o: &&Endpoint| o.id == id || inode != 0 && o.node == node && o.sandbox.inode == inode)
 }
 
 fn neighbour(dev: &str, ip: IpAddr, mac: Mac) -> Neigh {

@@ -14,7 +14,7 @@ use crate::{Mac, objects::Protocol};
 
 /// In the number of a set of backends: those that have an IPv6 address, by that address. Every set
 /// that clients of both families can ask exists twice, without and with this bit; the programs add it
-/// by the packet's family.
+/// by the packet's family. One of IPv6 that nobody is in is left out.
 pub const V6: u32 = 1 << 31;
 /// In the number of a set of backends: those on this host only.
 pub const LOCAL: u32 = 1 << 30;

@@ -14,7 +14,7 @@ use mesh_core::{
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
     ipam, lb,
     objects::*,
-    spec::NetworkSpec,
+    spec::{NetworkSpec, ServiceSpec},
 };
 
 /// Asked for with `--ipv6` and these subnets.
@@ -341,9 +341,23 @@ fn sets_of_backends_exist_for_each_family() {
     let row = t.backends[&slot(3)];
     assert_eq!((row.ip4, row.ip6.map(IpAddr::V6)), (None, Some(ip("fd05::3"))));
     assert_eq!(t.locals[&veth_name(id(0x9001))].ip6.map(IpAddr::V6), Some(ip("fd02::3")));
-    // A published service of an IPv4 network has its set for IPv6 too, with nobody in it.
+    // A published service of an IPv4 network has none for IPv6, unless clients are to be refused by it.
     lab.network(3, "four", None);
     let four = lab.service(3, service_spec("four", &["four"], &[(9999, 80)]));
     let t = desired(&lab, 1).tables;
-    assert!(t.services[&(four.slot | lb::V6)].list.is_empty());
+    assert!(t.services.contains_key(&four.slot) && !t.services.contains_key(&(four.slot | lb::V6)));
+    let spec = ServiceSpec {
+        source_ranges: vec![SourceRange {
+            net: "fd00::/8".parse().unwrap(),
+            allow: true,
+        }],
+        ..service_spec("four", &["four"], &[(9999, 80)])
+    };
+    lab.ok(C::ServiceUpdate {
+        service: "four".into(),
+        version: four.version,
+        spec,
+    });
+    let t = desired(&lab, 1).tables;
+    assert!(t.services[&(four.slot | lb::V6)].ranged);
 }

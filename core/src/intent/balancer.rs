@@ -37,9 +37,8 @@ impl Host<'_> {
         let lost = self.objects.endpoints.values().filter(|e| !self.is_reachable(e));
         out.unreachable = lost.flat_map(|e| e.ips()).collect();
         self.namespaces(facts, &mut out.tables);
-        let members = self.objects.members();
         for service in self.objects.services.values() {
-            let all = members.get(&service.id).map_or(&[][..], Vec::as_slice);
+            let all = self.members.get(&service.id).map_or(&[][..], Vec::as_slice);
             self.service(service, all, &vxlan_name(ingress.id), out);
         }
         self.own_ports(out);
@@ -53,8 +52,11 @@ impl Host<'_> {
             affinity_secs: 0,
             ranged: false,
         };
-        let here = self.objects.endpoints.values().filter(|e| e.node == self.node.id);
-        for e in here.filter(|e| !e.ports.is_empty() && e.state != EndpointState::Starting) {
+        for e in self
+            .here
+            .iter()
+            .filter(|e| !e.ports.is_empty() && e.state != EndpointState::Starting)
+        {
             for port in &e.ports {
                 publish(port, e.slot | lb::LOCAL, LbReturn::Tunnel, &mut out.tables);
             }
@@ -68,17 +70,12 @@ impl Host<'_> {
     /// The namespaces whose sockets are balanced when they connect: the containers' and the host's.
     fn namespaces(&self, facts: &Facts, t: &mut lb::Tables) {
         let vni = |id| self.objects.networks.get(id).map(|n| n.vni);
-        for e in self
-            .objects
-            .endpoints
-            .values()
-            .filter(|e| e.node == self.node.id && e.sandbox.cookie != 0)
-        {
+        for e in self.here.iter().filter(|e| e.sandbox.cookie != 0) {
             let space = t.namespaces.entry(e.sandbox.cookie).or_default();
             space.networks.extend(vni(&e.network).filter(|_| space.networks.len() < NETWORKS));
         }
         if facts.cookie != 0 {
-            let all: BTreeSet<_> = self.local.iter().filter_map(vni).collect();
+            let all: BTreeSet<_> = self.local.keys().filter_map(vni).collect();
             let networks = all.into_iter().take(NETWORKS).collect();
             t.namespaces.insert(facts.cookie, lb::Namespace { host: true, networks });
         }
@@ -133,7 +130,7 @@ impl Host<'_> {
         if everywhere || only_here {
             sources(service, &mut out.tables);
         }
-        for vip in service.vips.iter().filter(|v| self.local.contains(&v.network)) {
+        for vip in service.vips.iter().filter(|v| self.local.contains_key(&v.network)) {
             let Some(network) = self.objects.networks.get(&vip.network) else {
                 continue;
             };
@@ -153,8 +150,13 @@ impl Host<'_> {
         }
     }
 
-    /// A set of backends: those that take new flows in its list, those that keep theirs as rows.
+    /// A set of backends: those that take new flows in its list, those that keep theirs as rows. A set of
+    /// IPv6 without any is left out, for the sake of large clusters without IPv6: to the programs it is
+    /// the same, but for clients that are not admitted.
     fn pool(&self, slot: u32, members: &[&Endpoint], options: PoolOptions, out: &mut Desired) {
+        if slot & lb::V6 != 0 && members.is_empty() && !options.ranged {
+            return;
+        }
         let weights: Vec<_> = members.iter().map(|e| (e.slot, self.weight(e))).collect();
         let (method, list) = balance::list(options.algorithm, &weights);
         let pool = lb::Pool {

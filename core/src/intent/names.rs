@@ -10,7 +10,7 @@ use crate::{
 
 impl Host<'_> {
     pub(super) fn names(&self, out: &mut NameTable) {
-        for network in self.local.iter().filter_map(|id| self.objects.networks.get(id)) {
+        for network in self.local.keys().filter_map(|id| self.objects.networks.get(id)) {
             for s in &network.subnets {
                 let listener = Listener {
                     network: network.id,
@@ -21,7 +21,7 @@ impl Host<'_> {
             }
             out.zones.insert(network.id, self.zone(network));
         }
-        for e in self.objects.endpoints.values().filter(|e| e.node == self.node.id) {
+        for e in &self.here {
             let mut others: Vec<_> = self.siblings(e).filter(|o| o.id != e.id).collect();
             others.sort_by_key(|o| o.slot);
             let networks = std::iter::once(e.network).chain(others.iter().map(|o| o.network)).collect();
@@ -55,7 +55,7 @@ impl Host<'_> {
             let vip = s.vips.iter().find(|v| v.network == network.id);
             add(s.name.clone(), vip.into_iter().flat_map(Vip::ips).collect());
         }
-        for e in self.objects.endpoints.values().filter(|e| e.network == network.id) {
+        for e in self.endpoints_of(network) {
             // A service's name is the service's, also when a container has it too.
             for name in std::iter::once(&e.name)
                 .chain(&e.aliases)
@@ -63,7 +63,10 @@ impl Host<'_> {
             {
                 add(name.clone(), e.ips().collect());
             }
-            for s in services.iter().filter(|s| s.has(e) && self.takes_new(e)) {
+        }
+        for s in &services {
+            let all = self.members.get(&s.id).into_iter().flatten();
+            for e in all.filter(|e| e.network == network.id && self.takes_new(e)) {
                 add(format!("tasks.{}", s.name), e.ips().collect());
                 if s.endpoint_mode == EndpointMode::Dnsrr {
                     add(s.name.clone(), e.ips().collect());
@@ -71,10 +74,8 @@ impl Host<'_> {
             }
         }
         let endpoints = self
-            .objects
-            .endpoints
-            .values()
-            .filter(|e| e.network == network.id)
+            .endpoints_of(network)
+            .iter()
             .flat_map(|e| e.ips().map(|ip| (ip, e.name.clone())));
         let vips = services.iter().flat_map(|s| {
             s.vips
