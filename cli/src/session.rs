@@ -2,16 +2,23 @@
 //! while it takes longer than a second.
 
 use std::{
-    future::Future,
+    future::{self, Future},
     io::{self, Write},
+    os::fd::AsFd,
     pin::pin,
+    thread,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mesh_api::local::{Error, Lines, LocalClient};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::{
     args::{Global, Output},
@@ -113,6 +120,23 @@ impl Session {
                 io::ErrorKind::BrokenPipe => Failure::ReaderGone,
                 _ => Failure::Output(e),
             })
+    }
+}
+
+/// Returns when nobody reads standard output any more, as in `meshctl events | head -1`: what follows a
+/// stream would otherwise notice only with the next line, which may never come.
+pub async fn reader_gone() {
+    let (tell, told) = oneshot::channel::<()>();
+    // It blocks until then, and ends with the process.
+    let watch = move || {
+        let out = io::stdout();
+        // No event is asked for: what is told regardless is that the other end has gone (poll(2)).
+        while poll(&mut [PollFd::new(out.as_fd(), PollFlags::empty())], PollTimeout::NONE) == Err(Errno::EINTR) {}
+        drop(tell);
+    };
+    match thread::Builder::new().name("reader".into()).spawn(watch) {
+        Ok(_) => drop(told.await),
+        Err(_) => future::pending().await,
     }
 }
 

@@ -1,12 +1,14 @@
 //! How it ends: exit codes of refusals, half-done removals, streams that are cut, meshd out of reach,
 //! readers that leave.
 
+#![expect(clippy::unwrap_used, reason = "test")]
+
 mod common;
 mod server;
 
 use std::{
-    io::{BufRead, BufReader, Read},
-    os::unix::fs::PermissionsExt,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     process::Stdio,
 };
 
@@ -170,5 +172,50 @@ fn a_reader_that_leaves_is_no_error() {
         let mut err = String::new();
         child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
         assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+/// A meshd whose streams begin and then stay silent.
+fn silent() -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut first = String::new();
+            stream.read_line(&mut first).unwrap();
+            let mut line = String::new();
+            while stream.read_line(&mut line).unwrap() > 2 {
+                line.clear();
+            }
+            let traffic = json!({"time": "2026-01-31T12:00:00Z", "clock_ns": 1, "reasons": []}).to_string();
+            let reply = match first.contains("/v1/traffic") {
+                true => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{traffic}", traffic.len()),
+                false => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned(),
+            };
+            stream.get_mut().write_all(reply.as_bytes()).unwrap();
+            held.push(stream);
+        }
+    });
+    (dir, path)
+}
+
+#[test]
+fn a_reader_that_leaves_a_silent_stream_ends_it() {
+    let (_dir, socket) = silent();
+    for line in ["events", "flows", "flows --drops"] {
+        let mut child = command(&words(line))
+            .env("MESHD_SOCKET", &socket)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut err = String::new();
+        // Its end closes this, and nothing else does.
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""), "{line}");
     }
 }

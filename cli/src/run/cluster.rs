@@ -1,5 +1,7 @@
 //! init, join, leave, token, status, doctor, events.
 
+use std::pin::pin;
+
 use mesh_api::rest::{Doctor, Event, InitReply, InitRequest, JoinReply, JoinRequest, LeaveRequest, Since, StatusView, TokenReply, paths};
 use mesh_core::{Refusal, spec};
 use serde::Deserialize;
@@ -11,7 +13,7 @@ use crate::{
     },
     failure::Failure,
     render,
-    session::Session,
+    session::{Session, reader_gone},
 };
 
 /// Makes a cluster.
@@ -148,7 +150,11 @@ pub async fn events(session: &Session, since: Option<Since>) -> Result<(), Failu
         .map(|s| format!("?since={}", paths::escape(&s.to_string())))
         .unwrap_or_default();
     let mut lines = session.lines(&format!("{}{query}", paths::EVENTS)).await?;
-    while let Some(line) = lines.next().await? {
+    let mut gone = pin!(reader_gone());
+    while let Some(line) = tokio::select! {
+        line = lines.next() => line?,
+        () = &mut gone => return Err(Failure::ReaderGone),
+    } {
         let event: Event = serde_json::from_str(&line)?;
         let text = match session.output {
             _ if session.quiet => event.id.to_string(),

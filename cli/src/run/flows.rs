@@ -1,6 +1,6 @@
 //! flows: events as they come, and at the end what the counters say.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use mesh_api::rest::{FlowEvent, FlowLine, TrafficView, paths};
 use mesh_core::Refusal;
@@ -11,7 +11,7 @@ use crate::{
     args::{Output, traffic::Flows},
     failure::Failure,
     render::{self, Table},
-    session::Session,
+    session::{Session, reader_gone},
 };
 
 /// Reasons that are new flows: shown one by one, and those that are only counted, for which a socket was
@@ -58,9 +58,11 @@ pub async fn run(session: &Session, args: &Flows) -> Result<(), Failure> {
     let end = args.time.map(|s| Instant::now() + Duration::from_secs(s.into()));
     let mut head = Some(head(args.drops));
     let (mut shown, mut missed) = (0, 0);
+    let mut gone = pin!(reader_gone());
     while args.count.is_none_or(|n| shown < n) {
         let line = tokio::select! {
             line = lines.next() => line?,
+            () = &mut gone => return Err(Failure::ReaderGone),
             _ = tokio::signal::ctrl_c() => break,
             () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => break,
         };

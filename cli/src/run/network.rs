@@ -6,9 +6,12 @@ use serde::Deserialize;
 
 use super::{inspect, made};
 use crate::{
-    args::network::{Connect, Create, Network},
+    args::{
+        Output,
+        network::{Connect, Create, Network},
+    },
     failure::Failure,
-    render::Table,
+    render::{self, Table},
     session::Session,
 };
 
@@ -22,7 +25,11 @@ pub async fn run(session: &Session, command: Network) -> Result<(), Failure> {
         Network::Prune => {
             let value = session.post(paths::NETWORKS_PRUNE, &()).await?;
             let reply = PruneReply::deserialize(&value)?;
-            session.answer(&value, |_| Ok(reply.removed.iter().map(|n| format!("{n}\n")).collect()))
+            match session.output {
+                // Their names are all that is left of them, also with -q.
+                Output::Table => session.print(&reply.removed.iter().map(|n| format!("{n}\n")).collect::<String>()),
+                Output::Json => session.print(&render::json(&value)?),
+            }
         }
         Network::Connect(args) => connect(session, args).await,
         Network::Disconnect(args) => {
