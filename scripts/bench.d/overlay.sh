@@ -1,26 +1,32 @@
 # shellcheck shell=bash
 # From container to container between two hosts: meshd, the plain bridge and vxlan device that anyone would
-# set up by hand, and from host to host without an overlay. Sourced by scripts/bench.
+# set up by hand, Docker's overlay, and from host to host without an overlay. Sourced by scripts/bench.
 # shellcheck source=scripts/bench.d/hosts.sh
 . scripts/bench.d/hosts.sh
+# shellcheck source=scripts/bench.d/docker.sh
+. scripts/bench.d/docker.sh
+
+OVERLAY_WAYS=(meshd plain docker underlay)
 
 overlay_begin() {
     local way
     need_hosts
+    need_docker
     # A way: the namespace that asks, and the address that answers.
-    declare -gA FROM=([meshd]=b2 [plain]=mesh-p1c [underlay]=mesh-p1)
-    declare -gA TO=([meshd]=$(address_of b3) [plain]=10.200.0.12 [underlay]=192.168.77.212)
-    for way in meshd plain underlay; do
+    declare -gA FROM=([meshd]=b2 [plain]=mesh-p1c [docker]=mesh-p4d [underlay]=mesh-p1)
+    declare -gA TO=([meshd]=$(address_of b3) [plain]=10.200.0.12 [docker]=$D5 [underlay]=192.168.77.212)
+    for way in "${OVERLAY_WAYS[@]}"; do
         within 15 answers "${FROM[$way]}" "${TO[$way]}:5000" || die 1 "no answer over $way"
     done
     goal 'TCP stream' least 0.75 underlay
     goal 'TCP stream' least 1.25 plain
+    goal 'TCP stream' least 1.3 docker
     goal 'TCP round trip p50' most 1.2 underlay
 }
 
 overlay_round() {
     local way out
-    for way in meshd plain underlay; do
+    for way in "${OVERLAY_WAYS[@]}"; do
         out=$(in_ns "${FROM[$way]}" iperf3 -c "${TO[$way]}" -t "$EACH" -J) || die 1 "iperf3 over $way: $(jq -r .error <<<"$out")"
         sample 'TCP stream' Gb/s "$way" "$(jq '.end.sum_received.bits_per_second / 1e9' <<<"$out")"
         out=$(in_ns "${FROM[$way]}" meshd-bench rr "${TO[$way]}:5000" --seconds "$EACH") || die 1 "round trips over $way"
