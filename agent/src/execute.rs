@@ -124,7 +124,12 @@ impl Executor {
 
     /// Removes what an earlier cluster left in the kernel, if there is anything.
     pub async fn clear(&mut self) -> Vec<String> {
-        match self.observe(None).await {
+        let seen = self.observe(None).await.map(|mut seen| {
+            // What is in our way is not ours.
+            seen.overlay.blocked = false;
+            seen
+        });
+        match seen {
             Ok(seen) if seen == Observed::default() => Vec::new(),
             Ok(_) => {
                 tracing::info!("removing what an earlier cluster left on this host");

@@ -59,6 +59,9 @@ pub enum NetAction {
     DelNeigh(Neigh),
     /// Replaces the packet filter's table in one transaction; `None` removes it.
     SetNft(Option<Nft>),
+    /// Has the chains that drop what they do not know let through what goes to or comes from our
+    /// bridges.
+    PassForward,
     /// Ends TCP and connected UDP sockets to endpoints that are gone: they were given them when they
     /// connected, and no packet of theirs would be answered.
     EndSockets {
@@ -118,6 +121,7 @@ impl fmt::Display for Action {
                 NetAction::DelNeigh(n) => write!(f, "neigh del {} dev {}", n.ip, n.dev),
                 NetAction::SetNft(Some(n)) => write!(f, "nft set {} bridges {} peers", n.bridges.len(), n.peers.len()),
                 NetAction::SetNft(None) => write!(f, "nft delete table"),
+                NetAction::PassForward => write!(f, "nft pass forward"),
                 NetAction::EndSockets { sandbox, peers } => match sandbox {
                     Some((netns, _)) => write!(f, "sockets end to {} in {netns}", Words(peers)),
                     None => write!(f, "sockets end to {}", Words(peers)),

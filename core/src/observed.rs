@@ -61,6 +61,8 @@ pub struct SeenOverlay {
     /// The packet filter's table; `None` when there is none. A table that is not as overlay would
     /// write it for any [`Nft`] is seen as `Nft::default()`, which no host wants.
     pub nft: Option<Nft>,
+    /// Another table of the host drops what is forwarded to and from our bridges.
+    pub blocked: bool,
 }
 
 /// All of it.

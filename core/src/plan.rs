@@ -104,6 +104,10 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
     if desired.nft != seen.overlay.nft {
         steps.first.push(NetAction::SetNft(desired.nft.clone()));
     }
+    // Only once our own table keeps networks apart.
+    if seen.overlay.blocked && desired.nft.as_ref().is_some_and(|n| !n.bridges.is_empty()) {
+        steps.first.push(NetAction::PassForward);
+    }
     let (bridges, vxlans): (Vec<_>, Vec<_>) = desired.links.iter().partition(|(_, (_, l))| matches!(l, Link::Bridge { .. }));
     for (name, (id, link)) in bridges.into_iter().chain(vxlans) {
         let mark = (cluster, *id);

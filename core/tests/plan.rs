@@ -118,6 +118,7 @@ fn net(seen: &mut Observed, step: NetAction) {
         }
         NetAction::DelNeigh(n) => drop(o.neighs.remove(&n)),
         NetAction::SetNft(n) => o.nft = n,
+        NetAction::PassForward => o.blocked = false,
         NetAction::EndSockets { .. } => {}
     }
 }

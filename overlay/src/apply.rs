@@ -69,6 +69,7 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
         NetAction::AddNeigh(neigh) => neigh::add(socket, neigh).await,
         NetAction::DelNeigh(neigh) => neigh::remove(socket, neigh).await,
         NetAction::SetNft(nft) => overlay.filter.set(nft.as_ref()).await,
+        NetAction::PassForward => overlay.filter.pass().await,
         NetAction::EndSockets { sandbox, peers } => end_sockets(sandbox.as_ref(), peers.clone()).await,
     }
 }

@@ -76,8 +76,10 @@ impl Overlay {
     /// # Errors
     /// When the kernel refuses, when its tables would not hold still, or when nft is missing.
     pub async fn dump(&self, cluster: Option<Id>) -> Result<SeenOverlay, Error> {
-        let nft = self.filter.get().await?;
-        dump::read(&self.socket, cluster, nft).await
+        let filter = self.filter.get().await?;
+        let mut seen = dump::read(&self.socket, cluster, filter.nft).await?;
+        seen.blocked = filter.blocked;
+        Ok(seen)
     }
 
     /// Carries out one step. Making what is there already, or removing what is gone, is success.

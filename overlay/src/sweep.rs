@@ -34,6 +34,11 @@ pub(crate) async fn sweep(overlay: &Overlay) -> Result<Vec<String>, Vec<Error>> 
         },
         Err(e) => failed.push(e),
     }
+    match overlay.filter.pass_no_more().await {
+        Ok(false) | Err(Error::NftMissing) => {}
+        Ok(true) => removed.push("rules in the chain FORWARD".into()),
+        Err(e) => failed.push(e),
+    }
     removed.sort();
     if failed.is_empty() { Ok(removed) } else { Err(failed) }
 }

@@ -41,6 +41,33 @@ fn value() -> Nft {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_drops_what_it_does_not_know_is_passed() {
+    let host = Ns::new();
+    let overlay = host.overlay().await;
+    // As Docker leaves it.
+    host.ok("nft add table ip filter");
+    host.ok("nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }");
+    host.ok("nft add rule ip filter FORWARD iifname docker0 accept");
+    let seen = async || overlay.dump(None).await.unwrap();
+    assert!(seen().await.blocked);
+    let rules = || host.ok("nft list chain ip filter FORWARD").matches("comment \"meshd\"").count();
+    for _ in 0..2 {
+        apply(&overlay, [NetAction::PassForward]).await;
+        assert!(!seen().await.blocked);
+        assert_eq!(rules(), 2);
+    }
+    host.ok("nft flush chain ip filter FORWARD");
+    assert!(seen().await.blocked, "it is put back");
+    apply(&overlay, [NetAction::PassForward]).await;
+    overlay.sweep().await.unwrap();
+    assert_eq!(rules(), 0);
+    assert!(
+        host.ok("nft list chain ip filter FORWARD").contains("policy drop"),
+        "the rest is theirs"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_filter_is_read_back_and_any_edit_is_seen() {
     let host = Ns::new();
     let overlay = host.overlay().await;

@@ -73,6 +73,7 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     }
     let outside = docker.at("h1", "exec one nslookup outside.example")?.ok()?;
     assert!(outside.contains("198.51.100.1"), "{outside}");
+    docker.at("h1", "exec one ping -c 1 -W 2 198.51.100.1")?.ok()?;
     // A service's port on every node; a container's own on its host.
     lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
     let own = lab.http(Place::Client, &format!("{}:9090", address("h2")), 1)?;

@@ -7,6 +7,7 @@
 
 mod generation;
 mod listing;
+mod pass;
 mod program;
 mod ruleset;
 
@@ -18,6 +19,7 @@ use tokio::sync::OnceCell;
 use crate::{error::Error, netns};
 use generation::Generation;
 use listing::{Listing, Skeleton};
+use pass::{FAMILIES, Forward};
 use program::Program;
 
 /// The table of one network namespace.
@@ -28,10 +30,19 @@ pub(crate) struct Filter {
     /// `None`: this kernel does not tell it.
     generation: OnceCell<Option<Generation>>,
     /// What was read last, and the generation that it was at least as new as.
-    read: Mutex<Option<(u32, Option<Nft>)>>,
+    read: Mutex<Option<(u32, Seen)>>,
     skeleton: OnceCell<Skeleton>,
     /// What was written last: it is wanted back as it was given, lists in the order they had.
     last: Mutex<Option<Nft>>,
+}
+
+/// The table, and whether the host's other ones let containers' packets pass.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// `None` when there is none, an empty value when it is not as it would be written for any value.
+    pub(crate) nft: Option<Nft>,
+    /// A FORWARD chain of iptables drops what it does not know, and does not know us.
+    pub(crate) blocked: bool,
 }
 
 impl Filter {
@@ -57,9 +68,8 @@ impl Filter {
         Ok(())
     }
 
-    /// Reads the table: `None` when there is none, an empty value when it is not as it would be
-    /// written for any value.
-    pub(crate) async fn get(&self) -> Result<Option<Nft>, Error> {
+    /// Reads the table, and the chains that are in our way.
+    pub(crate) async fn get(&self) -> Result<Seen, Error> {
         let now = self.generation().await;
         {
             let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,9 +77,48 @@ impl Filter {
                 return Ok(value.clone());
             }
         }
-        let value = self.list().await?;
+        let mut blocked = false;
+        for family in FAMILIES {
+            blocked |= self.forward(family).await?.is_some_and(|f| f.is_blocking());
+        }
+        let value = Seen {
+            nft: self.list().await?,
+            blocked,
+        };
         *self.read.lock().unwrap_or_else(PoisonError::into_inner) = now.map(|now| (now, value.clone()));
         Ok(value)
+    }
+
+    /// A family's FORWARD chain of iptables, where there is one.
+    async fn forward(&self, family: &'static str) -> Result<Option<Forward>, Error> {
+        let text = self.program.list_forward(family).await?;
+        Ok(text.as_deref().and_then(Forward::read))
+    }
+
+    /// Lets containers' packets pass the chains that are in their way.
+    pub(crate) async fn pass(&self) -> Result<(), Error> {
+        let mut commands = String::new();
+        for family in FAMILIES {
+            if let Some(forward) = self.forward(family).await?.filter(Forward::is_blocking) {
+                commands += &forward.passing(family);
+            }
+        }
+        self.program.load("let containers pass the chain FORWARD", commands).await
+    }
+
+    /// Takes that back; true when there was something.
+    pub(crate) async fn pass_no_more(&self) -> Result<bool, Error> {
+        let mut commands = String::new();
+        for family in FAMILIES {
+            if let Some(forward) = self.forward(family).await? {
+                commands += &forward.removal(family);
+            }
+        }
+        let had = !commands.is_empty();
+        self.program
+            .load("remove the rules from the chain FORWARD", commands)
+            .await
+            .map(|()| had)
     }
 
     /// The ruleset's generation, where the kernel tells it.

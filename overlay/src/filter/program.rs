@@ -28,6 +28,14 @@ impl Program {
         self.0.run(list).await?
     }
 
+    /// The chain FORWARD of a family of iptables as JSON; `None` when there is none.
+    pub(super) async fn list_forward(&self, family: &'static str) -> Result<Option<String>, Error> {
+        let request = "list the chain FORWARD";
+        self.0
+            .run(move || listed(request, &["-j", "list", "chain", family, "filter", "FORWARD"]))
+            .await?
+    }
+
     /// Loads the commands in a namespace that nobody uses, and lists the table there.
     pub(super) async fn try_out(text: String) -> Result<String, Error> {
         let request = "try out the table inet meshd";
@@ -52,8 +60,11 @@ fn load(request: &str, text: &str) -> Result<(), Error> {
 }
 
 fn list() -> Result<Option<String>, Error> {
-    let request = "list the table inet meshd";
-    let output = run(request, &["-j", "list", "table", "inet", ruleset::TABLE], "")?;
+    listed("list the table inet meshd", &["-j", "list", "table", "inet", ruleset::TABLE])
+}
+
+fn listed(request: &str, args: &[&str]) -> Result<Option<String>, Error> {
+    let output = run(request, args, "")?;
     if output.status.success() {
         return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
     }
