@@ -26,9 +26,9 @@ impl App {
         Ok((found.cloned().collect(), all.clone()))
     }
 
-    /// Detaches what has all of these labels; returns once its interfaces are gone, unless told not to wait. Nothing is drained:
-    /// the runtime has ended the container already. What is still being attached is given up, and what
-    /// no manager answers for is removed as soon as one does.
+    /// Detaches what has all of these labels; returns once its interfaces are gone, unless told not to
+    /// wait. Nothing is drained: the runtime has ended the container already. What is still being
+    /// attached is given up, and what no manager answers for is removed as soon as one does.
     pub async fn detach(&self, request: &DetachRequest) -> Result<DetachReply, Refusal> {
         if request.labels.is_empty() {
             return Err(Refusal::malformed("no labels are given: name those of the endpoints to detach"));

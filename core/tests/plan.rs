@@ -392,7 +392,10 @@ fn a_containers_own_port_answers_at_its_node() {
     assert_eq!((t.published[&key].service, t.published[&key].target), (slot | LOCAL, 81));
     assert_eq!(t.bound[&(ip("192.168.77.11"), Protocol::Tcp, 9001)].service, slot | LOCAL);
     assert_eq!(t.services[&(slot | LOCAL)].list, [slot]);
-    assert!(!t.services.contains_key(&(slot | LOCAL | V6)), "no set: answered at once, by nobody");
+    assert!(
+        !t.services.contains_key(&(slot | LOCAL | V6)),
+        "no set: answered at once, by nobody"
+    );
     assert!(t.backends[&slot].local);
     assert!(!desired(&lab, 2).tables.published.contains_key(&key));
     lab.ok(C::EndpointRemove { id: id(0x9007) });

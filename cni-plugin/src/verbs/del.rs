@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::{call::Call, config::Head, failure::Failure, meshd::Meshd, naming::attachment_labels, note, turn};
 
-/// All of a DEL. meshd waits 10 s at most until the kernel has let go.
+/// All of a DEL. meshd gives its managers less, and does not wait for the kernel.
 const TIME: Duration = Duration::from_secs(20);
 /// How long an ADD of the same container may go on: the runtime has given it up.
 const TURN_TIME: Duration = Duration::from_secs(3);
