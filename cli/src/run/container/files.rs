@@ -15,6 +15,7 @@ use super::{Error, setup::Setup};
 
 /// Covered while the files are made, then uncovered again; exists everywhere.
 const STAGE: &str = "/tmp";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 /// The cache of names of glibc's nscd, which would answer with the host's.
 const NSCD: &str = "/run/nscd";
@@ -27,11 +28,11 @@ pub fn cover(setup: &Setup) -> Result<(), Error> {
     // What the host mounts later still appears here, and nothing of this appears there.
     change(None, "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE)?;
     change(Some("mesh-run"), STAGE, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
-    place("/etc/resolv.conf", &resolv_conf(setup), true)?;
-    place("/etc/hosts", &hosts(setup), false)?;
-    place("/etc/hostname", &format!("{}\n", setup.hostname), false)?;
+    resolver(&resolv_conf(setup))?;
+    place("/etc/hosts", &hosts(setup))?;
+    place("/etc/hostname", &format!("{}\n", setup.hostname))?;
     if let Some(text) = read(NSSWITCH)? {
-        place(NSSWITCH, &nsswitch(&text), false)?;
+        place(NSSWITCH, &nsswitch(&text))?;
     }
     if Path::new("/sys/class/net").exists() {
         devices()?;
@@ -53,20 +54,44 @@ fn devices() -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts a file of its own over one of the host's. One that the host does not have is left out unless it `must`
-/// be there.
-fn place(path: &'static str, text: &str, must: bool) -> Result<(), Error> {
+/// The resolver's file, which has to be there. Who keeps it in a directory of its own below /run, as
+/// systemd-resolved does, replaces it by renaming, which takes a cover off the file; so the directory is covered.
+fn resolver(text: &str) -> Result<(), Error> {
+    let real = fs::canonicalize(RESOLV_CONF).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Error::NoFile(RESOLV_CONF),
+        _ => Error::io(format!("find {RESOLV_CONF}"))(e),
+    })?;
+    match own_directory(&real).and_then(Path::to_str) {
+        Some(dir) => {
+            change(Some("mesh-run"), dir, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
+            make(&real, text)
+        }
+        None => place(RESOLV_CONF, text),
+    }
+}
+
+/// The directory of a file, if it is one of its owner's below /run.
+fn own_directory(file: &Path) -> Option<&Path> {
+    file.parent().filter(|dir| dir.parent().is_some_and(|up| up.starts_with("/run")))
+}
+
+/// Puts a file of its own over one of the host's, if the host has it.
+fn place(path: &str, text: &str) -> Result<(), Error> {
     if !Path::new(path).exists() {
-        return if must { Err(Error::NoFile(path)) } else { Ok(()) };
+        return Ok(());
     }
     let own = format!("{STAGE}/{}", path.rsplit('/').next().unwrap_or_default());
-    let make = || {
-        fs::write(&own, text)?;
-        // Whatever umask meshctl was started with.
-        fs::set_permissions(&own, Permissions::from_mode(0o644))
-    };
-    make().map_err(Error::io(format!("make {own}")))?;
+    make(Path::new(&own), text)?;
     change(Some(&own), path, None, MsFlags::MS_BIND)
+}
+
+fn make(path: &Path, text: &str) -> Result<(), Error> {
+    let make = || {
+        fs::write(path, text)?;
+        // Whatever umask meshctl was started with.
+        fs::set_permissions(path, Permissions::from_mode(0o644))
+    };
+    make().map_err(Error::io(format!("make {}", path.display())))
 }
 
 fn change(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags) -> Result<(), Error> {
@@ -128,6 +153,20 @@ mod tests {
         assert_eq!(last("a.example"), "fd00::5 a.example a web-1");
         assert!(hosts(&setup("a")).contains("\n10.0.0.5 a web-1\n"));
         assert!(resolv_conf(&setup("a")).contains("\nnameserver 10.0.0.1\n"));
+    }
+
+    #[test]
+    fn only_a_directory_of_its_own_is_covered() {
+        for (file, dir) in [
+            ("/run/systemd/resolve/stub-resolv.conf", Some("/run/systemd/resolve")),
+            ("/run/NetworkManager/resolv.conf", Some("/run/NetworkManager")),
+            ("/run/resolv.conf", None),
+            ("/etc/resolv.conf", None),
+            ("/etc/run/resolv.conf", None),
+            ("/", None),
+        ] {
+            assert_eq!(own_directory(Path::new(file)), dir.map(Path::new), "{file}");
+        }
     }
 
     #[test]
