@@ -150,12 +150,13 @@ impl Reconciler {
             self.member.mark_unchanged();
             let begun = Instant::now();
             let fine = self.pass().await;
-            self.passes.took(begun.elapsed());
+            let took = begun.elapsed();
+            self.passes.took(took);
             if !fine {
                 // Its own doing, mostly; what else there was waits for the next try.
                 while events.next().now_or_never().flatten().is_some() {}
             }
-            pace.passed(fine, Instant::now());
+            pace.passed(fine, took, Instant::now());
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),

@@ -8,6 +8,11 @@ use tokio::time::Instant;
 
 /// A full look at the kernel at least this often, for what sends no event.
 const RESYNC: Duration = Duration::from_secs(10);
+/// Or less often, on a host of a cluster so large that it takes long: one part in so many of the time goes
+/// into looking.
+const SHARE: u32 = 50;
+/// But no less often than this.
+const RESYNC_LAST: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// What one change makes of events arrives within this.
@@ -36,12 +41,12 @@ impl Pace {
         }
     }
 
-    /// A pass ended.
-    pub fn passed(&mut self, fine: bool, now: Instant) {
+    /// A pass ended, which took so long.
+    pub fn passed(&mut self, fine: bool, took: Duration, now: Instant) {
         self.blind = false;
         if fine {
             *self = Self {
-                due: now + RESYNC,
+                due: now + (took * SHARE).clamp(RESYNC, RESYNC_LAST),
                 ..Self::new(now)
             };
         } else {
@@ -84,7 +89,7 @@ mod tests {
         let now = Instant::now();
         let mut pace = Pace::new(now);
         assert_eq!(pace.due(), now);
-        pace.passed(true, now);
+        pace.passed(true, MS, now);
         assert_eq!(pace.due(), now + RESYNC);
         for n in 0..15 {
             pace.event(now + n * MS);
@@ -99,7 +104,7 @@ mod tests {
         let (mut now, mut pace) = (begin, Pace::new(begin));
         let mut passes = 0;
         while now < begin + 60 * 1000 * MS {
-            pace.passed(false, now);
+            pace.passed(false, MS, now);
             pace.event(now + MS);
             assert!(pace.due() <= now + CALM, "and what others broke waits no longer than this");
             now = pace.due();
@@ -107,24 +112,36 @@ mod tests {
         }
         assert!(passes < 70, "{passes} passes in a minute");
         // Without events the waits grow further.
-        pace.passed(false, now);
+        pace.passed(false, MS, now);
         assert_eq!(pace.due(), now + RETRY_LAST);
         // Success ends it.
-        pace.passed(true, now);
+        pace.passed(true, MS, now);
         pace.event(now);
         assert_eq!(pace.due(), now + BURST);
-        pace.passed(false, now);
+        pace.passed(false, MS, now);
         assert_eq!(pace.due(), now + RETRY_FIRST);
+    }
+
+    #[test]
+    fn long_looks_are_made_less_often() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        pace.passed(true, 1000 * MS, now);
+        assert_eq!(pace.due(), now + 50 * 1000 * MS);
+        pace.passed(true, 9000 * MS, now);
+        assert_eq!(pace.due(), now + RESYNC_LAST);
+        pace.event(now);
+        assert_eq!(pace.due(), now + BURST, "whatever happens is looked at as soon as ever");
     }
 
     #[test]
     fn deaf_for_a_second_at_most() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        pace.passed(true, now);
+        pace.passed(true, MS, now);
         pace.blind(now);
         assert!(pace.is_blind() && pace.due() == now + CALM);
-        pace.passed(true, now);
+        pace.passed(true, MS, now);
         assert!(!pace.is_blind());
     }
 }
