@@ -7,9 +7,10 @@
 use std::{
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
+use mesh_control::disk::DiskError;
 use mesh_dns::Dns;
 use mesh_loader::Loader;
 use mesh_overlay::Overlay;
@@ -31,7 +32,7 @@ use crate::{
     events::EventLog,
     execute::{Executor, chain},
     founding,
-    ledger::Ledger,
+    ledger::{Ledger, LedgerError},
     local_api,
     membership::{Membership, Parts},
     metrics::{self, Metrics, Passes},
@@ -45,12 +46,28 @@ const STOP_TIME: Duration = Duration::from_secs(4);
 /// How long the last of the ledger may take to get to disk: what is missing comes from the managers.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
 
+/// A meshd that was killed has its files until the kernel has ended the last of its threads, which one
+/// that was changing links may take a while to.
+const PREDECESSOR_TIME: Duration = Duration::from_secs(3);
+
+async fn open_ledger(path: &Path) -> Result<Ledger, LedgerError> {
+    let end = Instant::now() + PREDECESSOR_TIME;
+    loop {
+        match Ledger::open(path) {
+            Err(LedgerError::Disk(DiskError::InUse { .. })) if Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Runs the agent until it is told to stop. The data plane stays as it is then.
 pub async fn agent(config: Config) -> Result<(), Exit> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Exit::new("meshd programs the kernel's network: run it as root"));
     }
-    let ledger = Arc::new(Ledger::open(&config.data_dir.join("ledger.redb"))?);
+    let ledger = Arc::new(open_ledger(&config.data_dir.join("ledger.redb")).await?);
     let attachments = Arc::new(Attachments::default());
     let events = Arc::new(EventLog::new(&ledger.view().objects));
     let dns = Arc::new(Dns::new(mesh_dns::Config {

@@ -57,7 +57,7 @@ fn kills_leave_nothing_behind() -> Result<()> {
             let busy = scope.spawn(|| lab.argv(H2, &["sh", "-c", COME_AND_GO]).map(drop).map_err(|e| e.to_string()));
             pause(after);
             lab.lab(&["kill", "h2"])?.ok()?;
-            lab.lab(&["restart", "h2"])?.ok()?;
+            lab.lab(&["restart", "h2"])?.ok().map_err(|e| format!("after kill {n}: {e}"))?;
             Ok(busy.join().map_err(|_| "the thread of the container panicked")??)
         })?;
         for (connection, backend) in &mut connections {
