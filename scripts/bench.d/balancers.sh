@@ -20,7 +20,9 @@ kube_rules() {
         print "-A POSTROUTING -j KUBE-POSTROUTING"
         print "-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN"
         print "-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000"
-        print "-A KUBE-POSTROUTING -j MASQUERADE --random-fully"
+        # kube-proxy says --random-fully. With one client and one backend every port that it draws is in
+        # TIME_WAIT at the backend, whose timestamps are another connection: a second of waiting each.
+        print "-A KUBE-POSTROUTING -j MASQUERADE"
         print "-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000"
         for (i = 1; i <= n; i++)
             printf "-A KUBE-SERVICES -d 10.96.%d.%d/32 -p tcp --dport 80 -j KUBE-SVC-%d\n", i / 256, i % 256, i

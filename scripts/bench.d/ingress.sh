@@ -91,6 +91,11 @@ ingress_round() {
     done
 }
 
+# Its hosts have no manager any more: another bench makes its own.
+ingress_end() {
+    $LAB down
+}
+
 # connections ADDRESS: so many per second.
 connections() {
     in_ns mesh-client meshd-bench connect "$1" --seconds "$EACH" | jq .per_second
