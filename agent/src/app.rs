@@ -164,9 +164,8 @@ impl App {
 
     /// Removes an endpoint of this host that an engine gives up; returns once its interface is gone.
     /// One that does not exist is gone; where no manager answers, it goes as soon as one does.
-    pub async fn let_go(&self, id: Id) -> Result<(), Refusal> {
+    pub async fn let_go(&self, id: Id) {
         self.take_back(id).await;
-        Ok(())
     }
 
     /// Removes a failed attachment, and waits until it is gone from this host: what was tried can be
@@ -224,7 +223,7 @@ impl App {
     /// by every node first, and its flows may end within the time that its service gives them, unless
     /// that is forced.
     pub async fn disconnect(&self, network: &str, request: DisconnectRequest) -> Result<(), Refusal> {
-        let node = self.membership.node().await.ok_or_else(no_cluster)?;
+        let node = self.own_node().await?;
         let read = self.query(Query::Network(network.to_owned())).await?;
         let here = read.objects.iter().filter_map(|o| match o {
             Object::Endpoint(e) if e.node == node => Some(e.as_ref()),

@@ -13,14 +13,14 @@ use mesh_core::{
 use tokio::time::timeout;
 
 use crate::{
-    app::{ATTACH_TIME, App, no_cluster},
+    app::{ATTACH_TIME, App},
     attachments::has_all,
 };
 
 impl App {
     /// The endpoints of this host that have all of these labels, with all objects.
     pub async fn attachments_with(&self, labels: &Labels) -> Result<(Vec<Arc<Endpoint>>, Arc<Objects>), Refusal> {
-        let node = self.membership.node().await.ok_or_else(no_cluster)?;
+        let node = self.own_node().await?;
         let all = self.ledger.view().objects;
         let found = all.endpoints.values().filter(|e| e.node == node && has_all(&e.labels, labels));
         Ok((found.cloned().collect(), all.clone()))

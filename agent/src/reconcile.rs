@@ -298,13 +298,17 @@ impl Reconciler {
             ..Applied::default()
         };
         let complaints = out.errors.len();
-        let mut own = BTreeSet::new();
+        let (mut own, mut apart) = (BTreeSet::new(), true);
         let endpoints: BTreeMap<String, Id> = desired.veths.values().map(|v| (veth_name(v.endpoint), v.endpoint)).collect();
         for step in &steps {
             tracing::debug!(%step, "step");
             let endpoint = veth_of(step).and_then(|name| endpoints.get(name)).copied();
             // Its other steps can only fail for want of the interface, and hide the reason.
             if endpoint.is_some_and(|id| own.contains(&id)) {
+                continue;
+            }
+            // What keeps networks apart has failed: nothing is let through then.
+            if matches!(step, Action::Net(NetAction::PassForward)) && !apart {
                 continue;
             }
             let Err(e) = self.executor.execute(step).await else {
@@ -316,6 +320,7 @@ impl Reconciler {
                 continue;
             };
             let text = chain(&e);
+            apart &= !matches!(step, Action::Net(NetAction::SetNft(_)));
             if endpoint.is_none() {
                 for id in dependants(&desired, step, &e) {
                     out.failed.entry(id).or_insert_with(|| text.clone());

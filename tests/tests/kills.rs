@@ -45,6 +45,10 @@ fn kills_leave_nothing_behind() -> Result<()> {
         let backend = connection.ask()?.hostname;
         connections.push((connection, backend));
     }
+    // An address under duplicate detection is shown otherwise afterwards, and has no route yet.
+    until(20, "h2's addresses to be settled", || {
+        Ok(!lab.at(H2, "ip -o addr show")?.ok()?.contains("tentative"))
+    })?;
     let (before, pins) = (look(&lab)?, pins(&lab)?);
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     for n in 0..times {
@@ -74,7 +78,10 @@ fn kills_leave_nothing_behind() -> Result<()> {
     until(20, "the host to carry what it carried", || {
         Ok(look(&lab).is_ok_and(|now| now == before) && self::pins(&lab)? == pins)
     })
-    .map_err(|e| format!("{e}: before {before:#?}, now {:#?}", look(&lab)))?;
+    .map_err(|e| match look(&lab) {
+        Ok(now) => format!("{e}: {}", differences(&before, &now)),
+        Err(look) => format!("{e}, and not to be seen: {look}"),
+    })?;
     let doctor = lab.json("h2", "doctor --plan")?;
     assert_eq!(doctor["plan"].as_array().map(Vec::len), Some(0), "{doctor}");
     let ov = lab.json("h1", "network inspect ov")?;
@@ -97,6 +104,20 @@ fn look(lab: &Lab) -> Result<Vec<BTreeSet<String>>> {
         all.push(out.lines().map(|l| l.trim().to_owned()).collect());
     }
     Ok(all)
+}
+
+/// What was there and is not any more, and what came, a line each.
+fn differences(before: &[BTreeSet<String>], now: &[BTreeSet<String>]) -> String {
+    let mut lines = Vec::new();
+    for ((command, before), now) in LOOK.iter().zip(before).zip(now) {
+        lines.extend(before.difference(now).map(|line| format!("{command}: gone: {line}")));
+        lines.extend(now.difference(before).map(|line| format!("{command}: new: {line}")));
+    }
+    if lines.is_empty() {
+        "only its pins differ".into()
+    } else {
+        lines.join("\n")
+    }
 }
 
 /// Names of what is pinned; those of programs at devices name the device by its index.

@@ -123,16 +123,12 @@ impl Filter {
 
     /// The ruleset's generation, where the kernel tells it.
     async fn generation(&self) -> Option<u32> {
-        let open = async || match self.netns.run(Generation::open).await {
-            Ok(Ok(generation)) => Some(generation),
-            Ok(Err(e)) => {
-                tracing::debug!(error = %e, "no socket for the generation of nftables");
-                None
-            }
-            Err(e) => {
-                tracing::debug!(error = %e, "no socket for the generation of nftables");
-                None
-            }
+        let open = async || {
+            let opened = self.netns.run(Generation::open).await;
+            let opened = opened.and_then(|o| o.map_err(Error::io("open a socket for nftables")));
+            opened
+                .inspect_err(|e| tracing::debug!(error = %e, "the table is listed at every look"))
+                .ok()
         };
         self.generation.get_or_init(open).await.as_ref()?.get().ok()
     }
