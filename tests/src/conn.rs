@@ -1,9 +1,11 @@
-//! A TCP connection from inside the lab that a scenario holds open while it breaks things.
+//! TCP connections from inside the lab that a scenario holds open while it breaks things.
 
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
+
+use serde_json::Value;
 
 use crate::{Reply, Result};
 
@@ -36,6 +38,52 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // The client is this process's own child and may have ended by itself.
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+/// `meshd-echo client hold`: very many connections that stay busy.
+pub struct Held {
+    client: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Held {
+    /// Returns once all are open.
+    pub(crate) fn open(mut command: Command) -> Result<Self> {
+        let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let output = BufReader::new(client.stdout.take().ok_or("no standard output")?);
+        let mut held = Self { client, output };
+        held.line()?;
+        Ok(held)
+    }
+
+    /// Whether none of them has failed so far.
+    pub fn lives(&mut self) -> Result<bool> {
+        Ok(self.client.try_wait()?.is_none())
+    }
+
+    /// Ends them: how many answers came (`answers`), and the longest wait for one (`slowest_ms`). An
+    /// error if any connection failed meanwhile.
+    pub fn end(mut self) -> Result<Value> {
+        drop(self.client.stdin.take());
+        let said = self.line()?;
+        Ok(serde_json::from_str(&said)?)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if self.output.read_line(&mut line)? == 0 {
+            return Err(format!("the connections ended: {} (the reason is above)", self.client.wait()?).into());
+        }
+        Ok(line)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // As a connection's.
         let _ = self.client.kill();
         let _ = self.client.wait();
     }

@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Connection, Place};
+use crate::{Connection, Held, Place};
 
 /// What helpers and scenarios give.
 pub type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -223,6 +223,16 @@ impl Lab {
         let mut command = Command::new(script());
         command.args(from.args()).args(["meshd-echo", "client", "tcp", to]);
         Connection::open(command)
+    }
+
+    /// `connections` TCP connections, to each of `to` in turn, that all stay busy.
+    pub fn hold(&self, from: Place, to: &[&str], connections: usize) -> Result<Held> {
+        let mut command = Command::new(script());
+        command
+            .args(from.args())
+            .args(["meshd-echo", "client", "hold", "--connections", &connections.to_string()])
+            .args(to);
+        Held::open(command)
     }
 
     /// Waits until every one of `hosts` sends new flows for `port` to exactly `backends`.

@@ -1,5 +1,5 @@
 //! The client: what tests ask for from inside containers and from the lab's client machine.
-//! Blocking, one thing at a time; prints what the server answered, one line each.
+//! Blocking, one thing at a time but for `hold`; prints what the server answered, one line each.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Failure,
+    hold::Hold,
     noise::{Noise, hex},
 };
 
@@ -52,6 +53,8 @@ pub enum Client {
     },
     /// Sends each line of the standard input over one connection, and prints each answer.
     Tcp(To),
+    /// Keeps very many connections busy until the standard input ends, and prints how that went.
+    Hold(Hold),
     /// Gets this many bytes and checks their digest.
     Download {
         #[command(flatten)]
@@ -97,6 +100,7 @@ impl Client {
             Self::Http(many) => (0..many.count).try_for_each(|_| print(&get(&many.to)?)),
             Self::Udp { many, same_socket, from } => udp(many, *same_socket, *from),
             Self::Tcp(to) => tcp(to),
+            Self::Hold(hold) => hold.run(),
             Self::Download { to, bytes } => download(to, *bytes),
             Self::Upload { to, bytes } => upload(to, *bytes),
         }

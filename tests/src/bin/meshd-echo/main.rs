@@ -6,6 +6,7 @@
 
 mod client;
 mod dns;
+mod hold;
 mod http;
 mod noise;
 mod plain;
@@ -19,6 +20,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -83,8 +85,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Lets this process have tens of thousands of sockets; no privilege to raise the limit leaves it
+/// with what it may have.
+fn many_files() -> nix::Result<()> {
+    const WANTED: u64 = 65_536;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let raised = most.max(WANTED);
+    setrlimit(Resource::RLIMIT_NOFILE, raised, raised).or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, most, most))
+}
+
 #[tokio::main]
 async fn serve(args: &Serve) -> Result<(), Failure> {
+    many_files()?;
     let me = Arc::new(Identity::from_environment());
     let mut tasks = JoinSet::new();
     for addr in addresses(args.bind, &args.http) {
