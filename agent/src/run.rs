@@ -232,7 +232,8 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
     let overlay = Overlay::new()?;
     said(overlay.sweep().await.map_err(|all| all.iter().map(|e| chain(e)).collect()));
     said(Loader::cleanup(&config.bpffs).map_err(|e| vec![chain(&e)]));
-    said(remove(&config.run_dir, &["meshd.sock"]));
+    // The lock is meshd-cni's, whose calls for one container take turns by it.
+    said(remove(&config.run_dir, &["meshd.sock", "cni.lock"]));
     if let Some(plugin) = config.docker_plugin.as_ref().filter(|p| p.path.exists())
         // Where another meshd answers, it is that one's.
         && tokio::net::UnixStream::connect(&plugin.path).await.is_err()
