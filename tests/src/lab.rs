@@ -266,6 +266,11 @@ impl Drop for Lab {
     }
 }
 
+/// Whose containers the lab's are: `netns` (plain network namespaces), `docker` or `containerd`.
+pub fn runtime() -> String {
+    std::env::var("MESH_LAB_RUNTIME").unwrap_or_else(|_| "netns".into())
+}
+
 /// The underlay address of a host of the lab.
 pub fn address(host: &str) -> String {
     let n: u8 = host.trim_start_matches('h').parse().unwrap_or(0);

@@ -7,5 +7,5 @@ mod place;
 
 pub use conn::{Connection, Held};
 pub use docker::Docker;
-pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, tally, until, within};
+pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, runtime, tally, until, within};
 pub use place::Place;

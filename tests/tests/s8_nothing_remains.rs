@@ -1,6 +1,6 @@
 //! Scenario 8: what is used stays; what is removed is gone.
 
-use mesh_tests::{Done, Lab, Place, Result, until};
+use mesh_tests::{Done, Lab, Place, Result, runtime, until};
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
@@ -72,7 +72,13 @@ fn bare(lab: &Lab, host: &str) -> Result<()> {
         .collect();
     assert_eq!(routes, ["default", "192.168.77.0/24"], "{host}");
     assert_eq!(at("ip -o -4 rule")?.lines().count(), 3, "{host}: policy rules");
-    assert_eq!(at("nft list ruleset")?, "", "{host}");
+    let ruleset = at("nft list ruleset")?;
+    if runtime() == "docker" {
+        // Its own chains are Docker's to keep; what meshd adds to them bears its name.
+        assert!(ruleset.contains("chain DOCKER") && !ruleset.contains("mesh"), "{host}: {ruleset}");
+    } else {
+        assert_eq!(ruleset, "", "{host}");
+    }
     // eth0's own multicast entries are the kernel's.
     let entries = at("bridge fdb")?;
     assert!(
