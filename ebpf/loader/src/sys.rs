@@ -5,13 +5,13 @@ use std::{
     ffi::CString,
     io, mem,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
 };
 
-use aya::maps::MapData;
+use aya::{Pod, maps::MapData};
 use mesh_ebpf_common::rows::Plain;
 
 /// bpf(2) commands.
@@ -102,6 +102,19 @@ fn unsigned(fd: RawFd) -> io::Result<u32> {
     u32::try_from(fd).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
+/// `union bpf_attr` for BPF_MAP_*_BATCH.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
 /// Reads the next rows of a hash map, as many as fit: how many there were, and from where to go on;
 /// `None`: that was the last of them.
 pub fn lookup_batch<K: Plain, V: Plain>(
@@ -110,26 +123,21 @@ pub fn lookup_batch<K: Plain, V: Plain>(
     keys: &mut [K],
     values: &mut [V],
 ) -> io::Result<(usize, Option<u32>)> {
-    /// `union bpf_attr` for BPF_MAP_*_BATCH.
-    #[repr(C)]
-    struct Batch {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
+    let room = keys.len().min(values.len());
+    batch(map.fd().as_fd(), from, keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64, room)
+}
+
+/// As [`lookup_batch`], of any map with a key of 4 bytes or a hash; `keys` and `values` have room for
+/// `room` of them.
+fn batch(map: BorrowedFd<'_>, from: Option<u32>, keys: u64, values: u64, room: usize) -> io::Result<(usize, Option<u32>)> {
     let (at, mut next) = (from.unwrap_or(0), 0u32);
     let mut attr = Batch {
         in_batch: from.map_or(0, |_| std::ptr::from_ref(&at) as u64),
         out_batch: std::ptr::from_mut(&mut next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),
-        map_fd: unsigned(map.fd().as_fd().as_raw_fd())?,
+        keys,
+        values,
+        count: u32::try_from(room).unwrap_or(u32::MAX),
+        map_fd: unsigned(map.as_raw_fd())?,
         elem_flags: 0,
         flags: 0,
     };
@@ -140,6 +148,40 @@ pub fn lookup_batch<K: Plain, V: Plain>(
         Err(e) => return Err(e),
     };
     Ok((attr.count as usize, (!last).then_some(next)))
+}
+
+/// Rows that [`rows`] asks for at once.
+const ROWS: usize = 4096;
+
+/// All rows of a hash map, or of an array; `None` where the kernel can not give many at once (before
+/// 5.6; ENOTSUPP for some kinds of maps).
+pub fn rows<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Option<Vec<(K, V)>>> {
+    const ENOTSUPP: i32 = 524;
+    let (mut room, mut from, mut out) = (ROWS, None, Vec::new());
+    loop {
+        let (mut keys, mut values) = (Vec::<K>::with_capacity(room), Vec::<V>::with_capacity(room));
+        let (count, next) = match batch(map, from, keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64, room) {
+            Ok(read) => read,
+            // A bucket of the hash has more than that.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && room < ROWS << 10 => {
+                room *= 2;
+                continue;
+            }
+            Err(e) if from.is_none() && matches!(e.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let count = count.min(room);
+        // SAFETY: the kernel has written so many of each, and every pattern of bits is a `Pod`.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        out.extend(keys.into_iter().zip(values));
+        if next.is_none() {
+            return Ok(Some(out));
+        }
+        from = next;
+    }
 }
 
 /// `union bpf_attr` for BPF_MAP_*_ELEM.

@@ -250,6 +250,32 @@ fn devices_that_do_not_exist_are_named() {
     world.loader.apply(&BpfAction::Detach(hook)).unwrap();
 }
 
+/// Rows are read many at a time, those of a bucket of the hash together.
+#[test]
+fn more_rows_than_are_read_at_once() {
+    let mut world = World::new();
+    let mut want = tables();
+    let model = *want.backends.values().next().unwrap();
+    for slot in 100..12_100 {
+        world.put(Row::Backend(slot, Some(model)));
+        want.backends.insert(slot, model);
+    }
+    for set in 100..3_100 {
+        let pool = turn(&[set, set + 3_000, set + 6_000]);
+        world.put(Row::Service(set, Some(pool.clone())));
+        want.services.insert(set, pool);
+    }
+    let mut world = world.reopen();
+    assert_eq!(world.loader.observe().unwrap().0, want);
+    // Rows of statistics were taken over, none is given out twice.
+    let mut rows: Vec<_> = world.loader.stats().unwrap().iter().map(|s| (s.service, s.backend)).collect();
+    let all = rows.len();
+    rows.sort_unstable();
+    rows.dedup();
+    assert_eq!(rows.len(), all);
+    assert!(all > 9_000, "{all}");
+}
+
 #[test]
 fn attached_and_detached_twice() {
     let mut world = World::new();

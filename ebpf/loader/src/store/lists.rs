@@ -41,9 +41,15 @@ impl Stats {
     fn adopt(&mut self, set: u32, backend: u32, row: u32) {
         let pair = (base(set), backend);
         self.users.entry(pair).or_default().insert(set);
-        if row != 0 && self.of.insert(pair, row).is_none() {
-            self.free.retain(|r| *r != row);
+        if row != 0 {
+            self.of.insert(pair, row);
         }
+    }
+
+    /// Once all are adopted: their rows are not free.
+    fn adopted(&mut self) {
+        let taken: BTreeSet<u32> = self.of.values().copied().collect();
+        self.free.retain(|row| !taken.contains(row));
     }
 
     /// The row, and whether it was given out just now.
@@ -122,6 +128,7 @@ impl Store {
             };
             self.shadow.services.insert(set, pool);
         }
+        self.stats.adopted();
         Ok(())
     }
 
@@ -216,6 +223,7 @@ mod tests {
         let mut s = Stats::new(4);
         s.adopt(7, 1, 1);
         s.adopt(7 | lb::LOCAL, 1, 1);
+        s.adopted();
         assert_eq!(s.take(7, 1), (1, false));
         assert_eq!(s.take(7, 2), (2, true));
     }

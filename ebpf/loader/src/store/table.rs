@@ -1,15 +1,19 @@
 //! Maps with their names, for [`super::Store`].
 
-use std::{borrow::Borrow, io};
+use std::{
+    borrow::Borrow,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
     sys::SyscallError,
 };
 use mesh_ebpf_common::{rows::Plain, spec::MapSpec};
 
-use crate::Error;
+use crate::{Error, sys};
 
 /// BPF_ANY and BPF_NOEXIST.
 pub const ANY: u64 = 0;
@@ -28,6 +32,8 @@ unsafe impl<T: Plain> Pod for Bytes<T> {}
 pub struct Table<K: Pod, V: Pod> {
     name: &'static str,
     map: HashMap<MapData, K, V>,
+    /// For what aya does not do.
+    fd: OwnedFd,
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
@@ -35,8 +41,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Self, Error> {
         let name = spec.name;
         let map = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
-        let map = map.try_into().map_err(|source| Error::map(name, "open", source))?;
-        Ok(Self { name, map })
+        let failed = |source| Error::map(name, "open", source);
+        let fd = match &map {
+            Map::HashMap(data) => data.fd().as_fd().try_clone_to_owned().map_err(|e| failed(MapError::IoError(e)))?,
+            _ => return Err(Error::NotInObject { name }),
+        };
+        let map = map.try_into().map_err(failed)?;
+        Ok(Self { name, map, fd })
     }
 
     /// Puts a row.
@@ -68,12 +79,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
-    /// All rows.
+    /// All rows: many at once where the kernel can do that, else one after the other.
     pub fn rows(&self) -> Result<Vec<(K, V)>, Error> {
-        self.map
-            .iter()
-            .map(|row| row.map_err(|source| Error::map(self.name, "read", source)))
-            .collect()
+        let failed = |source| Error::map(self.name, "read", source);
+        match sys::rows(self.fd.as_fd()).map_err(|e| failed(MapError::IoError(e)))? {
+            Some(rows) => Ok(rows),
+            None => self.map.iter().map(|row| row.map_err(failed)).collect(),
+        }
     }
 }
 
