@@ -7,6 +7,8 @@ ME=${0##*/}
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 # Where meshd, meshctl, meshd-cni, meshd-echo and meshd-bench are taken from.
 BIN=${MESH_LAB_BIN:-$TARGET/release}
+# How often longer everything that waits may take, on an emulated machine.
+PATIENCE=${MESH_PATIENCE:-1}
 
 # die STATUS MESSAGE…
 die() {
@@ -20,13 +22,15 @@ note() {
     printf '%s: %s\n' "$ME" "$*" >&2
 }
 
+[[ $PATIENCE =~ ^[1-9][0-9]?$ ]] || die 2 "MESH_PATIENCE \"$PATIENCE\" is not a number from 1 to 99"
+
 need_root() {
     [[ $EUID == 0 ]] || die 1 "must run as root: it makes network namespaces and loads eBPF programs"
 }
 
-# within SECONDS CMD…: runs CMD until it succeeds; fails when the time is up.
+# within SECONDS CMD…: runs CMD until it succeeds; fails when the time (times PATIENCE) is up.
 within() {
-    local end=$((${EPOCHREALTIME//[!0-9]/} + $1 * 1000000))
+    local end=$((${EPOCHREALTIME//[!0-9]/} + $1 * PATIENCE * 1000000))
     shift
     until "$@"; do
         ((${EPOCHREALTIME//[!0-9]/} < end)) || return 1

@@ -18,7 +18,7 @@ use crate::{Connection, Held, Place};
 pub type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// Seconds after which a command is ended and counts as failed.
-const LIMIT: &str = "60";
+const LIMIT: u64 = 60;
 /// Lines of every host's log that a failing scenario shows.
 const TAIL: usize = 60;
 
@@ -140,7 +140,7 @@ impl Lab {
         let mut args = vec!["up"];
         args.extend(options.split_whitespace());
         // It may have to build first.
-        run("1800", &args)?.ok()?;
+        run(1800, &args)?.ok()?;
         Ok(lab)
     }
 
@@ -299,7 +299,7 @@ pub fn until(seconds: u64, what: &str, mut yes: impl FnMut() -> Result<bool>) ->
 
 /// Asks every 50 ms until there is an answer; an error when `seconds` are up.
 pub fn within<T>(seconds: u64, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + Duration::from_secs(seconds * patience()?);
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
@@ -308,6 +308,14 @@ pub fn within<T>(seconds: u64, what: &str, mut ask: impl FnMut() -> Result<Optio
             return Err(format!("waited {seconds} s in vain for {what}").into());
         }
         pause();
+    }
+}
+
+/// How often longer everything that waits may take: MESH_PATIENCE, on an emulated machine.
+fn patience() -> Result<u64> {
+    match std::env::var("MESH_PATIENCE") {
+        Ok(text) => Ok(text.parse().map_err(|_| format!("MESH_PATIENCE {text:?} is not a number"))?),
+        Err(_) => Ok(1),
     }
 }
 
@@ -327,9 +335,13 @@ fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
-fn run(limit: &str, args: &[&str]) -> Result<Done> {
+fn run(limit: u64, args: &[&str]) -> Result<Done> {
     let mut command = Command::new("timeout");
-    command.args(["-k", "5", limit]).arg(script()).args(args).stdin(Stdio::null());
+    command
+        .args(["-k", "5", &(limit * patience()?).to_string()])
+        .arg(script())
+        .args(args)
+        .stdin(Stdio::null());
     Ok(Done::from(format!("scripts/lab {}", args.join(" ")), command.output()?))
 }
 
