@@ -111,6 +111,7 @@ impl App {
             sandbox: found.sandbox,
             ifname: request.ifname.or(found.ifname),
             ports: request.ports,
+            port_ranges: Vec::new(),
         };
         let id = endpoint.id;
         self.attach(endpoint, Timestamp::now()).await.map(|()| id)
@@ -157,9 +158,13 @@ impl App {
 
     /// Whether an engine has taken an endpoint of this host, into a container that is not known yet.
     pub fn is_taken(&self, e: &Endpoint) -> bool {
+        self.is_made(e) && !e.sandbox.is_known() && !self.applied.borrow().waiting.contains(&e.id)
+    }
+
+    /// Whether the kernel has been brought to an endpoint of this host.
+    pub fn is_made(&self, e: &Endpoint) -> bool {
         let applied = self.applied.borrow();
-        let is_made = e.version <= applied.revision && !applied.failed.contains_key(&e.id);
-        is_made && !e.sandbox.is_known() && !applied.waiting.contains(&e.id)
+        e.version <= applied.revision && !applied.failed.contains_key(&e.id)
     }
 
     /// Removes an endpoint of this host that an engine gives up; returns once its interface is gone.

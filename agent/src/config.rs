@@ -114,6 +114,13 @@ pub struct DockerPlugin {
     pub asked: bool,
 }
 
+impl DockerPlugin {
+    /// What Docker calls it: by its socket's name (pkg/plugins in moby).
+    pub fn driver(&self) -> String {
+        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
 /// Settings, each as a flag, an environment variable or a key of the configuration file.
 #[derive(Args, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]

@@ -212,6 +212,7 @@ impl Maker {
                     sandbox,
                     ifname: None,
                     ports: Vec::new(),
+                    port_ranges: Vec::new(),
                 };
                 self.apply(Command::EndpointCreate { endpoint: new, at })?;
                 let (id, state) = (endpoint(i, j), EndpointState::Ready);

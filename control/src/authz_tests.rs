@@ -111,6 +111,7 @@ fn create(on: u64) -> Command {
         sandbox: sandbox(),
         ifname: None,
         ports: Vec::new(),
+        port_ranges: Vec::new(),
     };
     Command::EndpointCreate {
         endpoint,

@@ -67,6 +67,7 @@ fn endpoint(id: Id, node: Id, name: &str) -> Command {
         },
         ifname: None,
         ports: Vec::new(),
+        port_ranges: Vec::new(),
     };
     Command::EndpointCreate {
         endpoint,

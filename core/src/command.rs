@@ -69,6 +69,18 @@ pub struct NewEndpoint {
     /// Ports of its own, published on its node only.
     #[serde(default)]
     pub ports: Vec<Port>,
+    /// Further ones, each at the first free port of a range.
+    #[serde(default)]
+    pub port_ranges: Vec<PortRange>,
+}
+
+/// A port for which its node's first free one of a range is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortRange {
+    /// The port; its `published` is the first of the range.
+    pub port: Port,
+    /// The last of the range.
+    pub last: u16,
 }
 
 /// What a host has learnt of an endpoint's container after the endpoint was made. What is absent

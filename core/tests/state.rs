@@ -7,7 +7,12 @@ use std::collections::BTreeSet;
 
 use common::*;
 use jiff::Timestamp;
-use mesh_core::{RefusalKind as K, command::Command as C, objects::*, state::State};
+use mesh_core::{
+    RefusalKind as K,
+    command::{Command as C, PortRange},
+    objects::*,
+    state::State,
+};
 use proptest::prelude::*;
 
 fn attach(e: mesh_core::command::NewEndpoint) -> C {
@@ -329,6 +334,36 @@ fn ports_of_containers() {
     lab.refused(join, K::Conflict, &["81/tcp", "\"c1\""]);
     lab.ok(C::EndpointRemove { id: id(0x9001) });
     lab.ok(with(3, 1, &[own(81, None)]));
+
+    // One of a range: the first that the node has free.
+    let in_range = |n, node, ranges: &[(u16, u16)]| C::EndpointCreate {
+        endpoint: mesh_core::command::NewEndpoint {
+            port_ranges: ranges
+                .iter()
+                .map(|&(first, last)| PortRange {
+                    port: own(first, None),
+                    last,
+                })
+                .collect(),
+            ..endpoint(n, node, "n", None)
+        },
+        at: Timestamp::UNIX_EPOCH,
+    };
+    let taken = |lab: &Lab, n: u64| {
+        let e = &lab.state.objects().endpoints[&id(0x9000 + n)];
+        e.ports.iter().map(|p| p.published).collect::<Vec<_>>()
+    };
+    lab.ok(in_range(4, 1, &[(8079, 8082), (8079, 8082)]));
+    assert_eq!(taken(&lab, 4), [8079, 8081], "8080 is the service's");
+    lab.ok(in_range(5, 1, &[(8079, 8082)]));
+    assert_eq!(taken(&lab, 5), [8082]);
+    lab.ok(in_range(6, 2, &[(8079, 8082)]));
+    assert_eq!(taken(&lab, 6), [8079], "each node has its own");
+    lab.refused(in_range(7, 1, &[(8079, 8082)]), K::Conflict, &["8079-8082/tcp", "wider"]);
+    for (first, last) in [(0, 9), (9, 8)] {
+        lab.refused(in_range(7, 1, &[(first, last)]), K::Malformed, &["range"]);
+    }
+    lab.ok(in_range(7, 1, &[(65535, 65535)]));
 }
 
 #[test]

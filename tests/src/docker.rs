@@ -80,6 +80,22 @@ impl<'a> Docker<'a> {
         Ok(list.iter().map(|e| (text(e, "name"), text(e, "ip"))).collect())
     }
 
+    /// Containers of a host that run and are attached, by name, with the address that docker knows.
+    pub fn running(&self, host: &str) -> Result<Vec<(String, String)>> {
+        let ids = self.at(host, "ps -q --no-trunc")?.ok()?;
+        if ids.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        let format = "{{.Name}}{{range.NetworkSettings.Networks}}={{.IPAddress}}{{end}}";
+        let ids = ids.split_whitespace().collect::<Vec<_>>().join(" ");
+        let told = self.at(host, &format!("inspect -f {format} {ids}"))?.ok()?;
+        let pair = |line: &str| {
+            let (name, ip) = line.trim_start_matches('/').split_once('=')?;
+            Some((name.to_owned(), ip.to_owned()))
+        };
+        Ok(told.lines().filter_map(pair).collect())
+    }
+
     /// Makes docker's network for the mesh network of that name.
     pub fn network(&self, host: &str, name: &str) -> Result<()> {
         let subnet = self.lab.network(name)?.subnets.remove(0).subnet;

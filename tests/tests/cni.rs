@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const H1: Place = Place::Host("h1");
 const H2: Place = Place::Host("h2");
 /// Containers that are started at once.
-const MANY: usize = 50;
+const MANY: usize = 100;
 
 /// A network namespace as a runtime makes it, removed when this is dropped.
 struct Container(String);

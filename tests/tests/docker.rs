@@ -122,6 +122,9 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     })?;
     assert_eq!(ask(&docker, "h1", "one", "fixed")?, "fixed");
 
+    range_of_ports(&lab, &docker)?;
+    both_families(&lab, &docker)?;
+
     // It goes as it came, and prune takes docker's networks only.
     for (host, names) in [("h1", "one fixed"), ("h2", "two three inner")] {
         docker.at(host, &format!("rm -f {names}"))?.ok()?;
@@ -130,6 +133,56 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     nothing_left(&lab, &docker, &["h1", "h2"])?;
     let pools = lab.network("ov")?;
     assert!(pools.endpoints.is_empty());
+    Ok(())
+}
+
+/// `-p 9091-9092:80`: the first free one, until none is.
+fn range_of_ports(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
+    for name in ["range-a", "range-b"] {
+        docker.run("h1", name, "--network ov -p 9091-9092:80", ECHO)?;
+    }
+    for (port, name) in [(9091, "range-a"), (9092, "range-b")] {
+        let own = lab.http(Place::Client, &format!("{}:{port}", address("h1")), 1)?;
+        assert_eq!(tally(&own).keys().collect::<Vec<_>>(), [name]);
+    }
+    let full = docker.at("h1", "run --rm --network ov -p 9091-9092:80 lab true")?;
+    assert!(full.status != 0 && full.err.contains("9091-9092/tcp"), "{}", full.err);
+    docker.at("h1", "rm -f range-a range-b")?.ok().map(drop)
+}
+
+/// A network with IPv4 and IPv6: a container has an address of each, and reaches one of another host by
+/// either.
+fn both_families(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
+    lab.ctl("h1", "network create six --ipv6")?.ok()?;
+    let create = "network create -d mesh --ipam-driver mesh --ipam-opt mesh.network=six --ipv6 six";
+    for (host, name) in [("h1", "six-a"), ("h2", "six-b")] {
+        docker.at(host, create)?.ok()?;
+        docker.run(host, name, "--network six", ECHO)?;
+    }
+    let endpoints = lab.network("six")?.endpoints;
+    for (host, name, to) in [("h1", "six-a", "six-b"), ("h2", "six-b", "six-a")] {
+        let known = |name: &str| endpoints.iter().find(|e| e.name == name).ok_or("an endpoint is missing");
+        let (own, other) = (known(name)?, known(to)?);
+        let (own6, other6) = (own.ip6.as_deref().unwrap_or_default(), other.ip6.as_deref().unwrap_or_default());
+        let shown = inspected(docker, host, "{{.NetworkSettings.Networks.six.GlobalIPv6Address}}", name)?;
+        assert_eq!(shown, own6, "{name}");
+        let inside = docker.at(host, &format!("exec {name} ip addr show dev eth0"))?.ok()?;
+        assert!(inside.contains(&format!("{own6}/")) && inside.contains(&own.ip), "{inside}");
+        docker.at(host, &format!("exec {name} ping -6 -c 1 -W 2 {other6}"))?.ok()?;
+        docker
+            .at(host, &format!("exec {name} meshd-echo client http [{other6}]:80"))?
+            .ok()?;
+        docker.at(host, &format!("exec {name} ping -6 -c 1 -W 2 {to}"))?.ok()?;
+        docker.at(host, &format!("exec {name} ping -c 1 -W 2 {to}"))?.ok()?;
+        docker.at(host, &format!("exec {name} ping -6 -c 1 -W 2 2001:db8:100::1"))?.ok()?;
+    }
+    docker.at("h1", "restart -t 0 six-a")?.ok()?;
+    docker.listed("six-a")?;
+    docker.at("h2", "exec six-b ping -6 -c 1 -W 2 six-a")?.ok()?;
+    for (host, name) in [("h1", "six-a"), ("h2", "six-b")] {
+        docker.at(host, &format!("rm -f {name}"))?.ok()?;
+        docker.at(host, "network rm six")?.ok()?;
+    }
     Ok(())
 }
 

@@ -142,6 +142,7 @@ pub async fn create_endpoint(app: Arc<App>, request: CreateEndpoint) -> Result<V
     let id = wire::endpoint_id(&request.endpoint)?;
     let decided = wire::decided(&request.interface)?;
     let network = network_of(&app, decided.ip).await?;
+    let (ports, port_ranges) = wire::ports(&request.options)?;
     let service = request.options.get(wire::SERVICE).and_then(Value::as_str).map(str::to_owned);
     let new = NewEndpoint {
         id,
@@ -164,7 +165,8 @@ pub async fn create_endpoint(app: Arc<App>, request: CreateEndpoint) -> Result<V
             ..Sandbox::default()
         },
         ifname: None,
-        ports: wire::ports(&request.options)?,
+        ports,
+        port_ranges,
     };
     app.attach(new, Timestamp::now()).await?;
     let made = endpoint(&app, id).await?;

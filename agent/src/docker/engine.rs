@@ -2,7 +2,7 @@
 //! [`crate::sandbox`] for what users name, and by [`super::learn`] for what the engine attached.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -94,6 +94,23 @@ struct Listed {
     network_settings: NetworkSettings,
 }
 
+/// A network (Docker Engine API, "Inspect a network"). A list of networks has no containers in it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Net {
+    id: String,
+    driver: String,
+    #[serde(deserialize_with = "nullable")]
+    containers: BTreeMap<String, Member>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Member {
+    #[serde(rename = "EndpointID")]
+    endpoint: String,
+}
+
 /// Go's nil lists and maps are written as null.
 pub(super) fn nullable<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
     Option::deserialize(d).map(Option::unwrap_or_default)
@@ -153,6 +170,23 @@ impl Engine {
         for container in listed.unwrap_or_default() {
             let ids = container.network_settings.networks.into_values().map(|a| a.endpoint);
             out.extend(ids.filter(|id| !id.is_empty()).map(|id| (id, container.id.clone())));
+        }
+        Ok(out)
+    }
+
+    /// Ids of all endpoints in its networks of that driver, also those of containers that do not run yet;
+    /// `None` when it has no such network.
+    ///
+    /// # Errors
+    /// When the engine does not say.
+    pub async fn endpoints_of(&self, driver: &str) -> Result<Option<BTreeSet<String>>, EngineError> {
+        let listed: Option<Vec<Net>> = self.get("/networks").await?;
+        let mut out = None;
+        for net in listed.unwrap_or_default().into_iter().filter(|n| n.driver == driver) {
+            // It may have been removed since.
+            let net: Option<Net> = self.get(&format!("/networks/{}", net.id)).await?;
+            let members = net.unwrap_or_default().containers.into_values();
+            out.get_or_insert_with(BTreeSet::new).extend(members.map(|m| m.endpoint));
         }
         Ok(out)
     }

@@ -20,6 +20,7 @@ use mesh_overlay::occupied::Occupied;
 
 use super::{
     engine::{Container, Engine},
+    forgotten::Forgotten,
     wire,
 };
 use crate::{app::App, execute::chain};
@@ -38,7 +39,7 @@ pub async fn run(app: Arc<App>) {
     let mut applied = app.applied.clone();
     let mut ask = ASK_FIRST;
     let mut said = String::new();
-    let mut ended = BTreeMap::new();
+    let (mut ended, mut forgotten) = (BTreeMap::new(), Forgotten::default());
     loop {
         applied.mark_unchanged();
         let mine = handed_over(&app).await;
@@ -58,6 +59,9 @@ pub async fn run(app: Arc<App>) {
             }
         };
         remove_ended(&app, &mine, &mut ended).await;
+        if let Err(e) = forgotten.remove(&app, &engine, &mine).await {
+            tracing::debug!(error = %chain(&e), "docker does not say which endpoints it has");
+        }
         let pause = if open == 0 {
             ask = ASK_FIRST;
             LOOK

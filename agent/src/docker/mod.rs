@@ -8,6 +8,7 @@
 
 mod driver;
 pub mod engine;
+mod forgotten;
 pub mod learn;
 mod wire;
 
@@ -61,7 +62,7 @@ fn refused(refusal: &Refusal) -> Response {
 /// A verb: reads its message, does it to the end also when dockerd hangs up, answers.
 async fn verb<T, A, F>(app: Arc<App>, body: Bytes, work: impl FnOnce(Arc<App>, T) -> F) -> Response
 where
-    T: Default + for<'de> Deserialize<'de>,
+    T: for<'de> Deserialize<'de>,
     A: Serialize + Send + 'static,
     F: Future<Output = Result<A, Refusal>> + Send + 'static,
 {

@@ -11,6 +11,7 @@ use std::{
 use ipnet::IpNet;
 use mesh_core::{
     Id, Mac, Refusal,
+    command::PortRange,
     objects::{Endpoint, Network, Port, Protocol, PublishMode, Subnet},
 };
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,8 @@ struct Binding {
     #[serde(rename = "HostIP")]
     host_ip: String,
     host_port: u16,
+    /// Last port of a range to choose from; 0 or `host_port`: none.
+    host_port_end: u16,
 }
 
 /// Any verb about one endpoint.
@@ -189,13 +192,17 @@ pub struct OfAddress {
     pub options: BTreeMap<String, String>,
 }
 
-/// Reads a body; an empty one is a message without fields.
+/// Reads a body. Docker's plugin client sends a request whose connection broke again, of which it has
+/// read the body to its end already (callWithRetry in moby's pkg/plugins/client.go): what it wanted is
+/// nowhere then.
 ///
 /// # Errors
 /// Malformed.
-pub fn read<T: Default + for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Refusal> {
+pub fn read<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Refusal> {
     if body.trim_ascii().is_empty() {
-        return Ok(T::default());
+        return Err(Refusal::malformed(
+            "docker sent this request again without its content, as it does when meshd is restarted meanwhile: try again",
+        ));
     }
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(Refusal::malformed("this is not libnetwork's message: it is no JSON object"));
@@ -426,11 +433,11 @@ pub fn decided(interface: &Interface) -> Result<Decided, Refusal> {
     })
 }
 
-/// The ports that an endpoint's container publishes on its host.
+/// The ports that an endpoint's container publishes on its host, and those that it wants one of a range for.
 ///
 /// # Errors
 /// Malformed; or a protocol that is not carried.
-pub fn ports(options: &Map<String, Value>) -> Result<Vec<Port>, Refusal> {
+pub fn ports(options: &Map<String, Value>) -> Result<(Vec<Port>, Vec<PortRange>), Refusal> {
     let bindings = match options.get(PORTS) {
         None | Some(Value::Null) => Vec::new(),
         Some(value) => {
@@ -455,15 +462,23 @@ pub fn ports(options: &Map<String, Value>) -> Result<Vec<Port>, Refusal> {
                     .map_err(|_| Refusal::malformed(format!("host address {:?} is not one", crop(text))))?,
             ),
         };
-        Ok(Port {
+        let port = Port {
             published: b.host_port,
             target: b.port,
             protocol,
             mode: PublishMode::Host,
             address: address.filter(|a| !a.is_unspecified()),
-        })
+        };
+        Ok((port, Some(b.host_port_end).filter(|end| *end > b.host_port)))
     };
-    bindings.into_iter().map(read).collect()
+    let (mut one, mut ranges) = (Vec::new(), Vec::new());
+    for binding in bindings {
+        match read(binding)? {
+            (port, Some(last)) => ranges.push(PortRange { port, last }),
+            (port, None) => one.push(port),
+        }
+    }
+    Ok((one, ranges))
 }
 
 /// What is left to the driver to decide; libnetwork refuses what repeats its own.

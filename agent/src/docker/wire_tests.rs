@@ -168,10 +168,11 @@ fn joining_tells_the_interface_and_the_way_out() {
 #[test]
 fn published_ports_are_the_containers() {
     let read = |list: Value| ports(json!({"com.docker.network.portmap": list}).as_object().unwrap());
-    let one = read(
+    let (one, ranges) = read(
         json!([{"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8080, "HostPortEnd": 8080},
                           {"Proto": 17, "IP": "", "Port": 53, "HostIP": "0.0.0.0", "HostPort": 0, "HostPortEnd": 0},
-                          {"Proto": 6, "Port": 81, "HostIP": "192.0.2.1", "HostPort": 81}]),
+                          {"Proto": 6, "Port": 81, "HostIP": "192.0.2.1", "HostPort": 81},
+                          {"Proto": 6, "Port": 82, "HostPort": 9000, "HostPortEnd": 9003}]),
     )
     .unwrap();
     let seen: Vec<_> = one
@@ -180,7 +181,10 @@ fn published_ports_are_the_containers() {
         .collect();
     let at = Some("192.0.2.1".parse().unwrap());
     assert_eq!(seen, [(8080, 80, "tcp", None), (0, 53, "udp", None), (81, 81, "tcp", at)]);
-    assert!(read(Value::Null).unwrap().is_empty() && ports(&Map::new()).unwrap().is_empty());
+    let ranges: Vec<_> = ranges.iter().map(|r| (r.port.target, r.port.published, r.last)).collect();
+    assert_eq!(ranges, [(82, 9000, 9003)]);
+    let none = (Vec::new(), Vec::new());
+    assert!(read(Value::Null).unwrap() == none && ports(&Map::new()).unwrap() == none);
     for bad in [
         json!([{"Proto": 132, "Port": 80}]),
         json!([{"Proto": 6, "Port": 80, "HostIP": "x"}]),
@@ -216,7 +220,8 @@ fn malformed_messages_are_refused() {
     assert!(read::<CreateEndpoint>(b"\xff").is_err());
     let none: CreateEndpoint = read(b"{\"Interface\": null, \"Options\": null, \"Unknown\": {}}").unwrap();
     assert_eq!(none.interface, Interface::default());
-    read::<OfEndpoint>(b" \n").unwrap();
+    let again = read::<OfEndpoint>(b" \n").map(drop).unwrap_err();
+    assert!(again.message.contains("without its content"), "{again}");
     for bad in ["", "x", "é", &"g".repeat(64), &"a".repeat(63), &"0".repeat(65), "../../etc"] {
         assert!(endpoint_id(bad).is_err(), "{bad}");
     }

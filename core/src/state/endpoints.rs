@@ -79,7 +79,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         }
         None => free_ifname(&siblings),
     };
-    let ports = ports::of_endpoint(state, node.id, &new.ports)?;
+    let ports = ports::of_endpoint(state, node.id, &new.ports, &new.port_ranges)?;
     let mut network = Network::clone(network);
     let mut sandbox = new.sandbox.clone();
     let leased = leases::take(&mut network, node.id, new.ip.into_iter().chain(new.ip6.map(IpAddr::V6)));

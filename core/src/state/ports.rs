@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::State;
 use crate::{
     Id, Refusal,
+    command::PortRange,
     desired::VXLAN_PORT,
     ipam::DYNAMIC_PORTS,
     objects::{Endpoint, Port, Protocol, PublishMode, Service},
@@ -76,9 +77,9 @@ fn reserved(state: &State, protocol: Protocol, port: u16) -> Option<&'static str
 }
 
 /// Checks the ports that a container of `node` publishes for itself and fills in those left open.
-pub(super) fn of_endpoint(state: &State, node: Id, asked: &[Port]) -> Result<Vec<Port>, Refusal> {
+pub(super) fn of_endpoint(state: &State, node: Id, asked: &[Port], ranges: &[PortRange]) -> Result<Vec<Port>, Refusal> {
     check_ports(asked)?;
-    let mut out: Vec<Port> = Vec::with_capacity(asked.len());
+    let mut out: Vec<Port> = Vec::with_capacity(asked.len() + ranges.len());
     for p in asked {
         if p.mode != PublishMode::Host {
             return Err(Refusal::malformed(format!(
@@ -113,7 +114,32 @@ pub(super) fn of_endpoint(state: &State, node: Id, asked: &[Port]) -> Result<Vec
         }
         out.push(p);
     }
+    for range in ranges {
+        check_ports(std::slice::from_ref(&range.port))?;
+        out.push(first_free(state, node, &out, range)?);
+    }
     Ok(out)
+}
+
+/// The first port of a range that a container of `node`, which has `mine` already, can have.
+fn first_free(state: &State, node: Id, mine: &[Port], range: &PortRange) -> Result<Port, Refusal> {
+    let (first, last) = (range.port.published, range.last);
+    if first == 0 || first > last || range.port.mode != PublishMode::Host {
+        return Err(Refusal::malformed(format!(
+            "ports {first}-{last} are not a range of one node's ports: give a first and a last one, with mode=host"
+        )));
+    }
+    let at = |published| Port {
+        published,
+        ..range.port.clone()
+    };
+    (first..=last)
+        .map(at)
+        .find(|p| refusal(state, node, mine, p).is_none())
+        .ok_or_else(|| {
+            let protocol = range.port.protocol.as_str();
+            Refusal::conflict(format!("every port of {first}-{last}/{protocol} is published: give a wider range"))
+        })
 }
 
 /// Why a container of `node`, which has `mine` already, cannot have a port for itself.

@@ -100,6 +100,7 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
         },
         ifname: None,
         ports: Vec::new(),
+        port_ranges: Vec::new(),
     }
 }
 
