@@ -245,6 +245,118 @@ fn containerd() -> Result<()> {
     nothing_left(&lab)
 }
 
+/// Containers that are started at once.
+const BURST: usize = 24;
+/// For each NAME at once, in containerd's mount namespace; `RUN` or `END`. It prints the names that failed.
+const EACH: &str = r#"
+    RUN() {
+        timeout 50 ctr run -d --cni --cgroup "$GROUP/$1" --rootfs "$ROOTFS" "$1" /bin/sleep 1000 >/dev/null 2>&1
+    }
+    # What a containerd that was killed has no record of has its cgroup all the same.
+    END() {
+        ctr tasks rm -f "$1" >/dev/null 2>&1
+        cat /sys/fs/cgroup$GROUP/$1/cgroup.procs /sys/fs/cgroup/*$GROUP/$1/cgroup.procs 2>/dev/null | sort -u | xargs -r kill -KILL 2>/dev/null
+        ! ctr containers ls -q | grep -qx "$1" || ctr containers rm "$1" >/dev/null 2>&1
+    }
+    verb=$1
+    shift
+    for name in "$@"; do ($verb "$name" || echo "$name") & done
+    wait"#;
+
+impl Containerd<'_> {
+    /// The command on its host that runs [`EACH`].
+    fn each(&self, work: &Work, verb: &str, names: &[String]) -> Vec<String> {
+        let lab = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
+        let (pid, socket) = (self.daemon.id().to_string(), format!("CONTAINERD_ADDRESS={}/sock", self.dir));
+        // The group of which `scripts/lab down` ends all processes.
+        let group = format!("GROUP=/lab{}", lab.replace('/', "-"));
+        let root = format!("ROOTFS={}", work.path("root"));
+        let words = [
+            "nsenter", "-t", &pid, "-m", "--", "env", &socket, &group, &root, "bash", "-c", EACH, "each", verb,
+        ];
+        words
+            .into_iter()
+            .chain(names.iter().map(String::as_str))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Its tasks that run, with the address that each has inside.
+    fn running(&self) -> Result<BTreeSet<(String, String)>> {
+        let tasks = self.ctr("tasks ls")?.ok()?;
+        let mut out = BTreeSet::new();
+        for task in tasks.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()) {
+            let [name, pid, "RUNNING"] = task[..] else { continue };
+            let seen = self
+                .lab
+                .at(Place::Host(self.host), &format!("nsenter -t {pid} -n ip -o -4 addr show dev eth0"))?;
+            let inside = seen
+                .ok()?
+                .split_whitespace()
+                .nth(3)
+                .map(|a| a.split('/').next().unwrap_or_default().to_owned());
+            out.insert((format!("default-{name}"), inside.unwrap_or_default()));
+        }
+        Ok(out)
+    }
+}
+
+fn each(lab: &Lab, words: &[String]) -> Result<Vec<String>> {
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    Ok(lab.argv(Place::Host("h1"), &words)?.ok()?.lines().map(str::to_owned).collect())
+}
+
+/// The endpoints by name and address; no two have one address.
+fn addresses(lab: &Lab) -> Result<BTreeSet<(String, String)>> {
+    let all: BTreeSet<_> = lab.network("ov")?.endpoints.into_iter().map(|e| (e.name, e.ip)).collect();
+    let unique: BTreeSet<_> = all.iter().map(|(_, ip)| ip).collect();
+    assert_eq!(unique.len(), all.len(), "an address was given twice: {all:?}");
+    Ok(all)
+}
+
+#[test]
+fn containerd_is_killed_in_the_middle_of_a_burst() -> Result<()> {
+    let lab = cluster()?;
+    let work = Work::new("burst")?;
+    let mut containerd = Containerd::start(&lab, &work, "h1")?;
+    let names: Vec<_> = (0..BURST).map(|n| format!("b-{n}")).collect();
+    let run = containerd.each(&work, "RUN", &names);
+    let failed = std::thread::scope(|scope| {
+        let running = scope.spawn(|| each(&lab, &run).map_err(|e| e.to_string()));
+        let killed = until(20, "some to be attached", || Ok(endpoints(&lab)?.len() > BURST / 4)).and_then(|()| containerd.kill_and_start());
+        let failed = running.join().unwrap_or_else(|_| Err("a thread failed".into()))?;
+        killed.map(|()| failed)
+    })?;
+    println!("{} of {BURST} failed", failed.len());
+    // What runs is attached, also where ctr was told that it failed; what ctr was told to run does.
+    let (runs, are) = (containerd.running()?, addresses(&lab)?);
+    assert!(runs.is_subset(&are), "{runs:?} run, {are:?} are attached");
+    let is_up = |name: &&String| runs.iter().any(|(n, _)| *n == format!("default-{name}"));
+    assert!(
+        names.iter().filter(|name| !failed.contains(name)).all(|name| is_up(&name)),
+        "{failed:?} {runs:?}"
+    );
+    // What came half way goes with its processes, and can be run again under its name.
+    each(&lab, &containerd.each(&work, "END", &failed))?;
+    until(
+        20,
+        "what came half way to be gone",
+        || Ok(addresses(&lab)? == containerd.running()?),
+    )?;
+    let failed = each(&lab, &containerd.each(&work, "RUN", &failed))?;
+    assert!(failed.is_empty(), "{failed:?}");
+    let (runs, are) = (containerd.running()?, addresses(&lab)?);
+    assert_eq!(runs, are);
+    assert_eq!(are.len(), BURST);
+    lab.container("h2", "asker", "--network ov")?;
+    for (name, _) in &are {
+        lab.at(Place::In("asker"), &format!("ping -c1 -W2 {name}"))?.ok()?;
+    }
+    lab.lab(&["stop", "asker"])?.ok()?;
+    each(&lab, &containerd.each(&work, "END", &names))?;
+    nothing_left(&lab)
+}
+
 // ---- Podman --------------------------------------------------------------------------------------
 
 /// Podman on a host of the lab, with storage and networks of its own.

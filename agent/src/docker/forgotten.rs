@@ -10,9 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_core::{Id, command::Command, objects::Endpoint};
+use mesh_core::{Id, objects::Endpoint};
 
-use super::engine::{Engine, EngineError};
+use super::{
+    engine::{Engine, EngineError},
+    learn::remove,
+};
 use crate::app::App;
 
 /// Between two questions.
@@ -52,12 +55,8 @@ impl Forgotten {
                 return Err(e);
             }
         };
-        for id in self.overdue(&open, known.as_ref(), now) {
-            match app.propose(Command::EndpointRemove { id }).await {
-                Ok(_) => tracing::info!(endpoint = %id, "removed: docker does not know it"),
-                Err(e) => tracing::debug!(endpoint = %id, error = %e.message, "not removed yet"),
-            }
-        }
+        let overdue = self.overdue(&open, known.as_ref(), now);
+        remove(app, &overdue, "docker does not know it").await;
         Ok(())
     }
 

@@ -171,14 +171,22 @@ async fn remove_ended(app: &App, mine: &[Arc<Endpoint>], since: &mut BTreeMap<Id
     };
     let gone: Vec<_> = mine.iter().filter(is_gone).map(|e| e.id).collect();
     since.retain(|id, _| gone.contains(id));
+    let mut overdue = Vec::new();
     for id in gone {
-        let first = *since.entry(id).or_insert_with(Instant::now);
-        if first.elapsed() < ENDED {
-            continue;
-        }
-        match app.propose(Command::EndpointRemove { id }).await {
-            Ok(_) => tracing::info!(endpoint = %id, "removed: its container ended, and docker did not say so"),
-            Err(e) => tracing::debug!(endpoint = %id, error = %e.message, "not removed yet"),
+        if since.entry(id).or_insert_with(Instant::now).elapsed() >= ENDED {
+            overdue.push(id);
         }
     }
+    remove(app, &overdue, "its container ended, and docker did not say so").await;
+}
+
+/// Removes endpoints for that reason, all at once; what no manager takes is tried again by the caller's next look.
+pub(super) async fn remove(app: &App, ids: &[Id], why: &str) {
+    let each = ids
+        .iter()
+        .map(async |id| match app.propose(Command::EndpointRemove { id: *id }).await {
+            Ok(_) => tracing::info!(endpoint = %id, "removed: {why}"),
+            Err(e) => tracing::debug!(endpoint = %id, error = %e.message, "not removed yet"),
+        });
+    futures::future::join_all(each).await;
 }
