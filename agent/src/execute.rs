@@ -8,6 +8,7 @@ use std::{path::PathBuf, sync::Arc};
 use mesh_core::{
     Id,
     action::{Action, BpfAction, NetAction},
+    desired::Desired,
     lb::Row,
     names::NameTable,
     observed::Observed,
@@ -84,6 +85,29 @@ impl Executor {
             hooks,
             names,
         })
+    }
+
+    /// As [`Self::observe`], but forwarding entries and neighbours as they were read last and changed here
+    /// since; of what grows with the cluster only the rows that either of `of` has too, where given. `None`
+    /// where all of it has to be read.
+    pub async fn observe_known(&mut self, cluster: Id, of: Option<[&Desired; 2]>) -> Result<Option<Observed>, StepError> {
+        if self.stale {
+            return Ok(None);
+        }
+        let Some(overlay) = self.overlay.dump_known(Some(cluster), of.map(|of| of.map(|d| &d.fdb))).await? else {
+            return Ok(None);
+        };
+        let (tables, hooks) = match of {
+            Some(of) => self.loader.observe_part(of.map(|d| &d.tables))?,
+            None => self.loader.observe()?,
+        };
+        let names = NameTable::clone(&self.dns.current());
+        Ok(Some(Observed {
+            overlay,
+            tables,
+            hooks,
+            names,
+        }))
     }
 
     /// Removes flows that are over from a part of the tables.

@@ -18,6 +18,7 @@ use mesh_control::disk::DiskError;
 use mesh_core::{
     Id,
     objects::{Change, Objects},
+    part::Touched,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -98,6 +99,8 @@ struct Inner {
     /// A full list that is still arriving.
     arriving: Option<Vec<Change>>,
     unsaved: Unsaved,
+    /// What changed since the reconcile loop looked last.
+    touched: Touched,
     /// A write is under way.
     writing: bool,
     /// Why the file is behind.
@@ -137,7 +140,11 @@ impl Ledger {
     /// A ledger that `write` brings to disk.
     fn kept_by(view: View, write: impl FnMut(&Head, &[Change], bool) -> Result<(), LedgerError> + Send + 'static) -> Self {
         let changed = watch::Sender::new(view.head.revision);
-        let inner = Inner { view, ..Inner::default() };
+        let inner = Inner {
+            view,
+            touched: Touched::everything(),
+            ..Inner::default()
+        };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             news: Condvar::new(),
@@ -151,6 +158,12 @@ impl Ledger {
     /// What it holds.
     pub fn view(&self) -> View {
         self.shared.lock().view.clone()
+    }
+
+    /// What it holds, and what changed since the last call of this: for the reconcile loop alone.
+    pub fn look(&self) -> (View, Touched) {
+        let mut inner = self.shared.lock();
+        (inner.view.clone(), std::mem::take(&mut inner.touched))
     }
 
     /// Revisions as they come; also told when the cluster changes.
@@ -178,6 +191,7 @@ impl Ledger {
         };
         inner.arriving = None;
         inner.unsaved = Unsaved::Whole;
+        inner.touched = Touched::everything();
         self.told(inner, 0);
     }
 
@@ -189,7 +203,8 @@ impl Ledger {
     /// Takes in one batch of a watch: changes on top of what is there, or a part of a full list
     /// which replaces it once it is complete. Returns what really changed, for the event stream.
     pub fn receive(&self, revision: u64, changes: Vec<Change>, snapshot: bool, complete: bool) -> Vec<Change> {
-        let mut inner = self.shared.lock();
+        let mut guard = self.shared.lock();
+        let inner = &mut *guard;
         if snapshot {
             let arriving = inner.arriving.get_or_insert_default();
             arriving.extend(changes);
@@ -199,10 +214,11 @@ impl Ledger {
             let mut objects = Objects::default();
             inner.arriving.take().unwrap_or_default().iter().for_each(|c| objects.apply(c));
             let news = difference(&inner.view.objects, &objects);
+            news.iter().for_each(|c| inner.touched.note(&inner.view.objects, c));
             inner.view.head.revision = revision;
             inner.view.objects = Arc::new(objects);
             inner.unsaved = Unsaved::Whole;
-            self.told(inner, revision);
+            self.told(guard, revision);
             return news;
         }
         inner.arriving = None;
@@ -211,10 +227,13 @@ impl Ledger {
         }
         // Copies the maps only while somebody still holds the last view.
         let objects = Arc::make_mut(&mut inner.view.objects);
-        changes.iter().for_each(|c| objects.apply(c));
+        for change in &changes {
+            inner.touched.note(objects, change);
+            objects.apply(change);
+        }
         inner.view.head.revision = revision;
         inner.unsaved.add(&changes);
-        self.told(inner, revision);
+        self.told(guard, revision);
         changes
     }
 

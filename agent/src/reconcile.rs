@@ -1,8 +1,11 @@
 //! The reconcile loop: desired from the ledger, observed from the kernel, plan, execute, status.
 //!
 //! One task, started by [`crate::run`]. Ledger changes, kernel events and timers only wake it
-//! ([`pace`]); each pass looks at everything anew. It writes nothing but the kernel and its
-//! [`Applied`] status.
+//! ([`pace`]). It writes nothing but the kernel and its [`Applied`] status.
+//!
+//! A pass looks at everything anew, or, when the last one left nothing to be done and was not long ago, at
+//! the part of the cluster that has changed since ([`mesh_core::part`]) and at the host's own devices,
+//! with forwarding entries as they were read last, if no event speaks against them.
 
 mod addr;
 mod pace;
@@ -25,6 +28,7 @@ use mesh_core::{
     lb::{Hook, Row},
     objects::{Node, Objects},
     observed::Observed,
+    part::{Touched, part},
     plan::plan,
 };
 use mesh_overlay::HostFacts;
@@ -133,6 +137,8 @@ pub struct Reconciler {
     pub host: Option<HostState>,
     /// How the passes fare.
     pub passes: Arc<Passes>,
+    /// The kernel is as the ledger had it when that was looked at last.
+    pub settled: bool,
 }
 
 impl Reconciler {
@@ -147,22 +153,26 @@ impl Reconciler {
             // What came until here, this pass sees.
             while events.next().now_or_never().flatten().is_some() {}
             revisions.mark_unchanged();
+            self.settled &= !self.member.has_changed().unwrap_or(true);
             self.member.mark_unchanged();
             let begun = Instant::now();
-            let fine = self.pass().await;
+            let (fine, full) = self.pass(pace.is_full(begun)).await;
             let took = begun.elapsed();
             self.passes.took(took);
             if !fine {
                 // Its own doing, mostly; what else there was waits for the next try.
                 while events.next().now_or_never().flatten().is_some() {}
             }
-            pace.passed(fine, took, Instant::now());
+            pace.passed(fine, full, took, Instant::now());
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     Some(request) = self.requests.recv() => self.answer(request).await,
                     _ = revisions.changed() => break,
-                    _ = self.member.changed() => break,
+                    _ = self.member.changed() => {
+                        self.settled = false;
+                        break;
+                    }
                     event = events.next(), if !pace.is_blind() => match event {
                         Some(()) => pace.event(Instant::now()),
                         // Its sockets failed; the next pass looks at everything anyway.
@@ -185,7 +195,8 @@ impl Reconciler {
     async fn answer(&mut self, request: Request) {
         match request {
             Request::Preview(to) => {
-                let preview = match self.look().await {
+                let view = self.ledger.view();
+                let preview = match self.look(view, None).await {
                     Ok(Some(look)) => Ok(Preview {
                         steps: plan(&look.desired, &look.seen).iter().map(Action::to_string).collect(),
                         missing: look.desired.hooks.difference(&look.seen.hooks).cloned().collect(),
@@ -201,20 +212,24 @@ impl Reconciler {
             Request::LiveFlows(slot, to) => drop(to.send(self.executor.loader.live_flows(slot))),
             Request::Teardown(to) => {
                 let errors = self.executor.teardown().await;
+                self.settled = false;
                 self.host = None;
                 self.applied.send_replace(Applied::default());
                 drop(to.send(errors));
             }
-            Request::Clear(to) => drop(to.send(self.executor.clear().await)),
+            Request::Clear(to) => {
+                self.settled = false;
+                drop(to.send(self.executor.clear().await));
+            }
         }
     }
 
     /// Desired and observed state; `None` while there is nothing that this host knows it must be:
-    /// before it joins, before its first full list, and when the list does not have it.
-    async fn look(&mut self) -> Result<Option<Look>, StepError> {
-        let (Some(member), View { head, objects }) = (*self.member.borrow(), self.ledger.view()) else {
-            return Ok(None);
-        };
+    /// before it joins, before its first full list, and when the list does not have it. With `touched`
+    /// the part that is concerned by it is enough.
+    async fn look(&mut self, view: View, touched: Option<&Touched>) -> Result<Option<Look>, StepError> {
+        let View { head, objects } = view;
+        let Some(member) = *self.member.borrow() else { return Ok(None) };
         let Some(me) = objects
             .nodes
             .get(&member.node)
@@ -230,13 +245,29 @@ impl Reconciler {
             resolvers: resolvers::of_host(&self.resolv_conf),
             cookie: self.executor.overlay.cookie(),
         };
-        let desired = intent::desired(&objects, head.revision, member.cluster, member.node, &facts);
-        let seen = self.executor.observe(Some(member.cluster)).await?;
+        let desired = |objects: &Objects| intent::desired(objects, head.revision, member.cluster, member.node, &facts);
+        let known = match touched {
+            Some(touched) => {
+                let part = part(touched, &objects, member.node);
+                let former = part.as_ref().map(|part| desired(&part.before));
+                let desired = desired(part.as_ref().map_or(&objects, |part| &part.after));
+                let of = former.as_ref().map(|former| [former, &desired]);
+                let seen = self.executor.observe_known(member.cluster, of).await?;
+                seen.map(|seen| (desired, seen))
+            }
+            None => None,
+        };
+        let full = known.is_none();
+        let (desired, seen) = match known {
+            Some(known) => known,
+            None => (desired(&objects), self.executor.observe(Some(member.cluster)).await?),
+        };
         Ok(Some(Look {
             desired,
             seen,
             host,
             complaint,
+            full,
         }))
     }
 
@@ -271,21 +302,25 @@ impl Reconciler {
         }
     }
 
-    /// One pass; true when nothing is left to be done.
-    async fn pass(&mut self) -> bool {
+    /// One pass, at everything if it must be `full`: whether nothing is left to be done, and whether it was
+    /// at everything.
+    async fn pass(&mut self, full: bool) -> (bool, bool) {
+        let known = std::mem::take(&mut self.settled) && !full;
+        let (view, touched) = self.ledger.look();
         let Look {
             desired,
             seen,
             host,
             complaint,
-        } = match self.look().await {
+            full,
+        } = match self.look(view, Some(&touched).filter(|_| known)).await {
             Ok(Some(look)) => look,
-            Ok(None) => return true,
+            Ok(None) => return (true, true),
             Err(e) => {
                 let error = chain(&e);
                 tracing::warn!(%error, "this host's state cannot be read; trying again");
                 self.applied.send_modify(|a| a.errors = vec![error]);
-                return false;
+                return (false, full);
             }
         };
         let steps = plan(&desired, &seen);
@@ -348,7 +383,8 @@ impl Reconciler {
             *a = out;
             news
         });
-        fine
+        self.settled = fine;
+        (fine, full)
     }
 }
 
@@ -359,6 +395,8 @@ struct Look {
     host: HostState,
     /// What is wrong with the host itself.
     complaint: Option<String>,
+    /// It is everything.
+    full: bool,
 }
 
 /// The endpoints of this host that can not work without a step that failed, because it was for their

@@ -98,6 +98,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         requests: incoming,
         host: None,
         passes: passes.clone(),
+        settled: false,
     };
     let mut kernel = tokio::spawn(reconciler.run(stop.clone()));
     let parts = Parts {

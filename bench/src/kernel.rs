@@ -13,8 +13,9 @@ use mesh_core::{
     intent::{self, Facts},
     lb::Row,
     names::NameTable,
-    objects::{EndpointState, Sandbox},
+    objects::{EndpointState, Objects, Sandbox},
     observed::Observed,
+    part::{Touched, part},
     plan::plan,
 };
 use mesh_loader::{Loader, Options};
@@ -68,8 +69,8 @@ async fn measure(args: &Args, bpffs: &Path) -> Result<Value, Failure> {
     let objects_rss = space::rss()?;
 
     let mut load = Times::default();
-    let steps = host.pass(&maker, &mut load).await?;
-    let left = host.pass(&maker, &mut Times::default()).await?;
+    let steps = host.pass(&maker, None, &mut load).await?;
+    let left = host.pass(&maker, None, &mut Times::default()).await?;
     if left != 0 {
         return Err(format!("{left} of {steps} steps were to be done again").into());
     }
@@ -87,21 +88,31 @@ async fn measure(args: &Args, bpffs: &Path) -> Result<Value, Failure> {
         let id = cluster::endpoint(n * 37 % args.size.services.max(1), args.size.endpoints.saturating_sub(1));
         let is_ready = maker.objects().endpoints.get(&id).is_some_and(|e| e.state == EndpointState::Ready);
         let state = if is_ready { EndpointState::Draining } else { EndpointState::Ready };
-        maker.apply(Command::EndpointSet { id, state })?;
+        let before = maker.objects().clone();
+        let mut touched = Touched::default();
+        let news = maker.apply(Command::EndpointSet { id, state })?;
+        news.iter().for_each(|change| touched.note(&before, change));
         let begun = Instant::now();
         let mut times = Times::default();
-        change_steps.push(host.pass(&maker, &mut times).await?);
+        change_steps.push(host.pass(&maker, Some(&touched), &mut times).await?);
         changes.add("pass", begun.elapsed());
         for stage in STAGES {
             changes.add(stage, times.sum(stage));
         }
         changes.add("kernel", times.total(&KERNEL));
     }
+    let (begun, mut everything) = (Instant::now(), Times::default());
+    let left = host.pass(&maker, None, &mut everything).await?;
+    everything.add("pass", begun.elapsed());
+    if left != 0 {
+        return Err(format!("{left} steps were left after {} changes", args.changes).into());
+    }
     Ok(json!({
         "services": args.size.services, "endpoints": args.size.services * args.size.endpoints, "nodes": args.size.nodes,
         "containers": args.containers, "rows": rows, "cluster_made_ms": ms(made),
         "load": { "steps": steps, "kernel_ms": ms(load.total(&KERNEL)), "bpf_ms": ms(load.total(&BPF)), "each": load.sums() },
         "change": { "steps": change_steps, "each": changes.medians() },
+        "everything": everything.sums(),
         "maps": maps::of(std::process::id())?.json(),
         "rss": { "objects": objects_rss, "end": space::rss()? },
     }))
@@ -156,15 +167,31 @@ impl Host {
         })
     }
 
-    /// As the agent's: look, plan, carry out. How many steps there were.
-    async fn pass(&mut self, maker: &Maker, times: &mut Times) -> Result<usize, Failure> {
+    /// As the agent's: look at everything, or at the part that is `touched`, plan, carry out. How many steps
+    /// there were.
+    async fn pass(&mut self, maker: &Maker, touched: Option<&Touched>, times: &mut Times) -> Result<usize, Failure> {
         let (objects, me) = (maker.objects(), cluster::node(0));
         let cluster = objects.cluster.as_ref().ok_or("no cluster")?.id;
-        let desired: Desired = times.of("intent", || intent::desired(objects, maker.index(), cluster, me, &self.facts));
+        let of = |objects: &Objects| intent::desired(objects, maker.index(), cluster, me, &self.facts);
+        let (former, desired): (Option<Desired>, Desired) =
+            times.of("intent", || match touched.and_then(|touched| part(touched, objects, me)) {
+                Some(part) => (Some(of(&part.before)), of(&part.after)),
+                None => (None, of(objects)),
+            });
+        let rows = former.as_ref().map(|former| [former, &desired]);
         let begun = Instant::now();
-        let overlay = self.overlay.dump(Some(cluster)).await?;
+        let overlay = match touched {
+            Some(_) => {
+                let known = self.overlay.dump_known(Some(cluster), rows.map(|of| of.map(|d| &d.fdb)));
+                known.await?.ok_or("somebody else changes this host's entries")?
+            }
+            None => self.overlay.dump(Some(cluster)).await?,
+        };
         times.add("dump", begun.elapsed());
-        let (tables, hooks) = times.of("observe", || self.loader.observe())?;
+        let (tables, hooks) = times.of("observe", || match rows {
+            Some(of) => self.loader.observe_part(of.map(|d| &d.tables)),
+            None => self.loader.observe(),
+        })?;
         self.seen = Observed {
             overlay,
             tables,

@@ -288,7 +288,7 @@ impl Host<'_> {
     /// A container engine has containers of this host on the network.
     fn is_dockers(&self, network: Id) -> bool {
         let is_it = |e: &Endpoint| e.node == self.node.id && e.network == network && e.sandbox.handover.is_some();
-        self.objects.endpoints.values().any(|e| is_it(e))
+        self.here.iter().any(|e| is_it(e))
     }
 
     /// One endpoint of this host.

@@ -152,6 +152,35 @@ pub struct Tables {
     pub namespaces: BTreeMap<u64, Namespace>,
 }
 
+impl Tables {
+    /// The rows that either of two others has too, of the tables that grow with the cluster's services; the
+    /// other tables whole. For a look at a part: [`crate::part`].
+    pub fn those_of(&self, of: [&Self; 2]) -> Self {
+        fn some<K: Ord + Clone, V: Clone>(all: &BTreeMap<K, V>, of: [&BTreeMap<K, V>; 2]) -> BTreeMap<K, V> {
+            let keys = of.into_iter().flat_map(BTreeMap::keys);
+            keys.filter_map(|k| Some((k.clone(), all.get(k)?.clone()))).collect()
+        }
+        Self {
+            ingress_mac: self.ingress_mac,
+            ingress_ip: self.ingress_ip,
+            ingress_dev: self.ingress_dev.clone(),
+            uplink: self.uplink.clone(),
+            ingress_mtu: self.ingress_mtu,
+            node_addrs: self.node_addrs.clone(),
+            published: some(&self.published, of.map(|t| &t.published)),
+            bound: some(&self.bound, of.map(|t| &t.bound)),
+            vips: some(&self.vips, of.map(|t| &t.vips)),
+            services: some(&self.services, of.map(|t| &t.services)),
+            sources: some(&self.sources, of.map(|t| &t.sources)),
+            backends: some(&self.backends, of.map(|t| &t.backends)),
+            locals: self.locals.clone(),
+            networks: self.networks.clone(),
+            peers: self.peers.clone(),
+            namespaces: self.namespaces.clone(),
+        }
+    }
+}
+
 /// One change to one row, in the order in which the plan gives them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {

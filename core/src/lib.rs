@@ -17,6 +17,7 @@ pub mod names;
 pub mod nft;
 pub mod objects;
 pub mod observed;
+pub mod part;
 pub mod plan;
 pub mod refusal;
 pub mod spec;

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     Id,
     action::{Action, BpfAction, NetAction},
-    desired::{Desired, Link},
+    desired::{Desired, Fdb, Link},
     lb::{Hook, Program, Row, Tables},
     observed::Observed,
 };
@@ -193,15 +193,17 @@ fn entries(desired: &Desired, seen: &Observed, steps: &mut Steps) {
     );
     diff(&desired.routes, &s.routes, |r| NetAction::AddRoute(r.clone()), &mut steps.first);
     diff(&desired.neighs, &s.neighs, |n| NetAction::AddNeigh(n.clone()), &mut steps.first);
-    let (on_veths, on_vxlans): (BTreeSet<_>, BTreeSet<_>) = desired.fdb.iter().cloned().partition(|e| desired.veths.contains_key(&e.dev));
     // One device can hold one entry per address: a move to another VTEP replaces it.
-    diff(&on_vxlans, &s.fdb, |e| NetAction::AddFdb(e.clone()), &mut steps.first);
-    diff(&on_veths, &s.fdb, |e| NetAction::AddFdb(e.clone()), &mut steps.veths);
-    let replaced = |e: &&crate::desired::Fdb| {
-        !desired
-            .fdb
-            .iter()
-            .any(|n| n.dev == e.dev && n.mac == e.mac && n.vtep.is_some() == e.vtep.is_some())
+    let (on_veths, on_vxlans): (Vec<_>, Vec<_>) = (desired.fdb.difference(&s.fdb)).partition(|e| desired.veths.contains_key(&e.dev));
+    steps.first.extend(on_vxlans.into_iter().cloned().map(NetAction::AddFdb));
+    steps.veths.extend(on_veths.into_iter().cloned().map(NetAction::AddFdb));
+    let replaced = |e: &&Fdb| {
+        let first = Fdb {
+            vtep: None,
+            ..Fdb::clone(e)
+        };
+        let alike = desired.fdb.range(first..).take_while(|n| n.dev == e.dev && n.mac == e.mac);
+        !alike.into_iter().any(|n| n.vtep.is_some() == e.vtep.is_some())
     };
     steps.last.extend(
         s.fdb

@@ -1,10 +1,10 @@
 //! Reads what this host carries of meshd's, in the rows that [`mesh_core::plan`] compares.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use mesh_core::{
     Id,
-    desired::Link,
+    desired::{Fdb, Link},
     nft::Nft,
     observed::{SeenLink, SeenOverlay, SeenVeth},
 };
@@ -24,14 +24,49 @@ use crate::{
 /// out what carries another cluster's mark.
 pub(crate) async fn read(socket: &Socket, cluster: Option<Id>, nft: Option<Nft>) -> Result<SeenOverlay, Error> {
     let all = link::all(socket).await?;
-    let names: HashMap<u32, &str> = all.iter().map(|d| (d.index, d.name.as_str())).collect();
+    let ours = ours(&all, cluster);
+    let mut seen = read_few(socket, &all, &ours, nft).await?;
+    // An event of what changes from here on is heard later, and does not agree then.
+    seen.fdb = fdb::all(socket, &ours).await?.into_iter().collect();
+    seen.neighs = neigh::all(socket, &ours).await?.into_iter().collect();
+    socket.known.learn(&ours, newest(&all), &seen.fdb, &seen.neighs);
+    Ok(seen)
+}
+
+/// As [`read`], but entries and neighbours as [`crate::known`] has them; `None` where it has none.
+pub(crate) async fn read_known(
+    socket: &Socket,
+    cluster: Option<Id>,
+    nft: Option<Nft>,
+    of: Option<[&BTreeSet<Fdb>; 2]>,
+) -> Result<Option<SeenOverlay>, Error> {
+    let all = link::all(socket).await?;
+    let ours = ours(&all, cluster);
+    let Some((fdb, neighs)) = socket.known.rows(&ours, newest(&all), of) else {
+        return Ok(None);
+    };
+    let few = read_few(socket, &all, &ours, nft).await?;
+    Ok(Some(SeenOverlay { fdb, neighs, ..few }))
+}
+
+fn newest(all: &[Device]) -> u32 {
+    all.iter().map(|d| d.index).max().unwrap_or_default()
+}
+
+/// Meshd's devices by their index.
+fn ours(all: &[Device], cluster: Option<Id>) -> HashMap<u32, &Device> {
     let is_wanted = |d: &&Device| match d.owner() {
         Owner::Mesh(of, _) => cluster.is_none_or(|c| c == of),
         // Seen, so that it is made anew or removed.
         Owner::HalfMade(object) => object.is_some(),
         Owner::Other => false,
     };
-    let ours: HashMap<u32, &Device> = all.iter().filter(is_wanted).map(|d| (d.index, d)).collect();
+    all.iter().filter(is_wanted).map(|d| (d.index, d)).collect()
+}
+
+/// What there is little of: all but entries and neighbours.
+async fn read_few(socket: &Socket, all: &[Device], ours: &HashMap<u32, &Device>, nft: Option<Nft>) -> Result<SeenOverlay, Error> {
+    let names: HashMap<u32, &str> = all.iter().map(|d| (d.index, d.name.as_str())).collect();
     let mut seen = SeenOverlay {
         nft,
         ..SeenOverlay::default()
@@ -41,9 +76,7 @@ pub(crate) async fn read(socket: &Socket, cluster: Option<Id>, nft: Option<Nft>)
     }
     let addrs = addr::all(socket).await?.into_iter().filter(|a| !is_kernels_own(a));
     seen.addrs = addrs.filter_map(|a| Some((ours.get(&a.index)?.name.clone(), a.addr))).collect();
-    seen.routes = route::ours(socket, &ours).await?.into_iter().collect();
-    seen.fdb = fdb::all(socket, &ours).await?.into_iter().collect();
-    seen.neighs = neigh::all(socket, &ours).await?.into_iter().collect();
+    seen.routes = route::ours(socket, ours).await?.into_iter().collect();
     Ok(seen)
 }
 

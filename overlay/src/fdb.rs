@@ -28,7 +28,9 @@ pub(crate) async fn add(socket: &Socket, entry: &Fdb) -> Result<(), Error> {
     let request = || format!("add forwarding entry {} on {}", entry.mac, entry.dev);
     let device = link::ours(socket, &entry.dev, request).await?;
     let new = RouteNetlinkMessage::NewNeighbour(message(&device, entry));
-    socket.change(request(), new, NLM_F_CREATE | NLM_F_REPLACE).await
+    socket.change(request(), new, NLM_F_CREATE | NLM_F_REPLACE).await?;
+    socket.known.put(device.index, entry);
+    Ok(())
 }
 
 /// Removes an entry. One that is gone already, or whose device is, is success.
@@ -44,9 +46,11 @@ pub(crate) async fn remove(socket: &Socket, entry: &Fdb) -> Result<(), Error> {
         .change(format!("remove forwarding entry {} of {}", entry.mac, entry.dev), del, 0)
         .await
     {
-        Err(e) if e.is(&[libc::ENOENT, libc::ENODEV]) => Ok(()),
-        done => done,
+        Err(e) if e.is(&[libc::ENOENT, libc::ENODEV]) => {}
+        done => done?,
     }
+    socket.known.remove(device.index, entry);
+    Ok(())
 }
 
 fn message(device: &Device, entry: &Fdb) -> NeighbourMessage {
@@ -85,6 +89,27 @@ pub(crate) async fn all(socket: &Socket, devices: &HashMap<u32, &Device>) -> Res
 }
 
 fn read(m: &NeighbourMessage, device: &Device) -> Option<Fdb> {
+    let row = row(m).filter(|row| row.is_put)?;
+    Some(Fdb {
+        dev: device.name.clone(),
+        mac: row.mac,
+        vtep: row.vtep,
+    })
+}
+
+/// What a message says of one entry.
+pub(crate) struct Row {
+    pub(crate) mac: Mac,
+    /// Of an entry of a VXLAN device's own.
+    pub(crate) vtep: Option<IpAddr>,
+    /// It is the bridge's.
+    pub(crate) in_bridge: bool,
+    /// It is one that somebody put there for good.
+    pub(crate) is_put: bool,
+}
+
+/// Reads it; `None` without an Ethernet address.
+pub(crate) fn row(m: &NeighbourMessage) -> Option<Row> {
     let (mut mac, mut vtep, mut in_bridge) = (None, None, false);
     for attribute in &m.attributes {
         match attribute {
@@ -101,10 +126,11 @@ fn read(m: &NeighbourMessage, device: &Device) -> Option<Fdb> {
     } else {
         vtep.is_some() && state & NUD_PERMANENT != 0
     };
-    is_put.then_some(Fdb {
-        dev: device.name.clone(),
+    Some(Row {
         mac: mac?,
         vtep,
+        in_bridge,
+        is_put,
     })
 }
 

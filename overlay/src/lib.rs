@@ -13,6 +13,7 @@ mod fdb;
 mod filter;
 mod host;
 mod inside;
+mod known;
 mod link;
 mod monitor;
 mod neigh;
@@ -27,10 +28,10 @@ mod sysctl;
 mod veth;
 mod vxlan;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use futures::Stream;
-use mesh_core::{Id, action::NetAction, observed::SeenOverlay};
+use mesh_core::{Id, action::NetAction, desired::Fdb, observed::SeenOverlay};
 
 pub use error::{Error, KernelError};
 pub use host::HostFacts;
@@ -82,6 +83,22 @@ impl Overlay {
         Ok(seen)
     }
 
+    /// As [`Self::dump`], but forwarding entries and neighbours as they were read last and as this program has
+    /// changed them since; of the entries only those for an address that one of `of` has too, where given.
+    /// `None` where an event has told, or may have, that somebody else changed them. Relies on
+    /// [`Self::monitor`]'s events being read.
+    ///
+    /// # Errors
+    /// As [`Self::dump`].
+    pub async fn dump_known(&self, cluster: Option<Id>, of: Option<[&BTreeSet<Fdb>; 2]>) -> Result<Option<SeenOverlay>, Error> {
+        let filter = self.filter.get().await?;
+        let seen = dump::read_known(&self.socket, cluster, filter.nft, of).await?;
+        Ok(seen.map(|seen| SeenOverlay {
+            blocked: filter.blocked,
+            ..seen
+        }))
+    }
+
     /// Carries out one step. Making what is there already, or removing what is gone, is success.
     ///
     /// # Errors
@@ -107,13 +124,13 @@ impl Overlay {
     }
 
     /// Yields after each change of the host's links, addresses, routes, neighbours or nftables, this
-    /// program's own included. Several changes may give one item; a lost event gives one too. Ends
+    /// program's own included, but for those of forwarding entries and neighbours once they were read. Several changes may give one item; a lost event gives one too. Ends
     /// when the sockets fail: then start another.
     ///
     /// # Errors
     /// When the sockets can not be opened.
     pub fn monitor(&self) -> Result<impl Stream<Item = ()> + Send + Unpin + use<>, Error> {
-        monitor::changes(&self.netns)
+        monitor::changes(&self.netns, self.socket.known.clone())
     }
 
     /// The cookie of the namespace that it works in; see [`netns::cookie`].

@@ -228,9 +228,11 @@ pub(crate) async fn mark(socket: &Socket, device: &Device, mark: String) -> Resu
 pub(crate) async fn remove(socket: &Socket, device: &Device) -> Result<(), Error> {
     let del = RouteNetlinkMessage::DelLink(message(device.index, Vec::new()));
     match socket.change(format!("remove link {}", device.name), del, 0).await {
-        Err(e) if e.is(&[libc::ENODEV]) => Ok(()),
-        done => done,
+        Err(e) if e.is(&[libc::ENODEV]) => {}
+        done => done?,
     }
+    socket.known.forget(device.index);
+    Ok(())
 }
 
 /// Puts the MTU, the bridge and the Ethernet address of an existing link right, each if it differs.

@@ -25,7 +25,9 @@ pub(crate) async fn add(socket: &Socket, neigh: &Neigh) -> Result<(), Error> {
     new.attributes.push(NeighbourAttribute::LinkLayerAddress(neigh.mac.0.to_vec()));
     socket
         .change(request(), RouteNetlinkMessage::NewNeighbour(new), NLM_F_CREATE | NLM_F_REPLACE)
-        .await
+        .await?;
+    socket.known.put_neigh(device.index, neigh);
+    Ok(())
 }
 
 /// Removes a neighbour. One that is gone already, or whose device is, is success.
@@ -38,9 +40,11 @@ pub(crate) async fn remove(socket: &Socket, neigh: &Neigh) -> Result<(), Error> 
         .change(format!("remove neighbour {} of {}", neigh.ip, neigh.dev), del, 0)
         .await
     {
-        Err(e) if e.is(&[libc::ENOENT, libc::ENODEV]) => Ok(()),
-        done => done,
+        Err(e) if e.is(&[libc::ENOENT, libc::ENODEV]) => {}
+        done => done?,
     }
+    socket.known.remove_neigh(device.index, neigh);
+    Ok(())
 }
 
 fn message(device: &Device, ip: IpAddr) -> NeighbourMessage {
@@ -67,18 +71,26 @@ fn read(m: &NeighbourMessage, device: &Device) -> Option<Neigh> {
     if m.header.state != NeighbourState::Permanent {
         return None;
     }
-    let ip = m.attributes.iter().find_map(|a| match a {
+    Some(Neigh {
+        dev: device.name.clone(),
+        ip: ip(m)?,
+        mac: mac(m)?,
+    })
+}
+
+/// The address that a message is about.
+pub(crate) fn ip(m: &NeighbourMessage) -> Option<IpAddr> {
+    m.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
         _ => None,
-    })?;
-    let mac = m.attributes.iter().find_map(|a| match a {
+    })
+}
+
+/// Its Ethernet address.
+pub(crate) fn mac(m: &NeighbourMessage) -> Option<Mac> {
+    m.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::LinkLayerAddress(v) => v.as_slice().try_into().ok().map(Mac),
         _ => None,
-    })?;
-    Some(Neigh {
-        dev: device.name.clone(),
-        ip,
-        mac,
     })
 }

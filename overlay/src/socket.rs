@@ -1,7 +1,7 @@
 //! One rtnetlink connection: requests that are acknowledged, and dumps that are complete or an
 //! error. The other rooms build messages and hand them over here.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use netlink_packet_core::{
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     error::{Error, KernelError},
+    known::Known,
     netns::Netns,
 };
 
@@ -30,6 +31,8 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 pub(crate) struct Socket {
     handle: Handle,
     task: JoinHandle<()>,
+    /// What is known of that namespace's entries.
+    pub(crate) known: Arc<Known>,
 }
 
 impl Drop for Socket {
@@ -51,6 +54,7 @@ impl Socket {
         Ok(Self {
             handle,
             task: tokio::spawn(connection),
+            known: Arc::default(),
         })
     }
 

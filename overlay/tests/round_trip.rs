@@ -23,7 +23,9 @@ async fn dump(overlay: &Overlay) -> SeenOverlay {
 /// Does it twice, which changes nothing more.
 async fn twice(overlay: &Overlay, action: NetAction) -> SeenOverlay {
     apply(overlay, [action.clone()]).await;
+    let known = overlay.dump_known(Some(cluster()), None).await.unwrap();
     let seen = dump(overlay).await;
+    assert_eq!(known.as_ref(), Some(&seen), "what is kept up without reading it again");
     apply(overlay, [action]).await;
     assert_eq!(dump(overlay).await, seen);
     seen

@@ -80,6 +80,7 @@ scale_round() {
     for part in intent dump observe plan execute; do
         sample "  of which $part" ms meshd "$(jq --arg p "$part" '.change.each[$p].median_ms' <<<"$out")"
     done
+    sample 'a look at everything' ms meshd "$(jq .everything.pass.ms <<<"$out")"
     sample 'memory of the maps' MB meshd "$(jq '.maps.total / 1e6' <<<"$out")"
     agent
 }

@@ -24,6 +24,8 @@ const CALM: Duration = Duration::from_secs(1);
 /// The loop's clock.
 pub struct Pace {
     due: Instant,
+    /// When everything is looked at again, whatever has been looked at meanwhile.
+    full: Instant,
     /// No event brings the next pass nearer than this.
     floor: Instant,
     backoff: Duration,
@@ -35,18 +37,30 @@ impl Pace {
     pub fn new(now: Instant) -> Self {
         Self {
             due: now,
+            full: now,
             floor: now,
             backoff: RETRY_FIRST,
             blind: false,
         }
     }
 
-    /// A pass ended, which took so long.
-    pub fn passed(&mut self, fine: bool, took: Duration, now: Instant) {
+    /// Everything is to be looked at, not only what is known to have changed.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full <= now
+    }
+
+    /// A pass ended, which looked at everything or at a part, and took so long.
+    pub fn passed(&mut self, fine: bool, full: bool, took: Duration, now: Instant) {
         self.blind = false;
         if fine {
+            let next = if full {
+                now + (took * SHARE).clamp(RESYNC, RESYNC_LAST)
+            } else {
+                self.full
+            };
             *self = Self {
-                due: now + (took * SHARE).clamp(RESYNC, RESYNC_LAST),
+                due: next,
+                full: next,
                 ..Self::new(now)
             };
         } else {
@@ -89,7 +103,7 @@ mod tests {
         let now = Instant::now();
         let mut pace = Pace::new(now);
         assert_eq!(pace.due(), now);
-        pace.passed(true, MS, now);
+        pace.passed(true, true, MS, now);
         assert_eq!(pace.due(), now + RESYNC);
         for n in 0..15 {
             pace.event(now + n * MS);
@@ -104,7 +118,7 @@ mod tests {
         let (mut now, mut pace) = (begin, Pace::new(begin));
         let mut passes = 0;
         while now < begin + 60 * 1000 * MS {
-            pace.passed(false, MS, now);
+            pace.passed(false, true, MS, now);
             pace.event(now + MS);
             assert!(pace.due() <= now + CALM, "and what others broke waits no longer than this");
             now = pace.due();
@@ -112,13 +126,13 @@ mod tests {
         }
         assert!(passes < 70, "{passes} passes in a minute");
         // Without events the waits grow further.
-        pace.passed(false, MS, now);
+        pace.passed(false, true, MS, now);
         assert_eq!(pace.due(), now + RETRY_LAST);
         // Success ends it.
-        pace.passed(true, MS, now);
+        pace.passed(true, true, MS, now);
         pace.event(now);
         assert_eq!(pace.due(), now + BURST);
-        pace.passed(false, MS, now);
+        pace.passed(false, true, MS, now);
         assert_eq!(pace.due(), now + RETRY_FIRST);
     }
 
@@ -126,9 +140,9 @@ mod tests {
     fn long_looks_are_made_less_often() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        pace.passed(true, 1000 * MS, now);
+        pace.passed(true, true, 1000 * MS, now);
         assert_eq!(pace.due(), now + 50 * 1000 * MS);
-        pace.passed(true, 9000 * MS, now);
+        pace.passed(true, true, 9000 * MS, now);
         assert_eq!(pace.due(), now + RESYNC_LAST);
         pace.event(now);
         assert_eq!(pace.due(), now + BURST, "whatever happens is looked at as soon as ever");
@@ -138,10 +152,25 @@ mod tests {
     fn deaf_for_a_second_at_most() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        pace.passed(true, MS, now);
+        pace.passed(true, true, MS, now);
         pace.blind(now);
         assert!(pace.is_blind() && pace.due() == now + CALM);
-        pace.passed(true, MS, now);
+        pace.passed(true, true, MS, now);
         assert!(!pace.is_blind());
+    }
+
+    #[test]
+    fn looks_at_parts_do_not_put_off_the_look_at_everything() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        assert!(pace.is_full(begin), "the first one");
+        pace.passed(true, true, MS, begin);
+        for second in 1..10 {
+            let now = begin + second * 1000 * MS;
+            assert!(!pace.is_full(now));
+            pace.passed(true, false, 100 * MS, now);
+            assert_eq!(pace.due(), begin + RESYNC);
+        }
+        assert!(pace.is_full(pace.due()));
     }
 }

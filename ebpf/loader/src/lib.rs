@@ -169,6 +169,22 @@ impl Loader {
     ///
     /// The kernel does not answer.
     pub fn observe(&mut self) -> Result<(lb::Tables, BTreeSet<lb::Hook>), Error> {
+        let hooks = self.look()?;
+        Ok((self.store.tables().clone(), hooks))
+    }
+
+    /// As [`Self::observe`]; of the tables that grow with the cluster only the rows that either of `of` has too.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub fn observe_part(&mut self, of: [&lb::Tables; 2]) -> Result<(lb::Tables, BTreeSet<lb::Hook>), Error> {
+        let hooks = self.look()?;
+        Ok((self.store.tables().those_of(of), hooks))
+    }
+
+    /// Sees which rows name what is gone, and which programs are attached.
+    fn look(&mut self) -> Result<BTreeSet<lb::Hook>, Error> {
         self.store.refresh()?;
         let mut hooks = self.hooks.observe()?;
         // Whoever asks again has carried out a plan, whose hooks came after its rows.
@@ -181,7 +197,7 @@ impl Loader {
         if self.sockets.attached() || !self.sockets.possible() {
             hooks.insert(SOCKETS);
         }
-        Ok((self.store.tables().clone(), hooks))
+        Ok(hooks)
     }
 
     /// Carries out one step. What is so already is left as it is.
