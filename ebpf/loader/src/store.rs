@@ -1,19 +1,21 @@
 //! The tables: rows of `lb::Tables` as rows of BPF maps and back.
 //!
 //! Read from the maps once, when the loader opens them; from then on the loader is the only writer
-//! and keeps a shadow. A row changes in one atomic map update, except for a list of members: see
+//! and keeps a shadow. A row changes in one atomic map update, except for a list of backends: see
 //! [`lists`].
 
+mod array;
 mod lists;
 mod places;
+mod ranges;
+mod stats;
 mod table;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
+    maps::{Array, MapData},
 };
 use ipnet::IpNet;
 use mesh_core::{
@@ -27,20 +29,23 @@ use mesh_ebpf_common::{
 };
 
 use crate::Error;
-use lists::Stats;
+use array::Rows;
 use places::{raw4, raw6, read4, read6};
+use ranges::Ranges;
+use stats::Stats;
 use table::{Bytes, Table, Trie};
 
 /// All tables of a host.
 pub struct Store {
     config: Array<MapData, Bytes<rows::Config>>,
     node_addrs: Table<Bytes<rows::Addr>, u32>,
-    published: Table<Bytes<rows::PortKey>, Bytes<rows::Published>>,
+    published: Rows<rows::Published>,
     bound: Table<Bytes<rows::BoundKey>, Bytes<rows::Published>>,
     vips: Table<Bytes<rows::Addr>, Bytes<rows::Vip>>,
     services: Table<u32, Bytes<rows::Service>>,
-    members: Table<Bytes<rows::MemberKey>, Bytes<rows::Member>>,
-    turns: Table<u32, u64>,
+    members: Rows<u64>,
+    /// Whose words of `members` are.
+    ranges: Ranges,
     sources: Trie<Bytes<rows::Source>, u32>,
     backends: Table<u32, Bytes<rows::Backend>>,
     locals: Table<u32, Bytes<rows::Local>>,
@@ -48,7 +53,6 @@ pub struct Store {
     networks: Table<u32, Bytes<rows::Network>>,
     peers: Table<Bytes<rows::MacKey>, u32>,
     namespaces: Table<u64, Bytes<rows::Namespace>>,
-    stat_rows: PerCpuArray<MapData, Bytes<rows::Stat>>,
     stats: Stats,
     shadow: Tables,
     /// The row as the kernel has it.
@@ -84,18 +88,15 @@ impl Store {
         let name = spec::CONFIG.name;
         let config = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
         let config = config.try_into().map_err(|source| Error::map(name, "open", source))?;
-        let name = spec::STATS.name;
-        let stat_rows = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
-        let stat_rows: PerCpuArray<_, _> = stat_rows.try_into().map_err(|source| Error::map(name, "open", source))?;
         let mut store = Self {
             config,
             node_addrs: Table::take(ebpf, &spec::NODE_ADDRS)?,
-            published: Table::take(ebpf, &spec::PUBLISHED)?,
+            published: Rows::take(ebpf, &spec::PUBLISHED)?,
             bound: Table::take(ebpf, &spec::BOUND)?,
             vips: Table::take(ebpf, &spec::VIPS)?,
             services: Table::take(ebpf, &spec::SERVICES)?,
-            members: Table::take(ebpf, &spec::MEMBERS)?,
-            turns: Table::take(ebpf, &spec::TURNS)?,
+            members: Rows::take(ebpf, &spec::MEMBERS)?,
+            ranges: Ranges::default(),
             sources: Trie::take(ebpf, &spec::SOURCES)?,
             backends: Table::take(ebpf, &spec::BACKENDS)?,
             locals: Table::take(ebpf, &spec::LOCALS)?,
@@ -103,8 +104,7 @@ impl Store {
             networks: Table::take(ebpf, &spec::NETWORKS)?,
             peers: Table::take(ebpf, &spec::PEERS)?,
             namespaces: Table::take(ebpf, &spec::NAMESPACES)?,
-            stats: Stats::new(stat_rows.len()),
-            stat_rows,
+            stats: Stats::take(ebpf)?,
             shadow: Tables::default(),
             own: rows::Config::default(),
             own_locals: BTreeMap::new(),
@@ -131,9 +131,12 @@ impl Store {
         let vips = self.vips.rows()?.into_iter();
         t.vips = vips.map(|(Bytes(a), Bytes(v))| (a.into(), vip(v))).collect();
         t.peers = self.peers.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
-        for (Bytes(k), Bytes(v)) in self.published.rows()? {
-            t.published.insert((proto(k.proto), k.port), published(v));
-        }
+        self.published.each(|row, v| {
+            if v.there == 1 {
+                let proto = if row < 1 << 16 { Protocol::Tcp } else { Protocol::Udp };
+                t.published.insert((proto, row as u16), published(v));
+            }
+        })?;
         for (Bytes(k), Bytes(v)) in self.bound.rows()? {
             t.bound.insert((k.addr.into(), proto(k.port.proto), k.port.port), published(v));
         }
@@ -237,12 +240,12 @@ impl Store {
     }
 
     fn put_published(&mut self, key: (Protocol, u16), value: Option<lb::Published>) -> Result<(), Error> {
-        let row = Bytes(port_key(key.0, key.1));
+        let row = rows::port_row(key.1, key.0.number());
         if let Some(p) = value {
-            self.published.put(row, Bytes(published_row(p)))?;
+            self.published.write(row, &[published_row(p)])?;
             self.shadow.published.insert(key, p);
         } else {
-            self.published.remove(&row)?;
+            self.published.write(row, &[rows::Published::default()])?;
             self.shadow.published.remove(&key);
         }
         Ok(())
@@ -299,37 +302,15 @@ impl Store {
         Ok(())
     }
 
-    fn clear_stat(&mut self, row: u32) -> Result<(), Error> {
-        let failed = |source| Error::map(spec::STATS.name, "write to", source);
-        let cpus = nr_cpus().map_err(|(_, source)| failed(aya::maps::MapError::IoError(source)))?;
-        let zero = PerCpuValues::try_from(vec![Bytes(rows::Stat::default()); cpus]);
-        let zero = zero.map_err(|source| failed(aya::maps::MapError::IoError(source)))?;
-        self.stat_rows.set(row, zero, 0).map_err(failed)
+    /// What went through each backend of each service that was given a flow here.
+    pub fn stats(&self) -> Result<Vec<Stat>, Error> {
+        self.stats.read()
     }
 
-    /// What went through each backend of each service.
-    pub fn stats(&self) -> Result<Vec<Stat>, Error> {
-        let read = |row| {
-            let values = self.stat_rows.get(&row, 0);
-            values.map_err(|source| Error::map(spec::STATS.name, "read", source))
-        };
-        let rows = std::iter::once(((0, 0), 0)).chain(self.stats.pairs());
-        rows.map(|((service, backend), row)| {
-            let mut sum = Stat {
-                service,
-                backend,
-                ..Stat::default()
-            };
-            for Bytes(s) in read(row)?.iter() {
-                sum.flows += s.flows;
-                sum.packets += s.packets;
-                sum.bytes += s.bytes;
-                sum.reply_packets += s.reply_packets;
-                sum.reply_bytes += s.reply_bytes;
-            }
-            Ok(sum)
-        })
-        .collect()
+    /// The row of the counters of a backend of a set; 0: that of those that had no room.
+    pub fn stat_row(&mut self, set: u32, backend: u32) -> Result<u32, Error> {
+        let service = lists::base(set);
+        self.stats.row(rows::Pair { service, backend })
     }
 }
 
@@ -358,7 +339,7 @@ fn published_row(p: lb::Published) -> rows::Published {
         service: p.service,
         target: p.target,
         direct: p.direct.into(),
-        zero: 0,
+        there: 1,
     }
 }
 

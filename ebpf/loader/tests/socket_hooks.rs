@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mesh_core::{
@@ -116,6 +116,12 @@ fn a_container_reaches_the_vips_of_its_networks() {
         TcpListener::bind(at(V4.a, 7000)).unwrap(),
         TcpListener::bind(at(V6.a, 7000)).unwrap(),
     );
+    // The kernel makes an IPv6 address usable in its own time.
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Err(e) = connect(at(V6.a, 7000)) {
+        assert!(Instant::now() < end, "{e}");
+    }
+    six.accept().unwrap();
     let asked = at(V4.vip2, 7000);
     assert_eq!(connect(asked).unwrap_err().kind(), ErrorKind::NetworkUnreachable, "not known yet");
     host.counted(&mut seen);

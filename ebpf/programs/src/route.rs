@@ -7,12 +7,13 @@ use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 use mesh_ebpf_common::{
     Reason,
     flow::{self, Judgement},
-    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Service, TCP, method},
+    list,
+    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Service, TCP, method},
 };
 
 use crate::{
     event,
-    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, TURNS, admitted, count, count_flow, count_packet},
+    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, admitted, count, count_flow, count_packet, stat_row},
     skb::random,
     work::Work,
 };
@@ -154,19 +155,20 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         return Route::Stray;
     }
     w.service = new.service;
-    let member = match choose(new.service, &w.key, own, new.admitted, now) {
-        Choice::Member(member) => member,
+    let chosen = match choose(new.service, &w.key, own, new.admitted, now) {
+        Choice::Backend(chosen) => chosen,
         Choice::Empty => return Route::Empty,
         Choice::Denied => return Route::Denied,
     };
-    w.backend = member.backend;
+    w.backend = chosen;
+    let stat = stat_row(new.service, chosen);
     w.flow = Flow {
         last_seen: now,
-        backend: member.backend,
+        backend: chosen,
         bits: flow::advance(w.flags, true) | if new.direct { flow::DIRECT } else { 0 },
         service: new.service,
         client: new.client,
-        stat: member.stat,
+        stat,
         cport: 0,
         target: new.target,
         entry: new.entry,
@@ -183,16 +185,16 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         return Route::Empty;
     };
     count(Reason::NewFlow);
-    count_flow(member.stat);
-    count_packet(member.stat, w.len, true);
+    count_flow(stat);
+    count_packet(stat, w.len, true);
     event::flow();
     Route::To(f, backend)
 }
 
 /// A backend for a new flow.
 pub enum Choice {
-    /// This one.
-    Member(Member),
+    /// This one, by its number.
+    Backend(u32),
     /// There is none.
     Empty,
     /// The client is not admitted.
@@ -205,7 +207,7 @@ pub enum Choice {
 pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool, now: u64) -> Choice {
     // SAFETY: rows are replaced as a whole, and these maps keep a removed row until no program that
     // may have it runs; so below.
-    let Some(mut list) = (unsafe { SERVICES.get(&service) }).copied() else {
+    let Some(list) = (unsafe { SERVICES.get(&service) }).copied() else {
         return Choice::Empty;
     };
     if list.ranged != 0 && !is_admitted && !admitted(service, &key.src) {
@@ -216,111 +218,102 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
     }
     let client = AffinityKey { service, addr: key.src };
     if list.affinity != 0
-        && let Some(member) = former(&client, &list, now)
+        && let Some(backend) = former(&client, &list, now)
     {
-        return Choice::Member(member);
+        return Choice::Backend(backend);
     }
     let start = match list.method {
         method::RANDOM => random().into(),
         method::SOURCE => flow::hash_source(key).into(),
         method::FLOW => flow::hash_flow(key).into(),
-        _ => TURNS.get_ptr_mut(&service).map_or(0, |t| {
+        _ => MEMBERS.get_ptr_mut(list.first).map_or(0, |turns| {
             // Not relaxed: LLVM 22 then takes the instruction that returns nothing, and 1 for its result.
             // SAFETY: eight aligned bytes of a row looked up in this run.
-            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(t, 1) }
+            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(turns, 1) }
         }),
     };
     let mut fallback = None;
     for i in 0..TRIES {
         let at = start + u64::from(i);
-        let found = match member(service, &list, (at % u64::from(list.count)) as u32) {
-            Some(found) => found,
-            None => {
-                // The list was replaced between the two look-ups.
-                // SAFETY: as above.
-                list = match unsafe { SERVICES.get(&service) } {
-                    Some(list) if list.count != 0 => *list,
-                    _ => return Choice::Empty,
-                };
-                let Some(found) = member(service, &list, (at % u64::from(list.count)) as u32) else {
-                    continue;
-                };
-                found
-            }
-        };
+        let place = place(&list, (at % u64::from(list.count)) as u32);
+        let found = member(&list, place);
         // SAFETY: as above.
-        let Some(backend) = (unsafe { BACKENDS.get(&found.backend) }) else {
+        let Some(backend) = (unsafe { BACKENDS.get(&found) }) else {
             continue;
         };
         match own {
             Some(own) if own.same(&backend.addr(&own)) => fallback = Some(found),
             _ => {
                 if list.affinity != 0 {
-                    remember(&client, &list, found, at, now);
+                    let row = Affinity {
+                        last_seen: now,
+                        backend: found,
+                        index: place,
+                    };
+                    // A failure costs the client its backend, no more.
+                    let _ = AFFINITY.insert(&client, &row, ANY);
                 }
-                return Choice::Member(found);
+                return Choice::Backend(found);
             }
         }
     }
     match fallback {
-        Some(found) => Choice::Member(found),
+        Some(found) => Choice::Backend(found),
         None => Choice::Empty,
     }
 }
 
 /// The client's former backend, if that was not too long ago and it still takes new flows.
 #[inline(always)]
-fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<Member> {
+fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<u32> {
     let row = AFFINITY.get_ptr_mut(client)?;
     // SAFETY: a row looked up in this run.
     let row = unsafe { &mut *row };
     if now.saturating_sub(row.last_seen) > u64::from(list.affinity) * 1_000_000_000 {
         return None;
     }
-    let is = |m: &Member| m.backend == row.backend;
-    let mut found = if row.index < list.count {
-        member(client.service, list, row.index).filter(is)
-    } else {
-        None
-    };
-    if found.is_none() {
+    let members = if list.members != 0 { list.members.into() } else { list.count };
+    let mut found = row.index < members && member(list, row.index) == row.backend;
+    if !found {
         for i in 0..SEARCH {
-            if i >= list.count {
+            if i >= members {
                 break;
             }
-            if let Some(m) = member(client.service, list, i)
-                && m.backend == row.backend
-            {
+            if member(list, i) == row.backend {
                 row.index = i;
-                found = Some(m);
+                found = true;
                 break;
             }
         }
     }
-    // Who is not in the list takes no new flows.
-    let found = found?;
+    if !found {
+        // Who is not in the list takes no new flows.
+        return None;
+    }
     row.last_seen = now;
-    Some(found)
+    Some(row.backend)
 }
 
+/// A word of the list. The words of one that is replaced stay what they are until no program that may
+/// read them runs.
 #[inline(always)]
-fn remember(client: &AffinityKey, list: &Service, found: Member, at: u64, now: u64) {
-    let row = Affinity {
-        last_seen: now,
-        backend: found.backend,
-        index: (at % u64::from(list.count)) as u32,
-    };
-    // A failure costs the client its backend, no more.
-    let _ = AFFINITY.insert(client, &row, ANY);
+fn word(list: &Service, at: u32) -> u64 {
+    MEMBERS.get(list.first + at).copied().unwrap_or(0)
 }
 
+/// The backend at `place` among those of the list; 0, which is nobody's number, if there is none.
 #[inline(always)]
-fn member(service: u32, list: &Service, index: u32) -> Option<Member> {
-    let key = MemberKey {
-        service,
-        bank: list.bank,
-        index,
-    };
-    // SAFETY: as in `choose`.
-    unsafe { MEMBERS.get(&key) }.copied()
+fn member(list: &Service, place: u32) -> u32 {
+    let (at, shift) = list::member(place);
+    (word(list, at) >> shift) as u32
+}
+
+/// The place of the backend of the entry `index`.
+#[inline(always)]
+fn place(list: &Service, index: u32) -> u32 {
+    if list.members == 0 {
+        return index;
+    }
+    let (at, shift, mask) = list::entry(list.members.into(), index);
+    (word(list, at) >> shift & mask) as u32
 }
