@@ -13,9 +13,9 @@ use mesh_api::{
 use mesh_control::client::ControlClient;
 use mesh_core::{
     Id, Refusal, RefusalKind,
-    command::{Command, NewEndpoint, Reply},
+    command::{Command, NewEndpoint, PortRange, Reply},
     lb::{Hook, Program},
-    objects::{Endpoint, EndpointState, Object},
+    objects::{Endpoint, EndpointState, Object, Port},
 };
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -171,6 +171,15 @@ impl App {
     /// One that does not exist is gone; where no manager answers, it goes as soon as one does.
     pub async fn let_go(&self, id: Id) {
         self.take_back(id).await;
+    }
+
+    /// Gives an endpoint of this host these ports of its own; returns once they answer.
+    pub async fn publish(&self, id: Id, ports: Vec<Port>, port_ranges: Vec<PortRange>) -> Result<(), Refusal> {
+        let (revision, _) = self.propose(Command::EndpointPublish { id, ports, port_ranges }).await?;
+        if timeout(ATTACH_TIME, self.reached(revision)).await.is_err() {
+            tracing::warn!(endpoint = %id, "its ports are published, but this host has not caught up");
+        }
+        Ok(())
     }
 
     /// Removes a failed attachment, and waits until it is gone from this host: what was tried can be

@@ -86,6 +86,7 @@ pub fn sender(command: &Command) -> Sender {
         | C::EndpointCreate { .. }
         | C::EndpointSet { .. }
         | C::EndpointWeigh { .. }
+        | C::EndpointPublish { .. }
         | C::EndpointLearn { .. }
         | C::EndpointRemove { .. }
         | C::AddressReserve { .. }
@@ -170,6 +171,7 @@ fn owns(me: Id, command: &Command, all: &Objects) -> Result<(), Refusal> {
         Command::AddressReserve { node, .. } | Command::AddressRelease { node, .. } => Some(*node),
         Command::EndpointSet { id, .. }
         | Command::EndpointWeigh { id, .. }
+        | Command::EndpointPublish { id, .. }
         | Command::EndpointLearn { id, .. }
         | Command::EndpointRemove { id } => {
             let endpoint = all

@@ -15,6 +15,14 @@ const MANAGER: u64 = 1;
 const WORKER: u64 = 2;
 const OTHER: u64 = 3;
 
+fn publish(n: u64) -> Command {
+    Command::EndpointPublish {
+        id: id(n),
+        ports: Vec::new(),
+        port_ranges: Vec::new(),
+    }
+}
+
 fn id(n: u64) -> Id {
     Id::from_bits(n)
 }
@@ -256,6 +264,8 @@ fn commands() {
             None,
             Some(NotFound),
         ),
+        (publish(20), None, None),
+        (publish(30), None, Some(Forbidden)),
         (Command::EndpointWeigh { id: id(20), weight: 3 }, None, None),
         (Command::EndpointWeigh { id: id(30), weight: 3 }, None, Some(Forbidden)),
         (Command::EndpointRemove { id: id(20) }, None, None),
@@ -271,7 +281,7 @@ fn commands() {
     }
     let mut named: Vec<_> = table.iter().map(|(c, ..)| c.name()).collect();
     named.dedup();
-    assert_eq!(named.len(), 17, "every command has its row");
+    assert_eq!(named.len(), 18, "every command has its row");
 }
 
 #[test]

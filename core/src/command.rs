@@ -243,6 +243,15 @@ pub enum Command {
         /// Its new weight.
         weight: u32,
     },
+    /// Gives an endpoint these ports of its own, on its node, in the place of those that it has.
+    EndpointPublish {
+        /// The endpoint.
+        id: Id,
+        /// The ports.
+        ports: Vec<Port>,
+        /// Further ones, each at the first free port of a range.
+        port_ranges: Vec<PortRange>,
+    },
     /// Says what became known of an endpoint's container.
     EndpointLearn {
         /// The endpoint.
@@ -302,6 +311,7 @@ impl Command {
             Self::EndpointCreate { .. } => "endpoint_create",
             Self::EndpointSet { .. } => "endpoint_set",
             Self::EndpointWeigh { .. } => "endpoint_weigh",
+            Self::EndpointPublish { .. } => "endpoint_publish",
             Self::EndpointLearn { .. } => "endpoint_learn",
             Self::EndpointRemove { .. } => "endpoint_remove",
             Self::AddressReserve { .. } => "address_reserve",

@@ -364,6 +364,27 @@ fn ports_of_containers() {
         lab.refused(in_range(7, 1, &[(first, last)]), K::Malformed, &["range"]);
     }
     lab.ok(in_range(7, 1, &[(65535, 65535)]));
+
+    // Of an endpoint that is there: in the place of what it has, which is no obstacle.
+    let publish = |n: u64, ports: &[(u16, u16)]| C::EndpointPublish {
+        id: id(0x9000 + n),
+        ports: Vec::new(),
+        port_ranges: ports
+            .iter()
+            .map(|&(first, last)| PortRange {
+                port: own(first, None),
+                last,
+            })
+            .collect(),
+    };
+    lab.ok(publish(4, &[(8079, 8082)]));
+    assert_eq!(taken(&lab, 4), [8079]);
+    lab.refused(publish(5, &[(8079, 8080)]), K::Conflict, &["8079-8080/tcp"]);
+    assert_eq!(taken(&lab, 5), [8082], "as before");
+    lab.ok(publish(4, &[]));
+    lab.ok(publish(5, &[(8079, 8080)]));
+    assert_eq!((taken(&lab, 4), taken(&lab, 5)), (vec![], vec![8079]));
+    lab.refused(publish(9, &[]), K::NotFound, &["no endpoint"]);
 }
 
 #[test]

@@ -123,6 +123,7 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     assert_eq!(ask(&docker, "h1", "one", "fixed")?, "fixed");
 
     range_of_ports(&lab, &docker)?;
+    two_networks(&lab, &docker)?;
     both_families(&lab, &docker)?;
 
     // It goes as it came, and prune takes docker's networks only.
@@ -148,6 +149,40 @@ fn range_of_ports(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     let full = docker.at("h1", "run --rm --network ov -p 9091-9092:80 lab true")?;
     assert!(full.status != 0 && full.err.contains("9091-9092/tcp"), "{}", full.err);
     docker.at("h1", "rm -f range-a range-b")?.ok().map(drop)
+}
+
+/// A container on two networks publishes its port once, by the one that has its default route, also when
+/// that becomes another.
+fn two_networks(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
+    // Docker takes the first by name for the default route.
+    lab.ctl("h1", "network create aside")?.ok()?;
+    docker.network("h1", "aside")?;
+    docker
+        .at(
+            "h1",
+            &format!("create --name both --hostname both --network ov -p 9095:80 lab {ECHO}"),
+        )?
+        .ok()?;
+    docker.at("h1", "network connect aside both")?.ok()?;
+    docker.at("h1", "start both")?.ok()?;
+    let answers = |what: &str| {
+        until(10, what, || {
+            let asked = lab.http(Place::Client, &format!("{}:9095", address("h1")), 1);
+            Ok(asked.is_ok_and(|seen| seen.iter().all(|r| r.hostname == "both")))
+        })
+    };
+    answers("a container of two networks to answer")?;
+    docker.at("h1", "network disconnect aside both")?.ok()?;
+    answers("the network that is left to answer")?;
+    docker.at("h1", "network connect aside both")?.ok()?;
+    answers("the network that came back to answer")?;
+    // Another's port is refused when the container starts, and it is free once that is gone.
+    let taken = docker.at("h1", "run --rm --network ov -p 9095:80 lab true")?;
+    assert!(taken.status != 0 && taken.err.contains("9095/tcp"), "{}", taken.err);
+    docker.at("h1", "rm -f both")?.ok()?;
+    docker.at("h1", "run --rm --network ov -p 9095:80 lab true")?.ok()?;
+    docker.at("h1", "network rm aside")?.ok()?;
+    lab.ctl("h1", "network rm aside")?.ok().map(drop)
 }
 
 /// A network with IPv4 and IPv6: a container has an address of each, and reaches one of another host by

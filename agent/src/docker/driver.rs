@@ -13,7 +13,7 @@ use mesh_core::{
 };
 use serde_json::{Value, json};
 
-use super::wire::{self, CreateEndpoint, CreateNetwork, Interface, Joined, OfAddress, OfEndpoint, PoolGiven, RequestPool};
+use super::wire::{self, CreateEndpoint, CreateNetwork, Interface, Joined, OfAddress, OfEndpoint, PoolGiven, Program, RequestPool};
 use crate::{app::App, reconcile::resolvers::of_host};
 
 /// The network by name or id, as the managers have it.
@@ -142,7 +142,6 @@ pub async fn create_endpoint(app: Arc<App>, request: CreateEndpoint) -> Result<V
     let id = wire::endpoint_id(&request.endpoint)?;
     let decided = wire::decided(&request.interface)?;
     let network = network_of(&app, decided.ip).await?;
-    let (ports, port_ranges) = wire::ports(&request.options)?;
     let service = request.options.get(wire::SERVICE).and_then(Value::as_str).map(str::to_owned);
     let new = NewEndpoint {
         id,
@@ -165,8 +164,8 @@ pub async fn create_endpoint(app: Arc<App>, request: CreateEndpoint) -> Result<V
             ..Sandbox::default()
         },
         ifname: None,
-        ports,
-        port_ranges,
+        ports: Vec::new(),
+        port_ranges: Vec::new(),
     };
     app.attach(new, Timestamp::now()).await?;
     let made = endpoint(&app, id).await?;
@@ -186,6 +185,31 @@ pub async fn join(app: Arc<App>, request: OfEndpoint) -> Result<Joined, Refusal>
     let first = endpoint.ip;
     let network = network_of(&app, first).await?;
     Ok(wire::joined(&endpoint, &network, &of_host(&app.config.resolv_conf)))
+}
+
+/// The container's default route is this endpoint's: what it publishes is published here. Docker offers
+/// the same ports to every network of a container, when it makes an endpoint there; only one can answer.
+pub async fn program(app: Arc<App>, request: Program) -> Result<Value, Refusal> {
+    let id = wire::endpoint_id(&request.endpoint)?;
+    let (ports, port_ranges) = wire::ports(&request.options)?;
+    if endpoint(&app, id).await?.ports.is_empty() && ports.is_empty() && port_ranges.is_empty() {
+        return Ok(json!({}));
+    }
+    app.publish(id, ports, port_ranges).await?;
+    Ok(json!({}))
+}
+
+/// It is not any more, or the container has ended.
+pub async fn revoke(app: Arc<App>, request: OfEndpoint) -> Result<Value, Refusal> {
+    let id = wire::endpoint_id(&request.endpoint)?;
+    let has_none = app.ledger.view().objects.endpoints.get(&id).is_some_and(|e| e.ports.is_empty());
+    if has_none {
+        return Ok(json!({}));
+    }
+    match app.publish(id, Vec::new(), Vec::new()).await {
+        Err(e) if e.kind != RefusalKind::NotFound => Err(e),
+        _ => Ok(json!({})),
+    }
 }
 
 pub async fn delete_endpoint(app: Arc<App>, request: OfEndpoint) -> Result<Value, Refusal> {

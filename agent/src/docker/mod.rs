@@ -105,8 +105,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/NetworkDriver.Leave", post(nothing))
         .route("/NetworkDriver.DiscoverNew", post(nothing))
         .route("/NetworkDriver.DiscoverDelete", post(nothing))
-        .route("/NetworkDriver.ProgramExternalConnectivity", post(nothing))
-        .route("/NetworkDriver.RevokeExternalConnectivity", post(nothing))
+        .route("/NetworkDriver.ProgramExternalConnectivity", on!(driver::program))
+        .route("/NetworkDriver.RevokeExternalConnectivity", on!(driver::revoke))
         .route(
             "/IpamDriver.GetCapabilities",
             post(async || reply(&json!({"RequiresMACAddress": false, "RequiresRequestReplay": false}))),

@@ -111,6 +111,18 @@ pub struct OfEndpoint {
     pub endpoint: String,
 }
 
+/// `NetworkDriver.ProgramExternalConnectivity`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Program {
+    /// The engine's id of the endpoint.
+    #[serde(rename = "EndpointID")]
+    pub endpoint: String,
+    /// What is known of its container: ports among it.
+    #[serde(rename = "Options", deserialize_with = "nullable")]
+    pub options: Map<String, Value>,
+}
+
 /// The answer to `NetworkDriver.Join`
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use super::{Effect, State, gone, leases, networks, ports, put, put_endpoint, services};
 use crate::{
     Id, Mac, Refusal,
-    command::{Learnt, NewEndpoint, Reply},
-    objects::{Endpoint, EndpointState, Kind, Network, Object, Sandbox},
+    command::{Learnt, NewEndpoint, PortRange, Reply},
+    objects::{Endpoint, EndpointState, Kind, Network, Object, Port, Sandbox},
     spec::{check_name, check_weight},
 };
 
@@ -79,7 +79,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         }
         None => free_ifname(&siblings),
     };
-    let ports = ports::of_endpoint(state, node.id, &new.ports, &new.port_ranges)?;
+    let ports = ports::of_endpoint(state, node.id, None, &new.ports, &new.port_ranges)?;
     let mut network = Network::clone(network);
     let mut sandbox = new.sandbox.clone();
     let leased = leases::take(&mut network, node.id, new.ip.into_iter().chain(new.ip6.map(IpAddr::V6)));
@@ -218,6 +218,18 @@ pub(super) fn weigh(state: &State, id: Id, weight: u32, index: u64) -> Effect {
         return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
     }
     endpoint.weight = weight;
+    endpoint.version = index;
+    Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
+}
+
+/// Ports of its own, in the place of those that it has.
+pub(super) fn publish(state: &State, id: Id, ports: &[Port], ranges: &[PortRange], index: u64) -> Effect {
+    let mut endpoint = Endpoint::clone(get(state, id)?);
+    let ports = ports::of_endpoint(state, endpoint.node, Some(id), ports, ranges)?;
+    if endpoint.ports == ports {
+        return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
+    }
+    endpoint.ports = ports;
     endpoint.version = index;
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
 }

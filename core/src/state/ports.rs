@@ -76,8 +76,9 @@ fn reserved(state: &State, protocol: Protocol, port: u16) -> Option<&'static str
     }
 }
 
-/// Checks the ports that a container of `node` publishes for itself and fills in those left open.
-pub(super) fn of_endpoint(state: &State, node: Id, asked: &[Port], ranges: &[PortRange]) -> Result<Vec<Port>, Refusal> {
+/// Checks the ports that a container of `node` publishes for itself and fills in those left open. Those
+/// that the endpoint `own` has are nobody else's.
+pub(super) fn of_endpoint(state: &State, node: Id, own: Option<Id>, asked: &[Port], ranges: &[PortRange]) -> Result<Vec<Port>, Refusal> {
     check_ports(asked)?;
     let mut out: Vec<Port> = Vec::with_capacity(asked.len() + ranges.len());
     for p in asked {
@@ -95,7 +96,7 @@ pub(super) fn of_endpoint(state: &State, node: Id, asked: &[Port], ranges: &[Por
                     .find(|n| {
                         refusal(
                             state,
-                            node,
+                            (node, own),
                             &out,
                             &Port {
                                 published: *n,
@@ -107,7 +108,7 @@ pub(super) fn of_endpoint(state: &State, node: Id, asked: &[Port], ranges: &[Por
                     .ok_or_else(|| Refusal::other("every port from 30000 to 32767 is published: give one yourself"))?;
             }
             _ => {
-                if let Some(why) = refusal(state, node, &out, &p) {
+                if let Some(why) = refusal(state, (node, own), &out, &p) {
                     return Err(why);
                 }
             }
@@ -116,13 +117,13 @@ pub(super) fn of_endpoint(state: &State, node: Id, asked: &[Port], ranges: &[Por
     }
     for range in ranges {
         check_ports(std::slice::from_ref(&range.port))?;
-        out.push(first_free(state, node, &out, range)?);
+        out.push(first_free(state, (node, own), &out, range)?);
     }
     Ok(out)
 }
 
-/// The first port of a range that a container of `node`, which has `mine` already, can have.
-fn first_free(state: &State, node: Id, mine: &[Port], range: &PortRange) -> Result<Port, Refusal> {
+/// The first port of a range that a container, which has `mine` already, can have; `of` as for [`refusal`].
+fn first_free(state: &State, of: (Id, Option<Id>), mine: &[Port], range: &PortRange) -> Result<Port, Refusal> {
     let (first, last) = (range.port.published, range.last);
     if first == 0 || first > last || range.port.mode != PublishMode::Host {
         return Err(Refusal::malformed(format!(
@@ -135,15 +136,16 @@ fn first_free(state: &State, node: Id, mine: &[Port], range: &PortRange) -> Resu
     };
     (first..=last)
         .map(at)
-        .find(|p| refusal(state, node, mine, p).is_none())
+        .find(|p| refusal(state, of, mine, p).is_none())
         .ok_or_else(|| {
             let protocol = range.port.protocol.as_str();
             Refusal::conflict(format!("every port of {first}-{last}/{protocol} is published: give a wider range"))
         })
 }
 
-/// Why a container of `node`, which has `mine` already, cannot have a port for itself.
-fn refusal(state: &State, node: Id, mine: &[Port], p: &Port) -> Option<Refusal> {
+/// Why a container of a node, and of an endpoint that is there already, which has `mine` so far, cannot
+/// have a port for itself.
+fn refusal(state: &State, (node, own): (Id, Option<Id>), mine: &[Port], p: &Port) -> Option<Refusal> {
     let (proto, port) = (p.protocol.as_str(), p.published);
     let same = |q: &Port| (q.protocol, q.published) == (p.protocol, port) && collide(q.address, p.address);
     if mine.iter().any(same) {
@@ -154,7 +156,9 @@ fn refusal(state: &State, node: Id, mine: &[Port], p: &Port) -> Option<Refusal> 
     if let Some((at, owner)) = state.publishers(p.protocol, port).find(|(at, _)| collide(*at, p.address)) {
         return Some(taken_by_service(state, p, at, owner));
     }
-    let mut here = state.node_publishers(p.protocol, port).filter(|(_, e)| e.node == node);
+    let mut here = state
+        .node_publishers(p.protocol, port)
+        .filter(|(_, e)| e.node == node && Some(e.id) != own);
     if let Some((at, e)) = here.find(|(at, _)| collide(*at, p.address)) {
         return Some(taken_by_endpoint(state, p, at, e));
     }
