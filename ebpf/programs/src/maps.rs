@@ -94,8 +94,8 @@ pub fn count(reason: Reason) {
 const NOEXIST: u64 = 1;
 
 /// The row of `STATS` of a backend of a set: its own from the first flow that it is given; 0 if there
-/// is no room.
-#[inline(always)]
+/// is no room. Not inlined, to save its callers some stack.
+#[inline(never)]
 pub fn stat_row(set: u32, backend: u32) -> u32 {
     let pair = rows::Pair {
         service: set & !(rows::V6 | rows::LOCAL),

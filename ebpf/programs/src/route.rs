@@ -8,7 +8,7 @@ use mesh_ebpf_common::{
     Reason,
     flow::{self, Judgement},
     list,
-    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Service, TCP, method},
+    rows::{Affinity, AffinityKey, Backend, Flow, FlowKey, Service, TCP, method},
 };
 
 use crate::{
@@ -125,9 +125,9 @@ pub fn keep(w: &mut Work, f: *mut Flow, kept: bool) -> *mut Flow {
     }
 }
 
-/// Routes the packet in `w`. `own`: the address of the client if it may be a backend itself.
+/// Routes the packet in `w`. `inside`: the client may be a backend itself.
 #[inline(always)]
-pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
+pub fn route(w: &mut Work, new: New, inside: bool, now: u64) -> Route {
     let old = find(&w.key);
     // SAFETY: rows looked up in this run, copied out or read at once; so below.
     let seen = old.map(|(f, _)| unsafe { ((*f).bits, (*f).last_seen) });
@@ -155,7 +155,7 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         return Route::Stray;
     }
     w.service = new.service;
-    let chosen = match choose(new.service, &w.key, own, new.admitted, now) {
+    let chosen = match choose(new.service, &w.key, inside, new.admitted, now) {
         Choice::Backend(chosen) => chosen,
         Choice::Empty => return Route::Empty,
         Choice::Denied => return Route::Denied,
@@ -201,26 +201,45 @@ pub enum Choice {
     Denied,
 }
 
-/// Chooses from the set `service` for the flow `key`. If the choice falls on the client itself, whose
-/// address is `own`, the one after it is taken, if there is another.
+/// Chooses from the set `service` for the flow `key`. If the client may be a backend itself (`inside`) and
+/// the choice falls on it, the one after it is taken, if there is another.
 #[inline(always)]
-pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool, now: u64) -> Choice {
+pub fn choose(service: u32, key: &FlowKey, inside: bool, is_admitted: bool, now: u64) -> Choice {
+    let asked = u32::from(inside) * INSIDE | u32::from(is_admitted) * ADMITTED;
+    match chosen(service, key, asked, now) {
+        EMPTY => Choice::Empty,
+        DENIED => Choice::Denied,
+        backend => Choice::Backend(backend as u32),
+    }
+}
+
+/// Of [`chosen`]: the client may be a backend itself; it is admitted already.
+const INSIDE: u32 = 1;
+const ADMITTED: u32 = 2;
+/// No backends, in numbers that none has.
+const EMPTY: u64 = 0;
+const DENIED: u64 = u64::MAX;
+
+/// As [`choose`], in numbers. Not inlined: its callers' stacks, and those that they call, have 512 bytes
+/// together (Linux 6.1 counts each in steps of 32).
+#[inline(never)]
+fn chosen(service: u32, key: &FlowKey, asked: u32, now: u64) -> u64 {
     // SAFETY: rows are replaced as a whole, and these maps keep a removed row until no program that
     // may have it runs; so below.
     let Some(list) = (unsafe { SERVICES.get(&service) }).copied() else {
-        return Choice::Empty;
+        return EMPTY;
     };
-    if list.ranged != 0 && !is_admitted && !admitted(service, &key.src) {
-        return Choice::Denied;
+    if list.ranged != 0 && asked & ADMITTED == 0 && !admitted(service, &key.src) {
+        return DENIED;
     }
     if list.count == 0 {
-        return Choice::Empty;
+        return EMPTY;
     }
     let client = AffinityKey { service, addr: key.src };
     if list.affinity != 0
         && let Some(backend) = former(&client, &list, now)
     {
-        return Choice::Backend(backend);
+        return backend.into();
     }
     let start = match list.method {
         method::RANDOM => random().into(),
@@ -232,7 +251,7 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
             unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(turns, 1) }
         }),
     };
-    let mut fallback = None;
+    let mut fallback = 0u32;
     for i in 0..TRIES {
         let at = start + u64::from(i);
         let place = place(&list, (at % u64::from(list.count)) as u32);
@@ -241,26 +260,22 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
         let Some(backend) = (unsafe { BACKENDS.get(&found) }) else {
             continue;
         };
-        match own {
-            Some(own) if own.same(&backend.addr(&own)) => fallback = Some(found),
-            _ => {
-                if list.affinity != 0 {
-                    let row = Affinity {
-                        last_seen: now,
-                        backend: found,
-                        index: place,
-                    };
-                    // A failure costs the client its backend, no more.
-                    let _ = AFFINITY.insert(&client, &row, ANY);
-                }
-                return Choice::Backend(found);
-            }
+        if asked & INSIDE != 0 && key.src.same(&backend.addr(&key.src)) {
+            fallback = found;
+            continue;
         }
+        if list.affinity != 0 {
+            let row = Affinity {
+                last_seen: now,
+                backend: found,
+                index: place,
+            };
+            // A failure costs the client its backend, no more.
+            let _ = AFFINITY.insert(&client, &row, ANY);
+        }
+        return found.into();
     }
-    match fallback {
-        Some(found) => Choice::Backend(found),
-        None => Choice::Empty,
-    }
+    fallback.into()
 }
 
 /// The client's former backend, if that was not too long ago and it still takes new flows.

@@ -204,7 +204,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
         proto,
         zero: [0; 3],
     };
-    let Choice::Backend(chosen) = choose(want.service, &key, None, true, now) else {
+    let Choice::Backend(chosen) = choose(want.service, &key, false, true, now) else {
         // A container's packet is answered by from_container.
         if ns.host == 0 || !connects {
             return PROCEED;
