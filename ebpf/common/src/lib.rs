@@ -13,7 +13,6 @@ pub mod answer6;
 pub mod checksum;
 pub mod flow;
 pub mod header;
-pub mod list;
 pub mod quote;
 pub mod reason;
 pub mod rows;

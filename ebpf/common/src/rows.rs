@@ -21,13 +21,6 @@ macro_rules! plain {
     )+};
 }
 
-// SAFETY: integers.
-#[expect(unsafe_code, reason = "see the trait")]
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-#[expect(unsafe_code, reason = "see the trait")]
-unsafe impl Plain for u64 {}
-
 /// IPPROTO_TCP.
 pub const TCP: u8 = 6;
 /// IPPROTO_UDP.
@@ -258,13 +251,7 @@ pub struct Config {
     pub uplink: [u8; 16],
 }
 
-/// Row of `PUBLISHED` for a port, `proto` being [`TCP`] or [`UDP`].
-#[inline(always)]
-pub const fn port_row(port: u16, proto: u8) -> u32 {
-    port as u32 | if proto == UDP { 1 << 16 } else { 0 }
-}
-
-/// A port in a [`BoundKey`].
+/// Key of `PUBLISHED`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PortKey {
@@ -296,8 +283,8 @@ pub struct Published {
     pub target: u16,
     /// 1: replies go straight to the client.
     pub direct: u8,
-    /// 1: it is published; 0 in the rows of `PUBLISHED` for all other ports.
-    pub there: u8,
+    /// Zero.
+    pub zero: u8,
 }
 
 /// How a member is taken: [`Service::method`].
@@ -312,32 +299,44 @@ pub mod method {
     pub const FLOW: u8 = 3;
 }
 
-/// Value of `SERVICES`: a set's list of backends.
+/// Value of `SERVICES`: names the members that count.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Service {
-    /// How many entries the list has.
+    /// How many members.
     pub count: u32,
-    /// First of its words in `MEMBERS`; see [`crate::list`].
-    pub first: u32,
+    /// Which of the two lists in `MEMBERS` is valid: 0 or 1.
+    pub bank: u32,
     /// Seconds for which a client comes back to its backend; 0: it does not.
     pub affinity: u32,
     /// See [`method`].
     pub method: u8,
     /// 1: clients are admitted by `SOURCES`.
     pub ranged: u8,
-    /// How many backends its entries name; 0: the entries are the backends themselves.
-    pub members: u16,
+    /// Zero.
+    pub zero: [u8; 2],
 }
 
-/// A set of backends without flags, and one of its backends: key of `STAT_ROWS`.
+/// Key of `MEMBERS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Pair {
-    /// The set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct MemberKey {
+    /// The service.
     pub service: u32,
+    /// See [`Service::bank`].
+    pub bank: u32,
+    /// Place in the list.
+    pub index: u32,
+}
+
+/// Value of `MEMBERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Member {
     /// Key of `BACKENDS`.
     pub backend: u32,
+    /// Row of `STATS` for this backend of this service.
+    pub stat: u32,
 }
 
 /// Key of `SOURCES`, a longest-prefix-match map, behind the number of bits that count (`struct
@@ -370,7 +369,7 @@ pub struct Affinity {
     pub last_seen: u64,
     /// Its backend.
     pub backend: u32,
-    /// Its place among the backends of the list.
+    /// Where the backend was in the list.
     pub index: u32,
 }
 
@@ -597,7 +596,7 @@ impl Event {
 
 plain! {
     Addr = 16, MacKey = 8, FlowKey = 40, Flow = 40, Reply = 48, Config = 56, PortKey = 4, BoundKey = 20, Published = 8,
-    Service = 16, Pair = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
+    Service = 16, MemberKey = 12, Member = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
     Local = 80, Network = 20, Vip = 8, FragmentKey = 40, FragmentPorts = 4, Namespace = 36, SocketKey = 32, Socket = 24,
     Event = 72,
 }

@@ -1,21 +1,19 @@
 //! The tables: rows of `lb::Tables` as rows of BPF maps and back.
 //!
 //! Read from the maps once, when the loader opens them; from then on the loader is the only writer
-//! and keeps a shadow. A row changes in one atomic map update, except for a list of backends: see
+//! and keeps a shadow. A row changes in one atomic map update, except for a list of members: see
 //! [`lists`].
 
-mod array;
 mod lists;
 mod places;
-mod ranges;
-mod stats;
 mod table;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData},
+    maps::{Array, MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
 };
 use ipnet::IpNet;
 use mesh_core::{
@@ -29,23 +27,20 @@ use mesh_ebpf_common::{
 };
 
 use crate::Error;
-use array::Rows;
+use lists::Stats;
 use places::{raw4, raw6, read4, read6};
-use ranges::Ranges;
-use stats::Stats;
 use table::{Bytes, Table, Trie};
 
 /// All tables of a host.
 pub struct Store {
     config: Array<MapData, Bytes<rows::Config>>,
     node_addrs: Table<Bytes<rows::Addr>, u32>,
-    published: Rows<rows::Published>,
+    published: Table<Bytes<rows::PortKey>, Bytes<rows::Published>>,
     bound: Table<Bytes<rows::BoundKey>, Bytes<rows::Published>>,
     vips: Table<Bytes<rows::Addr>, Bytes<rows::Vip>>,
     services: Table<u32, Bytes<rows::Service>>,
-    members: Rows<u64>,
-    /// Whose words of `members` are.
-    ranges: Ranges,
+    members: Table<Bytes<rows::MemberKey>, Bytes<rows::Member>>,
+    turns: Table<u32, u64>,
     sources: Trie<Bytes<rows::Source>, u32>,
     backends: Table<u32, Bytes<rows::Backend>>,
     locals: Table<u32, Bytes<rows::Local>>,
@@ -53,6 +48,7 @@ pub struct Store {
     networks: Table<u32, Bytes<rows::Network>>,
     peers: Table<Bytes<rows::MacKey>, u32>,
     namespaces: Table<u64, Bytes<rows::Namespace>>,
+    stat_rows: PerCpuArray<MapData, Bytes<rows::Stat>>,
     stats: Stats,
     shadow: Tables,
     /// The row as the kernel has it.
@@ -88,15 +84,18 @@ impl Store {
         let name = spec::CONFIG.name;
         let config = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
         let config = config.try_into().map_err(|source| Error::map(name, "open", source))?;
+        let name = spec::STATS.name;
+        let stat_rows = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
+        let stat_rows: PerCpuArray<_, _> = stat_rows.try_into().map_err(|source| Error::map(name, "open", source))?;
         let mut store = Self {
             config,
             node_addrs: Table::take(ebpf, &spec::NODE_ADDRS)?,
-            published: Rows::take(ebpf, &spec::PUBLISHED)?,
+            published: Table::take(ebpf, &spec::PUBLISHED)?,
             bound: Table::take(ebpf, &spec::BOUND)?,
             vips: Table::take(ebpf, &spec::VIPS)?,
             services: Table::take(ebpf, &spec::SERVICES)?,
-            members: Rows::take(ebpf, &spec::MEMBERS)?,
-            ranges: Ranges::default(),
+            members: Table::take(ebpf, &spec::MEMBERS)?,
+            turns: Table::take(ebpf, &spec::TURNS)?,
             sources: Trie::take(ebpf, &spec::SOURCES)?,
             backends: Table::take(ebpf, &spec::BACKENDS)?,
             locals: Table::take(ebpf, &spec::LOCALS)?,
@@ -104,7 +103,8 @@ impl Store {
             networks: Table::take(ebpf, &spec::NETWORKS)?,
             peers: Table::take(ebpf, &spec::PEERS)?,
             namespaces: Table::take(ebpf, &spec::NAMESPACES)?,
-            stats: Stats::take(ebpf)?,
+            stats: Stats::new(stat_rows.len()),
+            stat_rows,
             shadow: Tables::default(),
             own: rows::Config::default(),
             own_locals: BTreeMap::new(),
@@ -131,12 +131,9 @@ impl Store {
         let vips = self.vips.rows()?.into_iter();
         t.vips = vips.map(|(Bytes(a), Bytes(v))| (a.into(), vip(v))).collect();
         t.peers = self.peers.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
-        self.published.each(|row, v| {
-            if v.there == 1 {
-                let proto = if row < 1 << 16 { Protocol::Tcp } else { Protocol::Udp };
-                t.published.insert((proto, row as u16), published(v));
-            }
-        })?;
+        for (Bytes(k), Bytes(v)) in self.published.rows()? {
+            t.published.insert((proto(k.proto), k.port), published(v));
+        }
         for (Bytes(k), Bytes(v)) in self.bound.rows()? {
             t.bound.insert((k.addr.into(), proto(k.port.proto), k.port.port), published(v));
         }
@@ -240,12 +237,12 @@ impl Store {
     }
 
     fn put_published(&mut self, key: (Protocol, u16), value: Option<lb::Published>) -> Result<(), Error> {
-        let row = rows::port_row(key.1, key.0.number());
+        let row = Bytes(port_key(key.0, key.1));
         if let Some(p) = value {
-            self.published.write(row, &[published_row(p)])?;
+            self.published.put(row, Bytes(published_row(p)))?;
             self.shadow.published.insert(key, p);
         } else {
-            self.published.write(row, &[rows::Published::default()])?;
+            self.published.remove(&row)?;
             self.shadow.published.remove(&key);
         }
         Ok(())
@@ -302,15 +299,37 @@ impl Store {
         Ok(())
     }
 
-    /// What went through each backend of each service that was given a flow here.
-    pub fn stats(&self) -> Result<Vec<Stat>, Error> {
-        self.stats.read()
+    fn clear_stat(&mut self, row: u32) -> Result<(), Error> {
+        let failed = |source| Error::map(spec::STATS.name, "write to", source);
+        let cpus = nr_cpus().map_err(|(_, source)| failed(aya::maps::MapError::IoError(source)))?;
+        let zero = PerCpuValues::try_from(vec![Bytes(rows::Stat::default()); cpus]);
+        let zero = zero.map_err(|source| failed(aya::maps::MapError::IoError(source)))?;
+        self.stat_rows.set(row, zero, 0).map_err(failed)
     }
 
-    /// The row of the counters of a backend of a set; 0: that of those that had no room.
-    pub fn stat_row(&mut self, set: u32, backend: u32) -> Result<u32, Error> {
-        let service = lists::base(set);
-        self.stats.row(rows::Pair { service, backend })
+    /// What went through each backend of each service.
+    pub fn stats(&self) -> Result<Vec<Stat>, Error> {
+        let read = |row| {
+            let values = self.stat_rows.get(&row, 0);
+            values.map_err(|source| Error::map(spec::STATS.name, "read", source))
+        };
+        let rows = std::iter::once(((0, 0), 0)).chain(self.stats.pairs());
+        rows.map(|((service, backend), row)| {
+            let mut sum = Stat {
+                service,
+                backend,
+                ..Stat::default()
+            };
+            for Bytes(s) in read(row)?.iter() {
+                sum.flows += s.flows;
+                sum.packets += s.packets;
+                sum.bytes += s.bytes;
+                sum.reply_packets += s.reply_packets;
+                sum.reply_bytes += s.reply_bytes;
+            }
+            Ok(sum)
+        })
+        .collect()
     }
 }
 
@@ -339,7 +358,7 @@ fn published_row(p: lb::Published) -> rows::Published {
         service: p.service,
         target: p.target,
         direct: p.direct.into(),
-        there: 1,
+        zero: 0,
     }
 }
 

@@ -250,14 +250,14 @@ fn vip(skb: Skb, w: &mut Work, local: &Local, service: u32) -> i32 {
         client: 0,
         admitted: true,
     };
-    let (f, backend) = match route(w, new, true, now) {
+    let own = w.key.src;
+    let (f, backend) = match route(w, new, Some(own), now) {
         Route::To(f, backend) => (f, backend),
         Route::Empty | Route::Denied => return answer::refuse(skb, w, Reason::ResetNoBackend),
         Route::Gone => return answer::refuse(skb, w, Reason::ResetGone),
         Route::Stray => return drop(Reason::DropReset),
         Route::Full => return drop(Reason::DropFailed),
     };
-    let own = w.key.src;
     let (port, ip) = (w.key.dport, backend.addr(&own));
     if ip.same(&own) {
         return hairpin(skb, w, f, local, port, now);

@@ -218,7 +218,7 @@ fn arrive(skb: Skb, w: &mut Work, published: &Published, entry: [u8; 6]) -> i32 
         client: 0,
         admitted: true,
     };
-    match route::route(w, new, false, now) {
+    match route::route(w, new, None, now) {
         Route::To(f, backend) => {
             count(Reason::FromPeerNode);
             deliver(skb, w, f, backend.mac, kind::INGRESS, now)

@@ -62,7 +62,7 @@ pub fn enter(skb: Skb, w: &mut Work, published: &Published, config: &Config, cli
         client: client.map_or(0, |c| c.ifindex),
         admitted: false,
     };
-    let (f, backend) = match route(w, new, false, now) {
+    let (f, backend) = match route(w, new, None, now) {
         Route::To(f, backend) => (f, backend),
         Route::Empty => return answer::refuse(skb, w, Reason::ResetNoBackend),
         Route::Gone => return answer::refuse(skb, w, Reason::ResetGone),

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use mesh_ebpf_common::{
     Reason,
@@ -27,9 +27,12 @@ macro_rules! lru {
 
 hash! {
     NODE_ADDRS: rows::Addr => u32,
+    PUBLISHED: rows::PortKey => rows::Published,
     BOUND: rows::BoundKey => rows::Published,
     VIPS: rows::Addr => rows::Vip,
     SERVICES: u32 => rows::Service,
+    MEMBERS: rows::MemberKey => rows::Member,
+    TURNS: u32 => u64,
     BACKENDS: u32 => rows::Backend,
     LOCALS: u32 => rows::Local,
     LOCAL_BY_MAC: rows::MacKey => rows::Local,
@@ -38,7 +41,6 @@ hash! {
     FLOWS_KEPT: rows::FlowKey => rows::Flow,
     REPLIES_KEPT: rows::FlowKey => rows::Reply,
     NAMESPACES: u64 => rows::Namespace,
-    STAT_ROWS: rows::Pair => u32,
 }
 lru! {
     FLOWS: rows::FlowKey => rows::Flow,
@@ -50,15 +52,6 @@ lru! {
 
 #[map]
 pub static CONFIG: Array<rows::Config> = Array::with_max_entries(spec::CONFIG.max_entries, spec::CONFIG.flags);
-
-#[map]
-static PUBLISHED: Array<rows::Published> = Array::with_max_entries(spec::PUBLISHED.max_entries, spec::PUBLISHED.flags);
-
-#[map]
-pub static MEMBERS: Array<u64> = Array::with_max_entries(spec::MEMBERS.max_entries, spec::MEMBERS.flags);
-
-#[map]
-static STAT_FREE: Queue<u32> = Queue::with_max_entries(spec::STAT_FREE.max_entries, spec::STAT_FREE.flags);
 
 #[map]
 static SOURCES: LpmTrie<rows::Source, u32> = LpmTrie::with_max_entries(spec::SOURCES.max_entries, spec::SOURCES.flags);
@@ -88,30 +81,6 @@ pub fn count(reason: Reason) {
         // SAFETY: this CPU's own slot; programs do not nest.
         unsafe { *n += 1 }
     }
-}
-
-/// BPF_NOEXIST.
-const NOEXIST: u64 = 1;
-
-/// The row of `STATS` of a backend of a set: its own from the first flow that it is given; 0 if there
-/// is no room. Not inlined, to save its callers some stack.
-#[inline(never)]
-pub fn stat_row(set: u32, backend: u32) -> u32 {
-    let pair = rows::Pair {
-        service: set & !(rows::V6 | rows::LOCAL),
-        backend,
-    };
-    // SAFETY: a copy of a row looked up in this run; so below.
-    if let Some(row) = unsafe { STAT_ROWS.get(&pair) } {
-        return *row;
-    }
-    let Ok(Some(row)) = STAT_FREE.pop() else { return 0 };
-    if STAT_ROWS.insert(&pair, &row, NOEXIST).is_ok() {
-        return row;
-    }
-    // Another CPU was first.
-    let _ = STAT_FREE.push(&row, 0);
-    unsafe { STAT_ROWS.get(&pair) }.copied().unwrap_or(0)
 }
 
 /// Counts a new flow of a backend of a service.
@@ -166,16 +135,14 @@ pub fn config() -> Option<&'static rows::Config> {
 /// What is published at `port` of `addr`.
 #[inline(always)]
 pub fn published(addr: &Addr, port: u16, proto: u8) -> Option<&'static Published> {
-    let found = PUBLISHED.get(rows::port_row(port, proto))?;
+    let port = PortKey { port, proto, zero: 0 };
+    // SAFETY: rows of these maps are replaced as a whole and outlive this run; so below.
+    let found = unsafe { PUBLISHED.get(&port) }?;
     if found.service != 0 {
         return Some(found);
     }
-    if found.there == 0 {
-        return None;
-    }
-    let port = PortKey { port, proto, zero: 0 };
     let key = rows::BoundKey { addr: *addr, port };
-    // SAFETY: rows of this map are replaced as a whole and outlive this run.
+    // SAFETY: as above.
     unsafe { BOUND.get(&key) }
 }
 

@@ -7,13 +7,12 @@ use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 use mesh_ebpf_common::{
     Reason,
     flow::{self, Judgement},
-    list,
-    rows::{Affinity, AffinityKey, Backend, Flow, FlowKey, Service, TCP, method},
+    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Service, TCP, method},
 };
 
 use crate::{
     event,
-    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, admitted, count, count_flow, count_packet, stat_row},
+    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, TURNS, admitted, count, count_flow, count_packet},
     skb::random,
     work::Work,
 };
@@ -125,9 +124,9 @@ pub fn keep(w: &mut Work, f: *mut Flow, kept: bool) -> *mut Flow {
     }
 }
 
-/// Routes the packet in `w`. `inside`: the client may be a backend itself.
+/// Routes the packet in `w`. `own`: the address of the client if it may be a backend itself.
 #[inline(always)]
-pub fn route(w: &mut Work, new: New, inside: bool, now: u64) -> Route {
+pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
     let old = find(&w.key);
     // SAFETY: rows looked up in this run, copied out or read at once; so below.
     let seen = old.map(|(f, _)| unsafe { ((*f).bits, (*f).last_seen) });
@@ -155,20 +154,19 @@ pub fn route(w: &mut Work, new: New, inside: bool, now: u64) -> Route {
         return Route::Stray;
     }
     w.service = new.service;
-    let chosen = match choose(new.service, &w.key, inside, new.admitted, now) {
-        Choice::Backend(chosen) => chosen,
+    let member = match choose(new.service, &w.key, own, new.admitted, now) {
+        Choice::Member(member) => member,
         Choice::Empty => return Route::Empty,
         Choice::Denied => return Route::Denied,
     };
-    w.backend = chosen;
-    let stat = stat_row(new.service, chosen);
+    w.backend = member.backend;
     w.flow = Flow {
         last_seen: now,
-        backend: chosen,
+        backend: member.backend,
         bits: flow::advance(w.flags, true) | if new.direct { flow::DIRECT } else { 0 },
         service: new.service,
         client: new.client,
-        stat,
+        stat: member.stat,
         cport: 0,
         target: new.target,
         entry: new.entry,
@@ -185,150 +183,144 @@ pub fn route(w: &mut Work, new: New, inside: bool, now: u64) -> Route {
         return Route::Empty;
     };
     count(Reason::NewFlow);
-    count_flow(stat);
-    count_packet(stat, w.len, true);
+    count_flow(member.stat);
+    count_packet(member.stat, w.len, true);
     event::flow();
     Route::To(f, backend)
 }
 
 /// A backend for a new flow.
 pub enum Choice {
-    /// This one, by its number.
-    Backend(u32),
+    /// This one.
+    Member(Member),
     /// There is none.
     Empty,
     /// The client is not admitted.
     Denied,
 }
 
-/// Chooses from the set `service` for the flow `key`. If the client may be a backend itself (`inside`) and
-/// the choice falls on it, the one after it is taken, if there is another.
+/// Chooses from the set `service` for the flow `key`. If the choice falls on the client itself, whose
+/// address is `own`, the one after it is taken, if there is another.
 #[inline(always)]
-pub fn choose(service: u32, key: &FlowKey, inside: bool, is_admitted: bool, now: u64) -> Choice {
-    let asked = u32::from(inside) * INSIDE | u32::from(is_admitted) * ADMITTED;
-    match chosen(service, key, asked, now) {
-        EMPTY => Choice::Empty,
-        DENIED => Choice::Denied,
-        backend => Choice::Backend(backend as u32),
-    }
-}
-
-/// Of [`chosen`]: the client may be a backend itself; it is admitted already.
-const INSIDE: u32 = 1;
-const ADMITTED: u32 = 2;
-/// No backends, in numbers that none has.
-const EMPTY: u64 = 0;
-const DENIED: u64 = u64::MAX;
-
-/// As [`choose`], in numbers. Not inlined: its callers' stacks, and those that they call, have 512 bytes
-/// together (Linux 6.1 counts each in steps of 32).
-#[inline(never)]
-fn chosen(service: u32, key: &FlowKey, asked: u32, now: u64) -> u64 {
+pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool, now: u64) -> Choice {
     // SAFETY: rows are replaced as a whole, and these maps keep a removed row until no program that
     // may have it runs; so below.
-    let Some(list) = (unsafe { SERVICES.get(&service) }).copied() else {
-        return EMPTY;
+    let Some(mut list) = (unsafe { SERVICES.get(&service) }).copied() else {
+        return Choice::Empty;
     };
-    if list.ranged != 0 && asked & ADMITTED == 0 && !admitted(service, &key.src) {
-        return DENIED;
+    if list.ranged != 0 && !is_admitted && !admitted(service, &key.src) {
+        return Choice::Denied;
     }
     if list.count == 0 {
-        return EMPTY;
+        return Choice::Empty;
     }
     let client = AffinityKey { service, addr: key.src };
     if list.affinity != 0
-        && let Some(backend) = former(&client, &list, now)
+        && let Some(member) = former(&client, &list, now)
     {
-        return backend.into();
+        return Choice::Member(member);
     }
     let start = match list.method {
         method::RANDOM => random().into(),
         method::SOURCE => flow::hash_source(key).into(),
         method::FLOW => flow::hash_flow(key).into(),
-        _ => MEMBERS.get_ptr_mut(list.first).map_or(0, |turns| {
+        _ => TURNS.get_ptr_mut(&service).map_or(0, |t| {
             // Not relaxed: LLVM 22 then takes the instruction that returns nothing, and 1 for its result.
             // SAFETY: eight aligned bytes of a row looked up in this run.
-            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(turns, 1) }
+            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(t, 1) }
         }),
     };
-    let mut fallback = 0u32;
+    let mut fallback = None;
     for i in 0..TRIES {
         let at = start + u64::from(i);
-        let place = place(&list, (at % u64::from(list.count)) as u32);
-        let found = member(&list, place);
+        let found = match member(service, &list, (at % u64::from(list.count)) as u32) {
+            Some(found) => found,
+            None => {
+                // The list was replaced between the two look-ups.
+                // SAFETY: as above.
+                list = match unsafe { SERVICES.get(&service) } {
+                    Some(list) if list.count != 0 => *list,
+                    _ => return Choice::Empty,
+                };
+                let Some(found) = member(service, &list, (at % u64::from(list.count)) as u32) else {
+                    continue;
+                };
+                found
+            }
+        };
         // SAFETY: as above.
-        let Some(backend) = (unsafe { BACKENDS.get(&found) }) else {
+        let Some(backend) = (unsafe { BACKENDS.get(&found.backend) }) else {
             continue;
         };
-        if asked & INSIDE != 0 && key.src.same(&backend.addr(&key.src)) {
-            fallback = found;
-            continue;
+        match own {
+            Some(own) if own.same(&backend.addr(&own)) => fallback = Some(found),
+            _ => {
+                if list.affinity != 0 {
+                    remember(&client, &list, found, at, now);
+                }
+                return Choice::Member(found);
+            }
         }
-        if list.affinity != 0 {
-            let row = Affinity {
-                last_seen: now,
-                backend: found,
-                index: place,
-            };
-            // A failure costs the client its backend, no more.
-            let _ = AFFINITY.insert(&client, &row, ANY);
-        }
-        return found.into();
     }
-    fallback.into()
+    match fallback {
+        Some(found) => Choice::Member(found),
+        None => Choice::Empty,
+    }
 }
 
 /// The client's former backend, if that was not too long ago and it still takes new flows.
 #[inline(always)]
-fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<u32> {
+fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<Member> {
     let row = AFFINITY.get_ptr_mut(client)?;
     // SAFETY: a row looked up in this run.
     let row = unsafe { &mut *row };
     if now.saturating_sub(row.last_seen) > u64::from(list.affinity) * 1_000_000_000 {
         return None;
     }
-    let members = if list.members != 0 { list.members.into() } else { list.count };
-    let mut found = row.index < members && member(list, row.index) == row.backend;
-    if !found {
+    let is = |m: &Member| m.backend == row.backend;
+    let mut found = if row.index < list.count {
+        member(client.service, list, row.index).filter(is)
+    } else {
+        None
+    };
+    if found.is_none() {
         for i in 0..SEARCH {
-            if i >= members {
+            if i >= list.count {
                 break;
             }
-            if member(list, i) == row.backend {
+            if let Some(m) = member(client.service, list, i)
+                && m.backend == row.backend
+            {
                 row.index = i;
-                found = true;
+                found = Some(m);
                 break;
             }
         }
     }
-    if !found {
-        // Who is not in the list takes no new flows.
-        return None;
-    }
+    // Who is not in the list takes no new flows.
+    let found = found?;
     row.last_seen = now;
-    Some(row.backend)
+    Some(found)
 }
 
-/// A word of the list. The words of one that is replaced stay what they are until no program that may
-/// read them runs.
 #[inline(always)]
-fn word(list: &Service, at: u32) -> u64 {
-    MEMBERS.get(list.first + at).copied().unwrap_or(0)
+fn remember(client: &AffinityKey, list: &Service, found: Member, at: u64, now: u64) {
+    let row = Affinity {
+        last_seen: now,
+        backend: found.backend,
+        index: (at % u64::from(list.count)) as u32,
+    };
+    // A failure costs the client its backend, no more.
+    let _ = AFFINITY.insert(client, &row, ANY);
 }
 
-/// The backend at `place` among those of the list; 0, which is nobody's number, if there is none.
 #[inline(always)]
-fn member(list: &Service, place: u32) -> u32 {
-    let (at, shift) = list::member(place);
-    (word(list, at) >> shift) as u32
-}
-
-/// The place of the backend of the entry `index`.
-#[inline(always)]
-fn place(list: &Service, index: u32) -> u32 {
-    if list.members == 0 {
-        return index;
-    }
-    let (at, shift, mask) = list::entry(list.members.into(), index);
-    (word(list, at) >> shift & mask) as u32
+fn member(service: u32, list: &Service, index: u32) -> Option<Member> {
+    let key = MemberKey {
+        service,
+        bank: list.bank,
+        index,
+    };
+    // SAFETY: as in `choose`.
+    unsafe { MEMBERS.get(&key) }.copied()
 }

@@ -18,7 +18,7 @@ use mesh_ebpf_common::{
 };
 
 use crate::{
-    maps::{BACKENDS, NAMESPACES, NODE_ADDRS, SOCKETS, VIPS, count, count_flow, published, stat_row},
+    maps::{BACKENDS, NAMESPACES, NODE_ADDRS, SOCKETS, VIPS, count, count_flow, published},
     route::{Choice, choose},
     skb::now,
 };
@@ -204,7 +204,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
         proto,
         zero: [0; 3],
     };
-    let Choice::Backend(chosen) = choose(want.service, &key, false, true, now) else {
+    let Choice::Member(member) = choose(want.service, &key, None, true, now) else {
         // A container's packet is answered by from_container.
         if ns.host == 0 || !connects {
             return PROCEED;
@@ -215,7 +215,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
         return REFUSE;
     };
     // SAFETY: as in `asked`.
-    let Some(backend) = (unsafe { BACKENDS.get(&chosen) }) else {
+    let Some(backend) = (unsafe { BACKENDS.get(&member.backend) }) else {
         return PROCEED;
     };
     let Some((to, to_port)) = give(backend, call.v6, &want, port) else {
@@ -227,7 +227,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
     }
     let origin = Socket {
         addr,
-        backend: chosen,
+        backend: member.backend,
         port,
         zero: [0; 2],
     };
@@ -236,14 +236,14 @@ pub fn out(call: Call, connects: bool) -> i32 {
     if proto == UDP {
         let given = Socket {
             addr: to,
-            backend: chosen,
+            backend: member.backend,
             port: to_port,
             zero: [0; 2],
         };
         let _ = SOCKETS.insert(call.key(addr, port, true), &given, ANY);
     }
     call.set(&to, to_port);
-    count_flow(stat_row(want.service, chosen));
+    count_flow(member.stat);
     count(if connects { Reason::SocketConnected } else { Reason::SocketSent });
     PROCEED
 }

@@ -1,23 +1,83 @@
-//! Services and the lists of their backends, for [`super::Store`].
+//! Services and the lists of their members, for [`super::Store`].
 //!
-//! A list is written into words of `MEMBERS` that nobody reads; one update of the service's row makes it
-//! valid. [`list`] says how it lies there.
+//! A list is written as a second one beside the valid one; one update of the service's row makes it
+//! valid. Every backend of every service has a row of `STATS` of its own, which it keeps while it is in
+//! the list; freed rows are given out again as late as possible, for flows that still count in them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use aya::maps::MapError;
 use mesh_core::lb::{self, Method, Pool};
-use mesh_ebpf_common::{
-    list,
-    rows::{self, Pair, method},
-    spec,
-};
+use mesh_ebpf_common::rows::{self, method};
 
-use super::{Store, ranges::Ranges, table::Bytes};
-use crate::{Error, sys};
+use super::{Store, table::Bytes};
+use crate::Error;
+
+/// A service without flags, and a backend.
+type Pair = (u32, u32);
+
+/// Rows of `STATS`.
+#[derive(Debug, Default)]
+pub struct Stats {
+    of: BTreeMap<Pair, u32>,
+    /// Sets that name a pair: that of each family, and that of this host.
+    users: BTreeMap<Pair, BTreeSet<u32>>,
+    free: VecDeque<u32>,
+}
+
+impl Stats {
+    /// Row 0 is for those that find no room.
+    pub fn new(capacity: u32) -> Self {
+        Self {
+            free: (1..capacity).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Who has which row.
+    pub fn pairs(&self) -> impl Iterator<Item = (Pair, u32)> {
+        self.of.iter().map(|(pair, row)| (*pair, *row))
+    }
+
+    fn adopt(&mut self, set: u32, backend: u32, row: u32) {
+        let pair = (base(set), backend);
+        self.users.entry(pair).or_default().insert(set);
+        if row != 0 {
+            self.of.insert(pair, row);
+        }
+    }
+
+    /// Once all are adopted: their rows are not free.
+    fn adopted(&mut self) {
+        let taken: BTreeSet<u32> = self.of.values().copied().collect();
+        self.free.retain(|row| !taken.contains(row));
+    }
+
+    /// The row, and whether it was given out just now.
+    fn take(&mut self, set: u32, backend: u32) -> (u32, bool) {
+        let pair = (base(set), backend);
+        self.users.entry(pair).or_default().insert(set);
+        if let Some(row) = self.of.get(&pair) {
+            return (*row, false);
+        }
+        match self.free.pop_front() {
+            Some(row) => {
+                self.of.insert(pair, row);
+                (row, true)
+            }
+            None => (0, false),
+        }
+    }
+
+    fn release(&mut self, set: u32, backend: u32) {
+        let pair = (base(set), backend);
+        let Some(users) = self.users.get_mut(&pair) else { return };
+        users.remove(&set);
+        if users.is_empty() {
+            self.users.remove(&pair);
+            self.free.extend(self.of.remove(&pair));
+        }
+    }
+}
 
 /// A set's number without flags.
 pub fn base(set: u32) -> u32 {
@@ -42,78 +102,33 @@ fn named(number: u8) -> Method {
     }
 }
 
-fn words(row: &rows::Service) -> u32 {
-    list::words(row.count, row.members.into())
-}
-
-fn put(words: &mut [u64], at: u32, shift: u32, value: u64) {
-    if let Some(word) = words.get_mut(at as usize) {
-        *word |= value << shift;
-    }
-}
-
-/// The words of a list, the first of them `turns`, and how many backends its entries name, if that way
-/// it takes less room.
-fn encode(turns: u64, backends: &[u32]) -> (Vec<u64>, u16) {
-    let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-    let mut places = BTreeMap::new();
-    let mut members = Vec::new();
-    for backend in backends {
-        places.entry(*backend).or_insert_with(|| {
-            members.push(*backend);
-            members.len() as u32 - 1
-        });
-    }
-    let named = u16::try_from(members.len()).ok();
-    let named = named
-        .filter(|n| list::words(count, (*n).into()) < list::words(count, 0))
-        .unwrap_or(0);
-    let mut words = vec![0; list::words(count, named.into()) as usize];
-    put(&mut words, 0, 0, turns);
-    for (place, backend) in (0..).zip(if named == 0 { backends } else { &members }) {
-        let (at, shift) = list::member(place);
-        put(&mut words, at, shift, (*backend).into());
-    }
-    for (i, backend) in (0..).zip(backends).filter(|_| named != 0) {
-        let (at, shift, _) = list::entry(named.into(), i);
-        put(&mut words, at, shift, places[backend].into());
-    }
-    (words, named)
-}
-
-/// And back.
-fn decode(words: &[u64], row: &rows::Service) -> Vec<u32> {
-    let word = |at: u32| words.get(at as usize).copied().unwrap_or(0);
-    let entry = |index| {
-        let place = if row.members == 0 {
-            index
-        } else {
-            let (at, shift, mask) = list::entry(row.members.into(), index);
-            (word(at) >> shift & mask) as u32
-        };
-        let (at, shift) = list::member(place);
-        (word(at) >> shift) as u32
-    };
-    (0..row.count).map(entry).collect()
-}
-
 impl Store {
-    /// Reads all services with their lists.
+    /// Reads all services with their valid lists.
     pub(super) fn read_services(&mut self) -> Result<(), Error> {
-        let rows = self.services.rows()?;
-        self.ranges = Ranges::new(self.members.len(), rows.iter().map(|(_, Bytes(s))| (s.first, words(s))));
-        for (set, Bytes(row)) in rows {
+        let valid: BTreeMap<u32, rows::Service> = self.services.rows()?.into_iter().map(|(set, Bytes(s))| (set, s)).collect();
+        let mut lists: BTreeMap<u32, BTreeMap<u32, rows::Member>> = BTreeMap::new();
+        for (key, Bytes(member)) in self.members.rows()? {
+            let Bytes(k) = key;
+            match valid.get(&k.service) {
+                Some(s) if s.bank == k.bank && k.index < s.count => drop(lists.entry(k.service).or_default().insert(k.index, member)),
+                // Left by a loader that was stopped between writing a list and making it valid.
+                _ => self.members.remove(&key)?,
+            }
+        }
+        for (set, row) in valid {
+            let members: Vec<rows::Member> = lists.remove(&set).unwrap_or_default().into_values().collect();
+            for m in &members {
+                self.stats.adopt(set, m.backend, m.stat);
+            }
             let pool = Pool {
                 method: named(row.method),
                 affinity_secs: row.affinity,
                 ranged: row.ranged == 1,
-                list: decode(&self.members.read(row.first, words(&row))?, &row),
+                list: members.iter().map(|m| m.backend).collect(),
             };
             self.shadow.services.insert(set, pool);
         }
-        for pair in self.stats.pairs()? {
-            self.forget(pair.service, [pair.backend])?;
-        }
+        self.stats.adopted();
         Ok(())
     }
 
@@ -122,77 +137,63 @@ impl Store {
         if old.is_some() && self.shadow.services.get(&set) == Some(pool) {
             return Ok(());
         }
-        let turns = match &old {
-            Some(old) if old.count != 0 => self.members.read(old.first, 1)?.first().copied(),
-            _ => None,
-        };
-        let (words_of_it, members) = encode(turns.unwrap_or(0), &pool.list);
-        let count = u32::try_from(pool.list.len()).unwrap_or(u32::MAX);
-        let first = self.room(list::words(count, members.into()))?;
-        self.members.write(first, &words_of_it)?;
+        self.turns.put_new(set, 0)?;
+        let bank = old.map_or(0, |s| s.bank ^ 1);
+        let key = |bank, index| Bytes(rows::MemberKey { service: set, bank, index });
+        let mut count = 0;
+        for backend in &pool.list {
+            let (stat, fresh) = self.stats.take(set, *backend);
+            if fresh {
+                self.clear_stat(stat)?;
+            }
+            let member = rows::Member { backend: *backend, stat };
+            self.members.put(key(bank, count), Bytes(member))?;
+            count += 1;
+        }
         let row = rows::Service {
             count,
-            first,
+            bank,
             affinity: pool.affinity_secs,
             method: number(pool.method),
             ranged: pool.ranged.into(),
-            members,
+            zero: [0; 2],
         };
-        if let Err(e) = self.services.put(set, Bytes(row)) {
-            self.ranges.give(first, words(&row));
-            return Err(e);
-        }
-        if let Some(old) = old {
-            self.ranges.give(old.first, words(&old));
-        }
+        self.services.put(set, Bytes(row))?;
         let former = self.shadow.services.insert(set, pool.clone());
-        self.forget(set, former.into_iter().flat_map(|p| p.list))
+        self.forget(set, former, &pool.list);
+        if let Some(old) = old {
+            for i in 0..old.count {
+                self.members.remove(&key(old.bank, i))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the rows of `STATS` of backends that are no longer in the list.
+    fn forget(&mut self, set: u32, former: Option<Pool>, list: &[u32]) {
+        let stay: BTreeSet<_> = list.iter().collect();
+        for backend in former.into_iter().flat_map(|p| p.list) {
+            if !stay.contains(&backend) {
+                self.stats.release(set, backend);
+            }
+        }
     }
 
     pub(super) fn remove_service(&mut self, set: u32) -> Result<(), Error> {
         let old = self.services.get(&set)?;
         self.services.remove(&set)?;
-        if let Some(Bytes(old)) = old {
-            self.ranges.give(old.first, words(&old));
-        }
         let former = self.shadow.services.remove(&set);
-        self.forget(set, former.into_iter().flat_map(|p| p.list))
-    }
-
-    /// The first of so many words that no program reads.
-    fn room(&mut self, size: u32) -> Result<u32, Error> {
-        let mut found = self.ranges.take(size);
-        if found.is_none() && self.ranges.rest() {
-            sys::wait_for_programs();
-            self.ranges.wake();
-            found = self.ranges.take(size);
-        }
-        let full = || io::Error::other(format!("no room for a list of {size} words"));
-        found.ok_or_else(|| Error::map(spec::MEMBERS.name, "write to", MapError::IoError(full())))
-    }
-
-    /// Frees the counters of backends that are in no list of the service any more; its sets share them.
-    fn forget(&mut self, set: u32, backends: impl IntoIterator<Item = u32>) -> Result<(), Error> {
-        let lists = [0, lb::V6, lb::LOCAL, lb::V6 | lb::LOCAL].map(|flags| self.shadow.services.get(&(base(set) | flags)));
-        let mut gone: BTreeSet<u32> = backends.into_iter().collect();
-        for backend in lists.into_iter().flatten().flat_map(|p| &p.list) {
-            if gone.is_empty() {
-                break;
+        self.forget(set, former, &[]);
+        if let Some(Bytes(old)) = old {
+            for index in 0..old.count {
+                self.members.remove(&Bytes(rows::MemberKey {
+                    service: set,
+                    bank: old.bank,
+                    index,
+                }))?;
             }
-            gone.remove(backend);
         }
-        for backend in gone {
-            self.stats.release(Pair {
-                service: base(set),
-                backend,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Words of `MEMBERS` that are in use.
-    pub fn words(&self) -> usize {
-        self.members.len().saturating_sub(self.ranges.free()) as usize
+        self.turns.remove(&set)
     }
 }
 
@@ -200,29 +201,30 @@ impl Store {
 mod tests {
     use super::*;
 
-    fn round(backends: &[u32]) -> (usize, u16) {
-        let (words, members) = encode(7, backends);
-        let row = rows::Service {
-            count: backends.len() as u32,
-            members,
-            ..rows::Service::default()
-        };
-        assert_eq!(decode(&words, &row), backends);
-        assert!(words.is_empty() || words[0] == 7);
-        assert_eq!(words.len() as u32, super::words(&row));
-        (words.len(), members)
+    #[test]
+    fn rows_of_statistics_are_shared_by_families_and_rest_when_freed() {
+        let mut s = Stats::new(4);
+        assert_eq!(s.take(7, 1), (1, true));
+        assert_eq!(s.take(7 | lb::V6, 1), (1, false), "the same backend of the same service");
+        assert_eq!(s.take(8, 1), (2, true), "of another service");
+        s.release(7, 1);
+        assert_eq!(s.take(7, 1), (1, false), "still in use");
+        s.release(7, 1);
+        s.release(7 | lb::V6, 1);
+        assert_eq!(s.take(9, 9), (3, true), "the freed one comes last");
+        assert_eq!(s.take(9, 10), (1, true));
+        assert_eq!(s.take(9, 11), (0, false), "no room");
+        s.release(9, 11);
+        assert_eq!(s.pairs().count(), 3);
     }
 
     #[test]
-    fn lists_lie_in_few_words() {
-        assert_eq!(round(&[]), (0, 0));
-        assert_eq!(round(&[9]), (2, 0));
-        assert_eq!(round(&[1, 2, 3, u32::MAX]), (3, 0));
-        assert_eq!(round(&[5, 5, 6, 5, 5, 6]), (3, 2), "a weight");
-        let table = |n: u32, len: u32| (0..len).map(|i| 1000 + (i * i + i / 7) % n).collect::<Vec<_>>();
-        assert_eq!(round(&table(4, 16_381)), (1 + 2 + 2048, 4));
-        let many: Vec<_> = (0..65_521).map(|i| i % 300).collect();
-        assert_eq!(round(&many), (1 + 150 + 16_381, 300));
-        assert_eq!(round(&(0..70_000).collect::<Vec<_>>()), (35_001, 0));
+    fn rows_of_statistics_are_taken_over() {
+        let mut s = Stats::new(4);
+        s.adopt(7, 1, 1);
+        s.adopt(7 | lb::LOCAL, 1, 1);
+        s.adopted();
+        assert_eq!(s.take(7, 1), (1, false));
+        assert_eq!(s.take(7, 2), (2, true));
     }
 }
