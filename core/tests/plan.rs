@@ -2,36 +2,24 @@
 #![expect(clippy::unwrap_used, reason = "test")]
 
 mod common;
+mod host;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use common::*;
+use host::*;
 use mesh_core::{
     Id, Mac,
-    action::{Action, BpfAction, NetAction},
+    action::{Action, NetAction},
     command::Command as C,
     desired::{Desired, Link},
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
-    lb::{LOCAL, Local, Method, Program, Row, Tables, V6},
+    lb::{LOCAL, Method, Program, Tables, V6},
     objects::*,
-    observed::{Observed, SeenLink, SeenVeth},
-    part::{Touched, part},
+    observed::{Observed, SeenLink},
     plan::plan,
 };
 use proptest::prelude::*;
-
-fn facts(n: u64) -> Facts {
-    Facts {
-        uplink: "eth0".into(),
-        addrs: [ip(&format!("192.168.77.{}", 10 + n))].into(),
-        resolvers: Default::default(),
-        cookie: 500 + n,
-    }
-}
-
-fn desired(lab: &Lab, n: u64) -> Desired {
-    intent::desired(lab.state.objects(), lab.index, id(1), node_id(n), &facts(n))
-}
 
 /// The lab of the README: a service with an endpoint on each of three hosts, a fourth with none.
 fn hostname() -> Lab {
@@ -43,131 +31,6 @@ fn hostname() -> Lab {
         lab.ready(n);
     }
     lab
-}
-
-/// A host that does what it is told.
-fn carry_out(seen: &mut Observed, steps: &[Action]) {
-    for step in steps {
-        match step.clone() {
-            Action::Names(table) => seen.names = *table,
-            Action::Bpf(BpfAction::Attach(h)) => {
-                let known = match h.program {
-                    Program::FromNetwork => seen.tables.networks.contains_key(&h.dev),
-                    Program::FromContainer | Program::ToContainer => seen.tables.locals.contains_key(&h.dev),
-                    Program::FromUplink | Program::FromOverlay | Program::Sockets => true,
-                };
-                assert!(known, "a program comes after its rows");
-                seen.hooks.insert(h);
-            }
-            Action::Bpf(BpfAction::Detach(h)) => drop(seen.hooks.remove(&h)),
-            Action::Bpf(BpfAction::Row(row)) => {
-                if let Row::Network(dev, Some(_)) | Row::Local(_, Some(Local { vxlan: dev, .. })) = &row {
-                    assert!(seen.overlay.links.contains_key(dev), "a device comes before the rows that name it");
-                }
-                put(&mut seen.tables, row);
-            }
-            Action::Net(step) => net(seen, step),
-        }
-    }
-}
-
-fn net(seen: &mut Observed, step: NetAction) {
-    let o = &mut seen.overlay;
-    match step {
-        NetAction::PutLink { name, mark, link } => drop(o.links.insert(name, SeenLink { mark, link, settled: true })),
-        NetAction::DelLink(name) => {
-            o.links.remove(&name);
-            o.veths.remove(&name);
-            o.addrs.retain(|(d, _)| *d != name);
-            o.routes.retain(|r| r.dev != name);
-            o.fdb.retain(|e| e.dev != name);
-            o.neighs.retain(|n| n.dev != name);
-            seen.hooks.retain(|h| h.dev != name);
-        }
-        NetAction::PutVeth { name, veth, .. } => {
-            assert!(o.links.contains_key(&veth.bridge), "the bridge comes before its ports");
-            o.veths.insert(
-                name,
-                SeenVeth {
-                    endpoint: veth.endpoint,
-                    bridge: Some(veth.bridge),
-                    mtu: veth.mtu,
-                    up: true,
-                },
-            );
-        }
-        NetAction::AddAddr(d, a) => drop(o.addrs.insert((d, a))),
-        NetAction::DelAddr(d, a) => drop(o.addrs.remove(&(d, a))),
-        NetAction::AddRoute(r) => {
-            o.routes.retain(|m| m.dst != r.dst);
-            o.routes.insert(r);
-        }
-        NetAction::DelRoute(r) => drop(o.routes.remove(&r)),
-        NetAction::AddFdb(e) => {
-            assert!(
-                o.links.contains_key(&e.dev) || o.veths.contains_key(&e.dev),
-                "the device comes before its entries"
-            );
-            o.fdb
-                .retain(|m| (&m.dev, m.mac, m.vtep.is_some()) != (&e.dev, e.mac, e.vtep.is_some()));
-            o.fdb.insert(e);
-        }
-        NetAction::DelFdb(e) => drop(o.fdb.remove(&e)),
-        NetAction::AddNeigh(n) => {
-            o.neighs.retain(|m| (&m.dev, m.ip) != (&n.dev, n.ip));
-            o.neighs.insert(n);
-        }
-        NetAction::DelNeigh(n) => drop(o.neighs.remove(&n)),
-        NetAction::SetNft(n) => o.nft = n,
-        NetAction::PassForward => o.blocked = false,
-        NetAction::EndSockets { .. } => {}
-    }
-}
-
-fn put(t: &mut Tables, row: Row) {
-    fn set<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, k: K, v: Option<V>) {
-        match v {
-            Some(v) => drop(map.insert(k, v)),
-            None => drop(map.remove(&k)),
-        }
-    }
-    match row {
-        Row::Config {
-            ingress_mac,
-            ingress_ip,
-            ingress_dev,
-            uplink,
-            ingress_mtu,
-        } => {
-            (t.ingress_mac, t.ingress_ip) = (ingress_mac, ingress_ip);
-            (t.ingress_dev, t.uplink, t.ingress_mtu) = (ingress_dev, uplink, ingress_mtu);
-        }
-        Row::NodeAddr(a, on) => drop(if on { t.node_addrs.insert(a) } else { t.node_addrs.remove(&a) }),
-        Row::Peer(m, on) => drop(if on { t.peers.insert(m) } else { t.peers.remove(&m) }),
-        Row::Published(k, v) => set(&mut t.published, k, v),
-        Row::Bound(k, v) => set(&mut t.bound, k, v),
-        Row::Source(k, v) => set(&mut t.sources, k, v),
-        Row::Namespace(k, v) => set(&mut t.namespaces, k, v),
-        Row::Vip(k, v) => set(&mut t.vips, k, v),
-        Row::Service(k, v) => {
-            for backend in v.iter().flat_map(|pool| &pool.list) {
-                assert!(
-                    t.backends.contains_key(backend),
-                    "backends come before the service that sends to them"
-                );
-            }
-            set(&mut t.services, k, v);
-        }
-        Row::Backend(k, v) => {
-            assert!(
-                v.is_some() || !t.services.values().any(|s| s.list.contains(&k)),
-                "a backend leaves after its service let it go"
-            );
-            set(&mut t.backends, k, v);
-        }
-        Row::Local(k, v) => set(&mut t.locals, k, v),
-        Row::Network(k, v) => set(&mut t.networks, k, v),
-    }
 }
 
 #[test]
@@ -675,150 +538,6 @@ proptest! {
                 let d = desired(&lab, at as u64);
                 carry_out(seen, &plan(&d, seen));
                 prop_assert_eq!(plan(&d, seen), vec![]);
-            }
-        }
-    }
-}
-
-/// Many services, networks and endpoints, some served by labels, so that most are no host's business.
-fn crowd() -> Lab {
-    let mut lab = Lab::new(3);
-    for n in 1..=6 {
-        lab.network(n, &format!("n{n}"), Some(&format!("172.{}.0.0/24", 20 + n)));
-    }
-    for n in 1..=12u64 {
-        let mut spec = service_spec(&format!("s{n}"), &[&format!("n{}", n % 6 + 1)], &[(8000 + n as u16, 80)]);
-        if n % 4 == 0 {
-            spec.networks.push(format!("n{}", (n + 1) % 6 + 1));
-        }
-        if n % 3 == 0 {
-            spec.selector = Labels::from([("app".into(), format!("a{}", n % 2))]);
-        }
-        lab.service(n, spec);
-    }
-    lab
-}
-
-/// What a random number does to the crowd; refusals are part of life.
-fn crowd_command(lab: &Lab, what: u8, n: u64, h: u64) -> C {
-    let at = jiff::Timestamp::UNIX_EPOCH;
-    let new = |n: u64| {
-        // Of each network: without a service, of the service that has it, by label.
-        let mut e = endpoint(
-            n,
-            h,
-            &format!("n{}", n % 6 + 1),
-            n.is_multiple_of(2)
-                .then(|| format!("s{}", if n.is_multiple_of(12) { 12 } else { n % 12 }))
-                .as_deref(),
-        );
-        if n % 5 < 2 {
-            e.labels.insert("app".into(), format!("a{}", n % 5));
-        }
-        if n.is_multiple_of(7) {
-            e.ports.push(Port {
-                published: 9000 + n as u16,
-                target: 80,
-                protocol: Protocol::Tcp,
-                mode: PublishMode::Host,
-                address: None,
-            });
-        }
-        e
-    };
-    match what {
-        0..=2 => C::EndpointCreate { endpoint: new(n), at },
-        3 | 4 => C::EndpointSet {
-            id: id(0x9000 + n),
-            state: EndpointState::Ready,
-        },
-        5 => C::EndpointRemove { id: id(0x9000 + n) },
-        6 => C::EndpointSet {
-            id: id(0x9000 + n),
-            state: EndpointState::Draining,
-        },
-        7 => C::NodeLiveness {
-            id: node_id(h),
-            state: NodeState::Down,
-            dataplane: if n.is_multiple_of(2) {
-                Dataplane::Unreachable
-            } else {
-                Dataplane::Reachable
-            },
-        },
-        8 => C::ServiceRemove {
-            service: format!("s{}", n % 12 + 1),
-        },
-        9 | 10 => {
-            let name = format!("s{}", n % 12 + 1);
-            let mut spec = service_spec(&name, &[&format!("n{}", n % 6 + 1)], &[(8000 + (n % 5) as u16, 81)]);
-            if n.is_multiple_of(2) {
-                spec.selector = Labels::from([("app".into(), "a1".into())]);
-            }
-            match lab.state.objects().service(&name) {
-                Some(_) => C::ServiceUpdate {
-                    service: name,
-                    version: 0,
-                    spec,
-                },
-                None => C::ServiceCreate {
-                    id: id(0x300 + lab.index),
-                    at,
-                    spec,
-                },
-            }
-        }
-        11 if h == 1 => C::NetworkRemove {
-            network: format!("n{}", n % 6 + 1),
-        },
-        11 => create_network(
-            0x1000 + lab.index,
-            network_spec(&format!("n{}", n % 6 + 1), Some(&format!("172.{}.0.0/24", 40 + n))),
-        ),
-        _ => C::NodeUpdate {
-            node: format!("h{h}"),
-            availability: n.is_multiple_of(2).then_some(Availability::Active),
-            label_add: Labels::from([("n".into(), n.to_string())]),
-            label_rm: vec![],
-        },
-    }
-}
-
-proptest! {
-    /// A host that was as it must be becomes so again by a plan of the part that changes concern, as by
-    /// a plan of everything: that finds nothing left to do.
-    #[test]
-    fn a_part_leads_where_everything_does(changes in proptest::collection::vec((0..13u8, 0..40u64, 1..4u64, 0..4u8), 1..80)) {
-        let mut lab = crowd();
-        let mut hosts = vec![(Observed::default(), Touched::everything()); 4];
-        for (what, n, h, who) in changes {
-            let command = crowd_command(&lab, what, n, h);
-            lab.index += 1;
-            let before = lab.state.objects().clone();
-            let (_, changes) = lab.state.apply(lab.index, &command);
-            for change in &changes {
-                hosts.iter_mut().for_each(|(_, touched)| touched.note(&before, change));
-            }
-            for (at, (seen, touched)) in hosts.iter_mut().enumerate().skip(1).filter(|(at, _)| *at != usize::from(who)) {
-                let me = node_id(at as u64);
-                let all = desired(&lab, at as u64);
-                match part(touched, lab.state.objects(), me) {
-                    Some(part) => {
-                        let of = |objects| intent::desired(objects, lab.index, id(1), me, &facts(at as u64));
-                        let (old, new) = (of(&part.before), of(&part.after));
-                        let mut rows = seen.clone();
-                        rows.tables = seen.tables.those_of([&old.tables, &new.tables]);
-                        rows.overlay.fdb.retain(|e| [&old, &new].iter().any(|d| d.fdb.iter().any(|w| (&w.dev, w.mac, w.vtep.is_some()) == (&e.dev, e.mac, e.vtep.is_some()))));
-                        let steps = plan(&new, &rows);
-                        carry_out(seen, &steps);
-                    }
-                    None => {
-                        let steps = plan(&all, seen);
-                        carry_out(seen, &steps);
-                    }
-                }
-                prop_assert_eq!(plan(&all, seen), vec![]);
-                *touched = Touched::default();
             }
         }
     }

@@ -124,8 +124,9 @@ impl Overlay {
     }
 
     /// Yields after each change of the host's links, addresses, routes, neighbours or nftables, this
-    /// program's own included, but for those of forwarding entries and neighbours once they were read. Several changes may give one item; a lost event gives one too. Ends
-    /// when the sockets fail: then start another.
+    /// program's own included, but for those of forwarding entries and neighbours once they were read.
+    /// Several changes may give one item; a lost event gives one too. Ends when the sockets fail: then start
+    /// another.
     ///
     /// # Errors
     /// When the sockets can not be opened.

@@ -89,7 +89,7 @@ inside() {
 known() {
     local host=$1 name=$2
     shift 2
-    in_host "$host" timeout 5 meshctl endpoint ls -o json 2>/dev/null |
+    in_host "$host" timeout $((5 * PATIENCE)) meshctl endpoint ls -o json 2>/dev/null |
         jq -e --arg name "$name" --argjson count $# '[.[] | select(.name == $name and .state == "ready")] | length == $count' >/dev/null 2>&1
 }
 

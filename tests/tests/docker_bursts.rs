@@ -1,5 +1,5 @@
-//! Docker's containers by the dozen, while meshd or dockerd is killed, and after a host's power was cut
-//! (issue "Runtimes"): every container that Docker has is attached, each with an address of its own, and
+//! Docker's containers by the dozen, while meshd or dockerd is killed, and after a host's power was cut:
+//! every container that Docker has is attached, each with an address of its own, and
 //! of what Docker has forgotten nothing is left.
 
 use std::{

@@ -198,3 +198,11 @@ pub fn create_network(n: u64, spec: NetworkSpec) -> Command {
         spec,
     }
 }
+
+pub fn create_service(n: u64, spec: ServiceSpec) -> Command {
+    Command::ServiceCreate {
+        id: id(0x300 + n),
+        at: Timestamp::UNIX_EPOCH,
+        spec,
+    }
+}
