@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod hooks;
 mod migrate;
+mod patient;
 mod pins;
 mod reclaim;
 mod sockets;
@@ -135,7 +136,8 @@ impl Loader {
         }
         let mut ebpf = loader.load(BYTECODE).map_err(Error::object)?;
         for program in PROGRAMS {
-            classifier(&mut ebpf, program)?.load().map_err(|source| Error::Program {
+            let classifier = classifier(&mut ebpf, program)?;
+            patient::load(|| classifier.load()).map_err(|source| Error::Program {
                 program,
                 doing: "load",
                 source: Box::new(source),

@@ -13,7 +13,7 @@ use aya::{
 };
 use mesh_core::lb::Program;
 
-use crate::{Error, sys};
+use crate::{Error, patient, sys};
 
 /// The programs' names in the object.
 const HOOKS: [&str; 8] = [
@@ -45,7 +45,8 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupS
 /// Loads the programs.
 pub fn load(ebpf: &mut Ebpf) -> Result<(), Error> {
     for name in HOOKS {
-        program(ebpf, name)?.load().map_err(|e| boxed("load")(Box::new(e)))?;
+        let program = program(ebpf, name)?;
+        patient::load(|| program.load()).map_err(|e| boxed("load")(Box::new(e)))?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod support;
 
 use std::{
     collections::BTreeSet,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -42,6 +43,35 @@ fn what_is_put_is_observed_also_after_a_restart() {
         world.put(row);
     }
     assert_eq!(world.loader.observe().unwrap().0, tables());
+}
+
+/// The verifier ends a look at a program with EAGAIN when its thread is sent a signal.
+#[test]
+fn signals_do_not_keep_programs_from_loading() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    #[expect(unsafe_code, reason = "nix has this behind a feature of its own")]
+    // SAFETY: the handler does nothing; threads end only after they were joined.
+    let (me, signal) = unsafe {
+        libc::signal(libc::SIGURG, nothing as *const () as libc::sighandler_t);
+        (libc::pthread_self(), |thread| {
+            assert_eq!(libc::pthread_kill(thread, libc::SIGURG), 0)
+        })
+    };
+    let world = World::new();
+    let (done, over) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(move || {
+            let mut sent = 0;
+            while sent < 30 && over.recv_timeout(Duration::from_millis(4)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                signal(me);
+                sent += 1;
+            }
+            sent
+        });
+        world.reopen();
+        done.send(()).unwrap_or_default();
+        assert!(sender.join().unwrap() > 1, "loaded too fast to be interrupted");
+    });
 }
 
 #[test]
