@@ -121,8 +121,7 @@ impl App {
     /// before any was there.
     fn sibling(&self, node: Id, inode: u64) -> Option<Arc<Endpoint>> {
         let all = self.ledger.view().objects;
-        let mut endpoints = all.endpoints.values();
-        endpoints.find(|e| e.node == node && e.sandbox.inode == inode).cloned()
+        all.endpoints.on_node(node).find(|e| e.sandbox.inode == inode).cloned()
     }
 
     /// Attaches an endpoint of this host: returns once its interface, its names and its balancing work

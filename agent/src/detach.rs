@@ -22,7 +22,7 @@ impl App {
     pub async fn attachments_with(&self, labels: &Labels) -> Result<(Vec<Arc<Endpoint>>, Arc<Objects>), Refusal> {
         let node = self.own_node().await?;
         let all = self.ledger.view().objects;
-        let found = all.endpoints.values().filter(|e| e.node == node && has_all(&e.labels, labels));
+        let found = all.endpoints.on_node(node).filter(|e| has_all(&e.labels, labels));
         Ok((found.cloned().collect(), all.clone()))
     }
 

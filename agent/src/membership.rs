@@ -417,14 +417,7 @@ impl Membership {
             return Err(Refusal::conflict("this host belongs to no cluster"));
         };
         let view = self.ledger.view();
-        let here: Vec<_> = view
-            .objects
-            .endpoints
-            .values()
-            .filter(|e| e.node == file.node)
-            .map(|e| e.name.clone())
-            .take(5)
-            .collect();
+        let here: Vec<_> = view.objects.endpoints.on_node(file.node).map(|e| e.name.clone()).take(5).collect();
         if !here.is_empty() && !force {
             return Err(Refusal::conflict(format!(
                 "containers are attached here ({}): disconnect them first, or use --force",

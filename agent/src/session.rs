@@ -178,7 +178,7 @@ impl Session {
         loop {
             let applied = self.applied.borrow_and_update().clone();
             let view = self.ledger.view();
-            let mine = view.objects.endpoints.values().filter(|e| e.node == self.node);
+            let mine = view.objects.endpoints.on_node(self.node);
             let (mut todo, mut failed) = (idle.overdue(self.node, &view.objects, &applied, Instant::now()), false);
             for e in mine {
                 let current = e.version <= applied.revision;

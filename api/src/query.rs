@@ -86,7 +86,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
         Query::Node(r) => {
             let node = all.node(r).ok_or_else(|| none("node", r))?;
             out.push(Object::Node(node.clone()));
-            out.extend(all.endpoints.values().filter(|e| e.node == node.id).cloned().map(Object::Endpoint));
+            out.extend(all.endpoints.on_node(node.id).cloned().map(Object::Endpoint));
         }
         Query::Networks | Query::Services | Query::Endpoints => {
             out.extend(all.iter().filter(|o| !matches!(o, Object::Cluster(_))));
@@ -102,13 +102,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
                     .cloned()
                     .map(Object::Service),
             );
-            out.extend(
-                all.endpoints
-                    .values()
-                    .filter(|e| e.network == net.id)
-                    .cloned()
-                    .map(Object::Endpoint),
-            );
+            out.extend(all.endpoints.in_network(net.id).cloned().map(Object::Endpoint));
         }
         Query::Service(r) => {
             let svc = all.service(r).ok_or_else(|| none("service", r))?;
@@ -121,7 +115,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
                     .cloned()
                     .map(Object::Network),
             );
-            out.extend(all.endpoints.values().filter(|e| svc.has(e)).cloned().map(Object::Endpoint));
+            out.extend(all.members_of(svc).cloned().map(Object::Endpoint));
         }
         Query::Endpoint(r) => {
             let by_id = r.parse().ok().and_then(|id: Id| all.endpoints.get(&id));

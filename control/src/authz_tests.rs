@@ -59,7 +59,7 @@ fn sandbox() -> Sandbox {
     }
 }
 
-fn endpoint(n: u64, on: u64) -> (Id, Arc<Endpoint>) {
+fn endpoint(n: u64, on: u64) -> Arc<Endpoint> {
     let endpoint = Endpoint {
         id: id(n),
         version: 1,
@@ -80,13 +80,13 @@ fn endpoint(n: u64, on: u64) -> (Id, Arc<Endpoint>) {
         weight: 1,
         ports: Vec::new(),
     };
-    (id(n), Arc::new(endpoint))
+    Arc::new(endpoint)
 }
 
 fn cluster() -> Objects {
     Objects {
         nodes: BTreeMap::from([node(MANAGER, Role::Manager), node(WORKER, Role::Worker), node(OTHER, Role::Worker)]),
-        endpoints: BTreeMap::from([endpoint(20, WORKER), endpoint(30, OTHER)]),
+        endpoints: [endpoint(20, WORKER), endpoint(30, OTHER)].into_iter().collect(),
         ..Objects::default()
     }
 }

@@ -101,20 +101,16 @@ struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Looks through all endpoints once, so that nobody has to who wants a few of them.
+    /// Looks for what is wanted often once.
     fn new(objects: &'a Objects, cluster: Id, ingress: &Network, node: &'a Node) -> Self {
-        let all = || objects.endpoints.values().map(AsRef::as_ref);
-        let here: Vec<&Endpoint> = all().filter(|e| e.node == node.id).collect();
+        let here: Vec<&Endpoint> = objects.endpoints.on_node(node.id).map(AsRef::as_ref).collect();
         let mut sandboxes: BTreeMap<u64, Vec<&Endpoint>> = BTreeMap::new();
         for e in here.iter().filter(|e| e.sandbox.inode != 0) {
             sandboxes.entry(e.sandbox.inode).or_default().push(e);
         }
-        let mut local: BTreeMap<Id, Vec<&Endpoint>> = here.iter().map(|e| (e.network, Vec::new())).collect();
-        for e in all() {
-            if let Some(network) = local.get_mut(&e.network) {
-                network.push(e);
-            }
-        }
+        let networks: BTreeSet<Id> = here.iter().map(|e| e.network).collect();
+        let of_network = |id| objects.endpoints.in_network(id).map(AsRef::as_ref).collect();
+        let local = networks.into_iter().map(|id| (id, of_network(id))).collect();
         Self {
             objects,
             node,
@@ -382,9 +378,9 @@ impl Host<'_> {
 /// endpoints of the container.
 pub fn default_gateways(objects: &Objects, e: &Endpoint) -> Vec<IpAddr> {
     let (id, node, inode) = (e.id, e.node, e.sandbox.inode);
-    let all = objects.endpoints.values().map(AsRef::as_ref);
+    let all = objects.endpoints.on_node(node).map(AsRef::as_ref);
     // Of a namespace that is not known yet, only the endpoint itself is.
-    let siblings = all.filter(|o: &&Endpoint| o.id == id || inode != 0 && o.node == node && o.sandbox.inode == inode);
+    let siblings = all.filter(|o: &&Endpoint| o.id == id || inode != 0 && o.sandbox.inode == inode);
     gateways(objects, e, siblings)
 }
 

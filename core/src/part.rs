@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     Id,
-    objects::{Change, Endpoint, Kind, Node, Object, Objects, Service},
+    objects::{Change, Endpoint, Endpoints, Kind, Node, Object, Objects, Service},
 };
 
 /// So many objects that looking at everything is no worse.
@@ -60,20 +60,25 @@ impl Touched {
 
     /// The endpoints that changed, as they were.
     fn endpoints(&self) -> impl Iterator<Item = (Id, Option<&Arc<Endpoint>>)> {
-        self.before.iter().filter_map(|((kind, id), before)| match before {
-            Some(Object::Endpoint(e)) => Some((*id, Some(e))),
-            None if *kind == Kind::Endpoint => Some((*id, None)),
+        self.of(Kind::Endpoint, |object| match object {
+            Object::Endpoint(e) => Some(e),
             _ => None,
         })
     }
 
     /// The services that changed, as they were.
     fn services(&self) -> impl Iterator<Item = (Id, Option<&Arc<Service>>)> {
-        self.before.iter().filter_map(|((kind, id), before)| match before {
-            Some(Object::Service(s)) => Some((*id, Some(s))),
-            None if *kind == Kind::Service => Some((*id, None)),
+        self.of(Kind::Service, |object| match object {
+            Object::Service(s) => Some(s),
             _ => None,
         })
+    }
+
+    /// The objects of a kind that changed, as they were; `read` takes one for what its kind says.
+    fn of<'a, T: 'a>(&'a self, kind: Kind, read: fn(&'a Object) -> Option<&'a T>) -> impl Iterator<Item = (Id, Option<&'a T>)> {
+        let all = self.before.range((kind, Id::default())..);
+        let its = all.take_while(move |((of, _), _)| *of == kind);
+        its.map(move |((_, id), before)| (*id, before.as_ref().and_then(read)))
     }
 }
 
@@ -140,8 +145,8 @@ pub fn part(touched: &Touched, now: &Objects, me: Id) -> Option<Part> {
     before.endpoints.clone_from(&after.endpoints);
     for (id, was) in touched.endpoints() {
         match was {
-            Some(was) => drop(before.endpoints.insert(id, was.clone())),
-            None => drop(before.endpoints.remove(&id)),
+            Some(was) => drop(before.endpoints.insert(was.clone())),
+            None => drop(before.endpoints.remove(id)),
         }
     }
     Some(Part { before, after })
@@ -156,7 +161,7 @@ fn serves_alike(was: &Node, is: &Node) -> bool {
 /// The services and endpoints of a part.
 struct Scope {
     services: BTreeSet<Id>,
-    endpoints: BTreeMap<Id, Arc<Endpoint>>,
+    endpoints: Endpoints,
 }
 
 impl Scope {
@@ -164,7 +169,7 @@ impl Scope {
     /// this host. `networks` are those that changed.
     fn new(touched: &Touched, now: &Objects, me: Id, mut networks: BTreeSet<Id>) -> Option<Self> {
         // The networks that are here, or were.
-        let here = now.endpoints.values().filter(|e| e.node == me);
+        let here = now.endpoints.on_node(me);
         let were = touched.endpoints().filter_map(|(_, was)| was).filter(|e| e.node == me);
         let local: BTreeSet<Id> = here.chain(were).map(|e| e.network).collect();
         networks.extend(&local);
@@ -190,8 +195,10 @@ impl Scope {
         loop {
             let chosen: Vec<&Service> = selecting.iter().copied().filter(|s| services.contains(&s.id)).collect();
             let is_member = |e: &Endpoint| e.service.is_some_and(|s| services.contains(&s)) || chosen.iter().any(|s| s.has(e));
-            let is_in = |e: &&Arc<Endpoint>| e.node == me || local.contains(&e.network) || is_member(e);
-            let endpoints: BTreeMap<_, _> = (now.endpoints.values().filter(is_in)).map(|e| (e.id, e.clone())).collect();
+            let near = local.iter().flat_map(|n| now.endpoints.in_network(*n));
+            let attached = services.iter().flat_map(|s| now.endpoints.of_service(*s));
+            let selected = chosen.iter().flat_map(|s| now.members_of(s));
+            let endpoints: Endpoints = near.chain(attached).chain(selected).cloned().collect();
             if endpoints.len() > FEW.max(now.endpoints.len() / 2) {
                 return None;
             }

@@ -321,7 +321,7 @@ impl State {
     /// Who has an address of a network, for the error that says so.
     fn holder(&self, network: &Network, ip: IpAddr) -> String {
         let all = &self.objects;
-        if let Some(e) = all.endpoints.values().find(|e| e.network == network.id && e.ips().any(|a| a == ip)) {
+        if let Some(e) = all.endpoints.in_network(network.id).find(|e| e.ips().any(|a| a == ip)) {
             return format!("endpoint {:?}", e.name);
         }
         if let Some(s) = all

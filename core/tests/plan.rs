@@ -285,9 +285,14 @@ fn published_sets_are_of_both_families_and_local() {
     assert_eq!(four.ingress_ip.map(IpAddr::V4), Some(own));
     // Objects of both families, as the allocator gives them.
     let mut all = lab.state.objects().clone();
-    for e in all.endpoints.values_mut() {
-        std::sync::Arc::make_mut(e).ip6 = (e.slot % 2 == 0).then(|| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, e.slot as u16));
-    }
+    let both = |e: &std::sync::Arc<Endpoint>| {
+        let ip6 = e
+            .slot
+            .is_multiple_of(2)
+            .then(|| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, e.slot as u16));
+        std::sync::Arc::new(Endpoint { ip6, ..Endpoint::clone(e) })
+    };
+    all.endpoints = all.endpoints.values().map(both).collect();
     let service = std::sync::Arc::make_mut(all.services.values_mut().next().unwrap());
     service.vips[0].ip6 = Some("fd00::ffff".parse().unwrap());
     let (vip, vip6) = (service.vips[0].ip, ip("fd00::ffff"));

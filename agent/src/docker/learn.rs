@@ -80,8 +80,8 @@ pub async fn run(app: Arc<App>) {
 async fn handed_over(app: &App) -> Vec<Arc<Endpoint>> {
     let Ok(node) = app.own_node().await else { return Vec::new() };
     let objects = app.ledger.view().objects;
-    let is_mine = |e: &&Arc<Endpoint>| e.node == node && e.sandbox.handover.is_some();
-    objects.endpoints.values().filter(is_mine).cloned().collect()
+    let is_its = |e: &&Arc<Endpoint>| e.sandbox.handover.is_some();
+    objects.endpoints.on_node(node).filter(is_its).cloned().collect()
 }
 
 /// Asks after each; how many are still open.

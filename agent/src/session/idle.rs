@@ -35,9 +35,9 @@ impl Idle {
     pub fn overdue(&mut self, node: Id, objects: &Objects, applied: &Applied, now: Instant) -> Vec<Command> {
         let waits = |e: &Endpoint| {
             let is_unused = applied.waiting.contains(&e.id) || applied.failed.contains_key(&e.id);
-            e.node == node && e.sandbox.handover.is_some() && is_unused
+            e.sandbox.handover.is_some() && is_unused
         };
-        let endpoints = objects.endpoints.values().filter(|e| waits(e)).map(|e| e.id);
+        let endpoints = objects.endpoints.on_node(node).filter(|e| waits(e)).map(|e| e.id);
         let networks = objects.networks.values();
         let addresses = networks.flat_map(|n| n.reserved.iter().filter(|(_, of)| **of == node).map(|(ip, _)| (n.id, *ip)));
         let endpoints = note(&mut self.endpoints, endpoints.collect(), now);

@@ -147,7 +147,7 @@ fn cluster() -> Objects {
         endpoint(32, 2, "172.30.0.6", EndpointState::Draining),
     ];
     for e in endpoints {
-        all.endpoints.insert(e.id, Arc::new(e));
+        all.endpoints.insert(Arc::new(e));
     }
     all
 }
@@ -359,7 +359,7 @@ fn selected_endpoints_are_members() {
     e.service = None;
     e.labels = [("app".to_owned(), "web".to_owned())].into();
     e.slot = 99;
-    all.endpoints.insert(e.id, Arc::new(e));
+    all.endpoints.insert(Arc::new(e));
     let count = |all: &Objects| {
         (
             ServiceView::list(all)[0].endpoints.len(),

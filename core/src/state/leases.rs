@@ -49,8 +49,8 @@ pub(super) fn release(state: &State, network: &str, node: Id, ip: IpAddr, with_e
         network.version = index;
         return Ok((Reply::Done, vec![put(Object::Network(Arc::new(network)))]));
     }
-    let is_holder = |e: &&Arc<Endpoint>| e.node == node && e.network == network.id && e.ips().any(|a| a == ip);
-    let holder = state.objects.endpoints.values().find(is_holder);
+    let is_holder = |e: &&Arc<Endpoint>| e.node == node && e.ips().any(|a| a == ip);
+    let holder = state.objects.endpoints.in_network(network.id).find(is_holder);
     let given_up = holder.filter(|e| with_endpoint && e.sandbox.handover.is_some());
     let changes = given_up.map(|e| gone(Kind::Endpoint, e.id)).into_iter().collect();
     Ok((Reply::Done, changes))

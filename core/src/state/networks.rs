@@ -172,7 +172,7 @@ fn check_free(state: &State, net: IpNet) -> Result<(), Refusal> {
 /// Who uses a network, in words; empty when nobody does.
 fn users(state: &State, id: Id) -> String {
     let all = &state.objects;
-    let endpoints = all.endpoints.values().filter(|e| e.network == id).map(|e| {
+    let endpoints = all.endpoints.in_network(id).map(|e| {
         let node = all.nodes.get(&e.node).map_or("?", |n| n.hostname.as_str());
         format!("endpoint {} on {node}", e.name)
     });

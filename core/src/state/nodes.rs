@@ -262,7 +262,7 @@ pub(super) fn remove(state: &State, r: &str, force: bool, index: u64) -> Effect 
             node.hostname
         )));
     }
-    let endpoints: Vec<_> = all.endpoints.values().filter(|e| e.node == node.id).collect();
+    let endpoints: Vec<_> = all.endpoints.on_node(node.id).collect();
     if !endpoints.is_empty() && !force {
         let names = some_of(endpoints.iter().map(|e| e.name.clone()));
         return Err(Refusal::conflict(format!(

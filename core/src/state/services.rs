@@ -91,11 +91,7 @@ fn settle(state: &State, mut cluster: Cluster, mut service: Service, spec: &Serv
         }
     }
     for id in service.networks.iter().filter(|id| !networks.contains(id)) {
-        let there = state
-            .objects
-            .endpoints
-            .values()
-            .filter(|e| e.service == Some(service.id) && e.network == *id);
+        let there = state.objects.endpoints.of_service(service.id).filter(|e| e.network == *id);
         let there = some_of(there.map(|e| e.name.clone()));
         if !there.is_empty() {
             return Err(Refusal::conflict(format!(
@@ -140,7 +136,7 @@ pub(super) fn take_slot(cluster: &mut Cluster) -> u32 {
 pub(super) fn remove(state: &State, r: &str, index: u64) -> Effect {
     let service = state.find_service(r)?;
     let mut changes = Vec::new();
-    for e in state.objects.endpoints.values().filter(|e| e.service == Some(service.id)) {
+    for e in state.objects.endpoints.of_service(service.id) {
         let mut e = crate::objects::Endpoint::clone(e);
         e.service = None;
         e.version = index;

@@ -75,7 +75,7 @@ pub struct NetworkView {
 impl NetworkView {
     /// The network as users see it. `all` holds the nodes, its services and its endpoints.
     pub fn of(network: &Network, all: &Objects) -> Self {
-        let members = all.endpoints.values().filter(|e| e.network == network.id).map(AsRef::as_ref);
+        let members = all.endpoints.in_network(network.id).map(AsRef::as_ref);
         let services = all.services.values().map(AsRef::as_ref);
         Self::with(network, all, members.collect(), services.collect())
     }

@@ -125,7 +125,7 @@ pub struct ServiceView {
 impl ServiceView {
     /// The service as users see it. `all` holds the nodes, its networks and its endpoints.
     pub fn of(service: &Service, all: &Objects) -> Self {
-        let mut members: Vec<&Endpoint> = all.endpoints.values().map(AsRef::as_ref).filter(|e| service.has(e)).collect();
+        let mut members: Vec<&Endpoint> = all.members_of(service).map(AsRef::as_ref).collect();
         members.sort_by_key(|e| e.slot);
         Self::with(service, all, members)
     }

@@ -1,0 +1,135 @@
+//! Endpoints: the interfaces of containers in networks.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Labels, Port, both, v4, v6};
+use crate::{Id, Mac};
+
+/// Where an endpoint is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointState {
+    /// Has an address, not yet an interface.
+    Starting,
+    /// Takes flows.
+    Ready,
+    /// Takes no new flow.
+    Draining,
+}
+
+/// The network namespace of an endpoint, as its node knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// What the user called it (`netns:web1`, a container's name).
+    pub container: String,
+    /// Path by which the node opens the namespace.
+    pub netns: String,
+    /// The namespace's inode: tells it from a later one at the same path; 0 while it is not known
+    /// which namespace an engine has taken the interface into.
+    pub inode: u64,
+    /// The namespace's cookie (SO_NETNS_COOKIE), by which the kernel programs tell it; 0 where the
+    /// kernel has none.
+    #[serde(default)]
+    pub cookie: u64,
+    /// It had a default route before it was attached, and keeps that one.
+    #[serde(default)]
+    pub routed: bool,
+    /// The container engine that takes the interface into the namespace, and configures it there,
+    /// by itself; `None`: meshd does both.
+    #[serde(default)]
+    pub handover: Option<Handover>,
+}
+
+impl Sandbox {
+    /// Its namespace is known.
+    pub fn is_known(&self) -> bool {
+        self.inode != 0
+    }
+
+    /// Both are the same namespace of one node, as far as they are known.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.is_known() && self.inode == other.inode
+    }
+}
+
+/// An interface that is handed over to a container engine (libnetwork's remote drivers).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Handover {
+    /// The engine's own id of the endpoint.
+    pub endpoint: String,
+    /// Its addresses were reserved before ([`Network::reserved`]), and are so again after it, until
+    /// the engine gives them back.
+    #[serde(default)]
+    pub leased: bool,
+}
+
+/// One interface of a container in one network.
+///
+/// As in libnetwork, an endpoint is one attachment: a container on two networks has two endpoints
+/// with the same sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its id.
+    pub id: Id,
+    /// Raft index of the last change.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Its name: a DNS label, unique in its network.
+    pub name: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// The node that it is on.
+    pub node: Id,
+    /// Its network.
+    pub network: Id,
+    /// Its address: IPv4, or IPv6 in a network that has only that.
+    pub ip: IpAddr,
+    /// Its IPv6 address in a network that has both.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Further names in this network.
+    pub aliases: Vec<String>,
+    /// The service that it serves.
+    pub service: Option<Id>,
+    /// Its namespace.
+    pub sandbox: Sandbox,
+    /// Name of its interface inside the namespace.
+    pub ifname: String,
+    /// Where it is in its life.
+    pub state: EndpointState,
+    /// Data-plane number, unique in the cluster and never reused.
+    pub slot: u32,
+    /// How many new flows it takes, beside the others of its service; 0: none.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Ports of its own, published on its node only ([`PublishMode::Host`]).
+    #[serde(default)]
+    pub ports: Vec<Port>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Endpoint {
+    /// Its addresses, the one that it is known by first.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        both(self.ip, self.ip6)
+    }
+
+    /// Its IPv4 address.
+    pub fn ip4(&self) -> Option<Ipv4Addr> {
+        v4(self.ip)
+    }
+
+    /// Its IPv6 address.
+    pub fn ip6(&self) -> Option<Ipv6Addr> {
+        v6(self.ip).or(self.ip6)
+    }
+}
