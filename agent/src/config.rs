@@ -7,7 +7,10 @@ use std::{
     str::FromStr,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use ipnet::IpNet;
 use mesh_core::spec::check_name;
 use serde::Deserialize;
@@ -105,6 +108,13 @@ pub struct MetricsAt {
 /// Where dockerd looks for the driver `mesh`.
 const DOCKER_PLUGIN: &str = "/run/docker/plugins/mesh.sock";
 
+/// Where container runtimes that run pods listen: containerd, K3s' containerd, CRI-O.
+const CRI_SOCKETS: [&str; 3] = [
+    "/run/containerd/containerd.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+];
+
 /// The socket of Docker's driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DockerPlugin {
@@ -119,6 +129,11 @@ impl DockerPlugin {
     pub fn driver(&self) -> String {
         self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
+}
+
+/// clap's own parser of paths refuses an empty one, which here says "none".
+fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// Settings, each as a flag, an environment variable or a key of the configuration file.
@@ -154,11 +169,14 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     pub flow_table_size: Option<u32>,
     /// Socket of the driver for Docker's networks; empty: none [default: /run/docker/plugins/mesh.sock]
-    #[arg(long, value_name = "PATH", env = "MESHD_DOCKER_PLUGIN")]
+    #[arg(long, value_name = "PATH", env = "MESHD_DOCKER_PLUGIN", value_parser = path_or_none())]
     pub docker_plugin: Option<PathBuf>,
     /// Socket at which Docker is asked about its containers [default: /var/run/docker.sock]
     #[arg(long, value_name = "PATH", env = "MESHD_DOCKER_SOCKET")]
     pub docker_socket: Option<PathBuf>,
+    /// CRI socket at which a container runtime is asked for its pods' labels; empty: none [default: containerd's and CRI-O's]
+    #[arg(long, value_name = "PATH", env = "MESHD_CRI_SOCKET", value_parser = path_or_none())]
+    pub cri_socket: Option<PathBuf>,
     /// Where Prometheus reads this host's metrics: ADDRESS:PORT or off [default: 127.0.0.1:9477]
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<MetricsAddr>,
@@ -193,6 +211,8 @@ pub struct Config {
     pub docker_plugin: Option<DockerPlugin>,
     /// See [`Flags::docker_socket`].
     pub docker_socket: PathBuf,
+    /// See [`Flags::cri_socket`]: all that are asked.
+    pub cri_sockets: Vec<PathBuf>,
     /// See [`Flags::metrics`]; `None` when they are off.
     pub metrics: Option<MetricsAt>,
     /// See [`Flags::log`].
@@ -246,6 +266,11 @@ impl Config {
                 }),
             },
             docker_socket: dir(flags.docker_socket, file.docker_socket, "/var/run/docker.sock"),
+            cri_sockets: match flags.cri_socket.or(file.cri_socket) {
+                Some(path) if path.as_os_str().is_empty() => Vec::new(),
+                Some(path) => vec![path],
+                None => CRI_SOCKETS.map(PathBuf::from).to_vec(),
+            },
             metrics: match flags.metrics.or(file.metrics) {
                 Some(MetricsAddr::Off) => None,
                 Some(MetricsAddr::At(addr)) => Some(MetricsAt { addr, asked: true }),
@@ -265,6 +290,7 @@ impl Config {
         ]
         .into_iter()
         .chain(config.docker_plugin.iter().map(|p| ("docker-plugin", &p.path)))
+        .chain(config.cri_sockets.iter().map(|p| ("cri-socket", p)))
         {
             if !path.is_absolute() {
                 return Err(ConfigError::Value(format!("--{flag} {} is not an absolute path", path.display())));
@@ -356,12 +382,22 @@ mod tests {
     }
 
     #[test]
+    fn runtimes_are_looked_for_unless_one_is_named() {
+        let sockets = |args: &[&str]| load(&[&["--hostname", "h1"], args].concat()).unwrap().cri_sockets;
+        assert_eq!(sockets(&[]), CRI_SOCKETS.map(PathBuf::from));
+        assert_eq!(sockets(&["--cri-socket", "/run/x.sock"]), [PathBuf::from("/run/x.sock")]);
+        assert!(sockets(&["--cri-socket", ""]).is_empty());
+        assert_eq!(load(&["--hostname", "h1", "--docker-plugin", ""]).unwrap().docker_plugin, None);
+    }
+
+    #[test]
     fn refuses_what_can_not_be() {
         for bad in [
             &["--hostname", "a.b"][..],
             &["--data-dir", "relative"],
             &["--control-port", "0"],
             &["--flow-table-size", "3"],
+            &["--cri-socket", "crio.sock"],
         ] {
             assert!(load(bad).is_err(), "{bad:?}");
         }

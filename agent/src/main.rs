@@ -3,6 +3,7 @@
 mod app;
 mod attachments;
 mod config;
+mod cri;
 mod detach;
 mod docker;
 mod doctor;

@@ -36,6 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     attachments::Attachments,
     config::{self, Config},
+    cri::Pods,
     events::EventLog,
     execute::chain,
     founding,
@@ -76,6 +77,7 @@ pub struct Membership {
     events: Arc<EventLog>,
     applied: watch::Receiver<Applied>,
     attachments: Arc<Attachments>,
+    pods: Arc<Pods>,
     requests: mpsc::Sender<Request>,
     member: watch::Sender<Option<Member>>,
     fatal: mpsc::Sender<String>,
@@ -94,6 +96,8 @@ pub struct Parts {
     pub applied: watch::Receiver<Applied>,
     /// Attachments that are waited for or given up.
     pub attachments: Arc<Attachments>,
+    /// Pods that came.
+    pub pods: Arc<Pods>,
     /// To the reconcile loop.
     pub requests: mpsc::Sender<Request>,
     /// Tells the reconcile loop who this host is.
@@ -110,6 +114,7 @@ impl Membership {
             events,
             applied,
             attachments,
+            pods,
             requests,
             member,
             fatal,
@@ -120,6 +125,7 @@ impl Membership {
             events,
             applied,
             attachments,
+            pods,
             requests,
             member,
             fatal,
@@ -238,6 +244,7 @@ impl Membership {
             events: self.events.clone(),
             applied: self.applied.clone(),
             attachments: self.attachments.clone(),
+            pods: self.pods.clone(),
         };
         session.start(&tasks, &stop);
         tasks.close();

@@ -28,6 +28,7 @@ use crate::{
     app::App,
     attachments::Attachments,
     config::Config,
+    cri::{self, Pods},
     docker,
     events::EventLog,
     execute::{Executor, chain},
@@ -68,7 +69,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         return Err(Exit::new("meshd programs the kernel's network: run it as root"));
     }
     let ledger = Arc::new(open_ledger(&config.data_dir.join("ledger.redb")).await?);
-    let attachments = Arc::new(Attachments::default());
+    let (attachments, pods) = (Arc::new(Attachments::default()), Arc::new(Pods::default()));
     let events = Arc::new(EventLog::new(&ledger.view().objects));
     let dns = Arc::new(Dns::new(mesh_dns::Config {
         resolv_conf: config.resolv_conf.clone(),
@@ -106,6 +107,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         events: events.clone(),
         applied: seen_applied.clone(),
         attachments: attachments.clone(),
+        pods: pods.clone(),
         requests: requests.clone(),
         member,
         fatal,
@@ -126,6 +128,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     tokio::spawn(flows.run(rings));
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
     let driver = tokio::spawn(serve_docker(app.clone(), docker_listener, stop.clone()));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(cri::run(app.clone(), pods)));
     if let Some(listener) = scraped {
         let metrics = Metrics {
             app: app.clone(),

@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::idle::Idle;
 use crate::{
     attachments::Attachments,
+    cri::Pods,
     events::EventLog,
     ledger::Ledger,
     reconcile::{Applied, HostState},
@@ -56,6 +57,8 @@ pub struct Session {
     pub applied: watch::Receiver<Applied>,
     /// Attachments that are waited for or given up.
     pub attachments: Arc<Attachments>,
+    /// Told of the pods that come.
+    pub pods: Arc<Pods>,
 }
 
 impl Session {
@@ -96,6 +99,7 @@ impl Session {
             let revision = batch.revision;
             let news = self.ledger.receive(revision, batch.changes, batch.snapshot, batch.complete);
             self.events.record(revision, &news);
+            self.pods.note(self.node, &news);
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! What crosses a process boundary: the gRPC messages between nodes, the REST types between a host's
-//! programs and its meshd, and the client for the latter.
+//! programs and its meshd, and the client for the latter; and what meshd asks of container runtimes.
 
 #[cfg(feature = "client")]
 pub mod local;
@@ -11,6 +11,13 @@ pub mod rest;
 #[expect(missing_docs, clippy::allow_attributes, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("meshd.v1");
+}
+
+/// Generated from proto/cri.proto: a part of the Container Runtime Interface.
+#[cfg(feature = "rpc")]
+#[expect(missing_docs, clippy::allow_attributes, reason = "generated code")]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
 }
 
 /// Where meshd listens for a host's programs unless told otherwise.

@@ -11,6 +11,7 @@ use std::{
 
 use mesh_core::{
     Mac,
+    labels::CNI,
     objects::{Labels, Port},
 };
 use serde::Deserialize;
@@ -20,7 +21,6 @@ use self::fields::Fields;
 use crate::{
     call::{Args, address, is_name},
     failure::Failure,
-    naming::OWN,
     result::{Dns, Outcome},
     version::Version,
 };
@@ -163,9 +163,9 @@ impl Document {
         aliases.dedup();
         let mut labels: Labels = fields.take("labels", "an object of texts")?.unwrap_or_default();
         labels.extend(std::mem::take(&mut runtime.labels));
-        if let Some(key) = labels.keys().find(|k| k.starts_with(OWN)) {
+        if let Some(key) = labels.keys().find(|k| k.starts_with(CNI)) {
             return Err(Failure::Config(format!(
-                "label {key:?} is meshd-cni's own: choose one that does not begin with {OWN}"
+                "label {key:?} is meshd-cni's own: choose one that does not begin with {CNI}"
             )));
         }
         let fixed: Option<Vec<String>> = fields.take("ips", "a list of addresses")?;

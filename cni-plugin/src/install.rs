@@ -156,7 +156,13 @@ fn conflist(name: &str, args: &Install) -> Value {
     let mut plugin = json!({
         "type": TYPE,
         "network": args.network,
-        "capabilities": {"portMappings": true, "ips": true, "mac": true, "aliases": true},
+        "capabilities": {
+            "portMappings": true,
+            "ips": true,
+            "mac": true,
+            "aliases": true,
+            "io.kubernetes.cri.pod-annotations": true,
+        },
     });
     if let Some(service) = &args.service {
         plugin["service"] = json!(service);

@@ -1,37 +1,31 @@
 //! How a container is called in the cluster, and by which labels it is found again.
 
-use mesh_core::objects::Labels;
+use mesh_core::{
+    labels::{CNI_CONTAINER, CNI_IFNAME, CNI_NETWORK, POD_NAME, POD_NAMESPACE, POD_UID},
+    objects::Labels,
+};
 
 use crate::call::{Args, Call};
 
-/// Prefix of the labels that say whose an endpoint is.
-pub const OWN: &str = "mesh.cni/";
-const CONTAINER: &str = "mesh.cni/container";
-const IFNAME: &str = "mesh.cni/ifname";
-const NETWORK: &str = "mesh.cni/network";
-/// As kubelet labels what it makes.
-pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-const POD_NAME: &str = "io.kubernetes.pod.name";
-const POD_UID: &str = "io.kubernetes.pod.uid";
 /// Longest DNS label (RFC 1035 section 2.3.4).
 const LONGEST: usize = 63;
 
 /// The labels of all endpoints of one configuration.
 pub fn network_labels(name: &str) -> Labels {
-    Labels::from([(NETWORK.to_owned(), name.to_owned())])
+    Labels::from([(CNI_NETWORK.to_owned(), name.to_owned())])
 }
 
 /// The labels of an attachment: CNI_CONTAINERID and CNI_IFNAME tell it from the configuration's others.
 pub fn attachment_labels(name: &str, container: &str, ifname: &str) -> Labels {
     let mut labels = network_labels(name);
-    labels.insert(CONTAINER.to_owned(), container.to_owned());
-    labels.insert(IFNAME.to_owned(), ifname.to_owned());
+    labels.insert(CNI_CONTAINER.to_owned(), container.to_owned());
+    labels.insert(CNI_IFNAME.to_owned(), ifname.to_owned());
     labels
 }
 
 /// Container and interface name of an endpoint that this program made.
 pub fn attachment_of(labels: &Labels) -> Option<(&str, &str)> {
-    Some((labels.get(CONTAINER)?, labels.get(IFNAME)?))
+    Some((labels.get(CNI_CONTAINER)?, labels.get(CNI_IFNAME)?))
 }
 
 /// What the runtime says of a pod, as labels.

@@ -268,7 +268,6 @@ fn everything_asked_for_reaches_meshd() {
         .set("aliases", json!(["a1"]))
         .set("labels", json!({"app": "x"}))
         .set("ips", json!(["10.0.0.99"]))
-        .set("dns", json!({"search": ["corp.example"]}))
         .set(
             "args",
             json!({"cni": {"labels": [{"key": "tier", "value": "front"}], "ips": ["10.0.0.98/24"]}, "other": {"x": 1}}),
@@ -277,7 +276,9 @@ fn everything_asked_for_reaches_meshd() {
             "runtimeConfig",
             json!({"ips": ["10.0.0.77/24", "fd00::7/64"], "mac": "02:00:00:00:00:07", "aliases": {"shop": ["a2"], "other": ["a3"]},
                 "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": "192.0.2.1"},
-                    {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "0.0.0.0"}, {"hostPort": 0, "containerPort": 81}],
+                    {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "0.0.0.0"}, {"hostPort": 0, "containerPort": 81},
+                    {"HostPort": 443, "ContainerPort": 8443, "Protocol": "tcp", "HostIP": ""}],
+                "dns": {"Servers": null, "Searches": ["corp.example"], "Options": null},
                 "io.kubernetes.cri.pod-annotations": {"mesh.label/color": "red", "else": "x"}}),
         )
         .env(
@@ -298,6 +299,7 @@ fn everything_asked_for_reaches_meshd() {
     let ports = json!([
         {"published": 8080, "target": 80, "protocol": "tcp", "mode": "host", "address": "192.0.2.1"},
         {"published": 53, "target": 5353, "protocol": "udp", "mode": "host", "address": null},
+        {"published": 443, "target": 8443, "protocol": "tcp", "mode": "host", "address": null},
     ]);
     assert_eq!(connect["ports"], ports);
     let labels = json!({

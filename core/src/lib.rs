@@ -11,6 +11,7 @@ pub mod desired;
 pub mod ids;
 pub mod intent;
 pub mod ipam;
+pub mod labels;
 pub mod lb;
 pub mod mac;
 pub mod names;

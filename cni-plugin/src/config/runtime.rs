@@ -24,17 +24,18 @@ pub struct Runtime {
     pub(super) dns: Dns,
 }
 
-/// As it stands there.
+/// As it stands there, or as containerd writes it: go-cni gives its fields no JSON names, which the reference
+/// plugins read all the same, since Go's decoder ignores case.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Mapping {
-    #[serde(default)]
+    #[serde(default, alias = "HostPort")]
     host_port: u32,
-    #[serde(default)]
+    #[serde(default, alias = "ContainerPort")]
     container_port: u32,
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
     host_ip: String,
 }
 
@@ -46,14 +47,15 @@ enum Aliases {
     ByNetwork(BTreeMap<String, Vec<String>>),
 }
 
+/// As [`Mapping`]; a list of go-cni's that is empty is null.
 #[derive(Deserialize)]
 struct RuntimeDns {
-    #[serde(default)]
-    servers: Vec<String>,
-    #[serde(default)]
-    searches: Vec<String>,
-    #[serde(default)]
-    options: Vec<String>,
+    #[serde(default, alias = "Servers")]
+    servers: Option<Vec<String>>,
+    #[serde(default, alias = "Searches")]
+    searches: Option<Vec<String>>,
+    #[serde(default, alias = "Options")]
+    options: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -87,9 +89,9 @@ impl Runtime {
         };
         if let Some(dns) = runtime.take_object::<RuntimeDns>("dns", "an object of servers, searches, options")? {
             out.dns = Dns {
-                nameservers: dns.servers,
-                search: dns.searches,
-                options: dns.options,
+                nameservers: dns.servers.unwrap_or_default(),
+                search: dns.searches.unwrap_or_default(),
+                options: dns.options.unwrap_or_default(),
                 ..Dns::default()
             };
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_api::rest::{AttachRequest, AttachmentView, ConnectRequest, StateView};
-use mesh_core::{RefusalKind, objects::Labels};
+use mesh_core::{RefusalKind, labels::POD_NAMESPACE, objects::Labels};
 use nix::sys::statfs::{self, FsType};
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use crate::{
     failure::Failure,
     http::Error,
     meshd::Meshd,
-    naming::{POD_NAMESPACE, attachment_labels, endpoint_name, pod_labels, qualified_name},
+    naming::{attachment_labels, endpoint_name, pod_labels, qualified_name},
     note,
     result::Dns,
     turn::{self, pause},
