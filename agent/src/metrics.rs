@@ -278,8 +278,8 @@ fn objects(page: &mut Page, all: &Objects) {
     for endpoint in all.endpoints.values() {
         let state = match endpoint.state {
             EndpointState::Starting => "starting",
-            EndpointState::Ready => "ready",
-            EndpointState::Draining => "draining",
+            EndpointState::Ready if endpoint.takes_new() => "ready",
+            EndpointState::Ready | EndpointState::Draining => "draining",
         };
         *by_state.entry(state).or_default() += 1;
     }

@@ -127,7 +127,7 @@ impl Session {
         while self.applied.changed().await.is_ok() {
             let now = self.applied.borrow_and_update().revision;
             let view = self.ledger.view();
-            let mut leaving = view.objects.endpoints.values().filter(|e| e.state == EndpointState::Draining);
+            let mut leaving = view.objects.endpoints.values().filter(|e| e.is_leaving());
             if leaving.any(|e| told < e.version && e.version <= now) {
                 return;
             }

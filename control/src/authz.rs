@@ -85,6 +85,7 @@ pub fn sender(command: &Command) -> Sender {
         | C::NodeRemove { .. }
         | C::EndpointCreate { .. }
         | C::EndpointSet { .. }
+        | C::EndpointStopping { .. }
         | C::EndpointWeigh { .. }
         | C::EndpointPublish { .. }
         | C::EndpointLearn { .. }
@@ -170,6 +171,7 @@ fn owns(me: Id, command: &Command, all: &Objects) -> Result<(), Refusal> {
         Command::EndpointCreate { endpoint, .. } => Some(endpoint.node),
         Command::AddressReserve { node, .. } | Command::AddressRelease { node, .. } => Some(*node),
         Command::EndpointSet { id, .. }
+        | Command::EndpointStopping { id, .. }
         | Command::EndpointWeigh { id, .. }
         | Command::EndpointPublish { id, .. }
         | Command::EndpointLearn { id, .. }

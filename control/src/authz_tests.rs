@@ -79,6 +79,7 @@ fn endpoint(n: u64, on: u64) -> Arc<Endpoint> {
         slot: 1,
         weight: 1,
         ports: Vec::new(),
+        stopping: None,
     };
     Arc::new(endpoint)
 }
@@ -268,6 +269,8 @@ fn commands() {
         (publish(30), None, Some(Forbidden)),
         (Command::EndpointWeigh { id: id(20), weight: 3 }, None, None),
         (Command::EndpointWeigh { id: id(30), weight: 3 }, None, Some(Forbidden)),
+        (Command::EndpointStopping { id: id(20), until: None }, None, None),
+        (Command::EndpointStopping { id: id(30), until: None }, None, Some(Forbidden)),
         (Command::EndpointRemove { id: id(20) }, None, None),
         (Command::EndpointRemove { id: id(30) }, None, Some(Forbidden)),
         (Command::EndpointRemove { id: id(77) }, None, Some(NotFound)),
@@ -281,7 +284,7 @@ fn commands() {
     }
     let mut named: Vec<_> = table.iter().map(|(c, ..)| c.name()).collect();
     named.dedup();
-    assert_eq!(named.len(), 18, "every command has its row");
+    assert_eq!(named.len(), 19, "every command has its row");
 }
 
 #[test]

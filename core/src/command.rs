@@ -236,6 +236,13 @@ pub enum Command {
         /// Its new state.
         state: EndpointState,
     },
+    /// Says that an endpoint's container was asked to stop, or that it runs on in spite of that.
+    EndpointStopping {
+        /// The endpoint.
+        id: Id,
+        /// By when it has ended; `None`: it runs on.
+        until: Option<Timestamp>,
+    },
     /// Gives an endpoint more or fewer of its services' new flows.
     EndpointWeigh {
         /// The endpoint.
@@ -310,6 +317,7 @@ impl Command {
             Self::ServiceRemove { .. } => "service_remove",
             Self::EndpointCreate { .. } => "endpoint_create",
             Self::EndpointSet { .. } => "endpoint_set",
+            Self::EndpointStopping { .. } => "endpoint_stopping",
             Self::EndpointWeigh { .. } => "endpoint_weigh",
             Self::EndpointPublish { .. } => "endpoint_publish",
             Self::EndpointLearn { .. } => "endpoint_learn",

@@ -364,6 +364,12 @@ impl Host<'_> {
     }
 
     fn takes_new(&self, e: &Endpoint) -> bool {
+        e.stopping.is_none() && self.took_new(e)
+    }
+
+    /// It takes new flows, or would if its container were not stopping. That may well go on serving until
+    /// it ends, so where nobody else takes flows, it still gets them.
+    fn took_new(&self, e: &Endpoint) -> bool {
         let willing = self
             .objects
             .nodes

@@ -111,6 +111,10 @@ fn crowd_command(lab: &Lab, what: u8, n: u64, h: u64) -> C {
             0x1000 + lab.index,
             network_spec(&format!("n{}", n % 6 + 1), Some(&format!("172.{}.0.0/24", 40 + n))),
         ),
+        12 => C::EndpointStopping {
+            id: id(0x9000 + n),
+            until: (!h.is_multiple_of(3)).then_some(at),
+        },
         _ => C::NodeUpdate {
             node: format!("h{h}"),
             availability: n.is_multiple_of(2).then_some(Availability::Active),
@@ -124,7 +128,7 @@ proptest! {
     /// A host that was as it must be becomes so again by a plan of the part that changes concern, as by
     /// a plan of everything: that finds nothing left to do.
     #[test]
-    fn a_part_leads_where_everything_does(changes in proptest::collection::vec((0..13u8, 0..40u64, 1..4u64, 0..4u8), 1..80)) {
+    fn a_part_leads_where_everything_does(changes in proptest::collection::vec((0..14u8, 0..40u64, 1..4u64, 0..4u8), 1..80)) {
         let mut lab = crowd();
         let mut hosts = vec![(Observed::default(), Touched::everything()); 4];
         for (what, n, h, who) in changes {

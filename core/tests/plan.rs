@@ -166,6 +166,36 @@ fn draining_endpoints_keep_what_they_have() {
     assert!(!t.services[&1].list.contains(&slot) && !t.backends[&slot].accepting);
 }
 
+#[test]
+fn a_stopping_container_gets_new_flows_only_where_nobody_else_takes_them() {
+    let mut lab = hostname();
+    let stopping = |n: u64, is: bool| C::EndpointStopping {
+        id: id(0x9000 + n),
+        until: is.then_some(jiff::Timestamp::UNIX_EPOCH),
+    };
+    let drained = |n: u64, state| C::EndpointSet { id: id(0x9000 + n), state };
+    let list = |lab: &Lab| desired(lab, 1).tables.services[&1].list.clone();
+    let (one, two, three) = (slot(&lab, 1), slot(&lab, 2), slot(&lab, 3));
+    let all = list(&lab);
+    lab.ok(stopping(2, true));
+    assert_eq!(list(&lab), [one, three]);
+    let t = desired(&lab, 1).tables;
+    assert!(!t.backends[&two].accepting, "its flows go on");
+    // The last of a host goes on answering there; the operator's word is the operator's.
+    lab.ok(stopping(1, true));
+    lab.ok(drained(3, EndpointState::Draining));
+    assert_eq!(list(&lab), [one, two]);
+    lab.ok(stopping(1, false));
+    assert_eq!(list(&lab), [one]);
+    lab.ok(drained(2, EndpointState::Draining));
+    lab.ok(stopping(2, false));
+    assert_eq!(list(&lab), [one], "it was drained by hand");
+    lab.ok(stopping(2, true));
+    lab.ok(drained(2, EndpointState::Ready));
+    lab.ok(drained(3, EndpointState::Ready));
+    assert_eq!(list(&lab), all, "told to take flows, it does");
+}
+
 /// The lab with its service changed.
 fn changed(change: impl FnOnce(&mut mesh_core::spec::ServiceSpec)) -> Lab {
     let mut lab = hostname();
@@ -512,7 +542,7 @@ fn programs_sit_where_they_belong() {
 }
 
 fn change() -> impl Strategy<Value = (u8, u64, u64)> {
-    (0..7u8, 0..8u64, 1..4u64)
+    (0..8u8, 0..8u64, 1..4u64)
 }
 
 proptest! {
@@ -532,6 +562,7 @@ proptest! {
                 2 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Ready },
                 3 => C::EndpointRemove { id: id(0x9000 + n) },
                 4 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Draining },
+                6 => C::EndpointStopping { id: id(0x9000 + n), until: h.is_multiple_of(2).then_some(jiff::Timestamp::UNIX_EPOCH) },
                 5 => C::NodeLiveness { id: node_id(h), state: NodeState::Down, dataplane: if n % 2 == 0 { Dataplane::Unreachable } else { Dataplane::Reachable } },
                 _ => C::NodeReport { id: node_id(h), addr: ip("192.168.77.9"), data_path_addr: ip(&format!("192.168.78.{}", n + 1)), underlay_mtu: 1500 + n as u32, host_routes: vec![] },
             });

@@ -10,11 +10,17 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Deserializer};
 use tokio::{net::UnixStream, time::timeout};
 
 const ANSWER_BYTES: usize = 16 << 20;
-const ANSWER_TIME: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// What an engine gives a container that does not say, before it kills it.
+const STOP_TIME: Duration = Duration::from_secs(10);
+/// One that says that it wants to be waited for without end.
+const STOP_TIME_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// An engine that answers.
 pub struct Engine {
@@ -54,6 +60,7 @@ pub struct Container {
     name: String,
     state: State,
     config: Settings,
+    host_config: HostConfig,
     network_settings: NetworkSettings,
 }
 
@@ -61,6 +68,7 @@ pub struct Container {
 #[serde(default, rename_all = "PascalCase")]
 struct State {
     pid: u32,
+    started_at: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -68,6 +76,15 @@ struct State {
 struct Settings {
     #[serde(deserialize_with = "nullable")]
     labels: BTreeMap<String, String>,
+    stop_signal: Option<String>,
+    /// Seconds; below 0: without end.
+    stop_timeout: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct HostConfig {
+    network_mode: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -127,6 +144,35 @@ impl Container {
         label(self.name.trim_start_matches('/'))
     }
 
+    /// The engine's ids of its endpoints.
+    pub fn endpoints(&self) -> impl Iterator<Item = &str> {
+        let all = self.network_settings.networks.values().map(|a| a.endpoint.as_str());
+        all.filter(|id| !id.is_empty())
+    }
+
+    /// Whether a signal asks it to stop: its own stop signal, or one that ends most programs but gives them
+    /// time. SIGKILL is over before anybody hears of it. One that has another's network does not take
+    /// that with it.
+    pub fn stops_by(&self, number: i32) -> bool {
+        let own = self.config.stop_signal.as_deref().and_then(signal);
+        let asks = [own, Some(Signal::SIGTERM as i32), Some(Signal::SIGINT as i32)].contains(&Some(number));
+        asks && number != Signal::SIGKILL as i32 && !self.host_config.network_mode.starts_with("container:")
+    }
+
+    /// Whether it has been running since before that time.
+    pub fn ran_at(&self, at: Timestamp) -> bool {
+        self.state.started_at.parse::<Timestamp>().is_ok_and(|started| started <= at)
+    }
+
+    /// What it is given between being asked to stop and being killed, unless it is stopped with another.
+    pub fn stop_time(&self) -> Duration {
+        match self.config.stop_timeout.map(u64::try_from) {
+            None => STOP_TIME,
+            Some(Ok(seconds)) => Duration::from_secs(seconds).clamp(STOP_TIME, STOP_TIME_MOST),
+            Some(Err(_)) => STOP_TIME_MOST,
+        }
+    }
+
     /// Its labels.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.config.labels
@@ -137,6 +183,25 @@ impl Container {
         let of = self.network_settings.networks.values().find(|a| a.endpoint == endpoint);
         of.into_iter().flat_map(|a| &a.aliases).map(|a| label(a)).collect()
     }
+}
+
+/// The number of a signal as engines write it: a number, or a name with or without `SIG`, also a real-time one
+/// (moby's pkg/signal).
+pub(super) fn signal(text: &str) -> Option<i32> {
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let offset = |text: &str, sign: char| match text {
+        "" => Some(0),
+        text => text.strip_prefix(sign)?.parse::<i32>().ok().filter(|n| (0..=30).contains(n)),
+    };
+    if let Some(rest) = name.strip_prefix("RTMIN") {
+        return Some(34 + offset(rest, '+')?);
+    }
+    if let Some(rest) = name.strip_prefix("RTMAX") {
+        return Some(64 - offset(rest, '-')?);
+    }
+    let number = name.parse().ok();
+    number.or_else(|| format!("SIG{name}").parse::<Signal>().ok().map(|s| s as i32))
 }
 
 fn label(name: &str) -> String {
@@ -191,10 +256,15 @@ impl Engine {
         Ok(out)
     }
 
+    pub(super) async fn connect(&self) -> Result<UnixStream, EngineError> {
+        match timeout(ANSWER_TIME, UnixStream::connect(&self.socket)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            _ => Err(EngineError::Absent(self.socket.clone())),
+        }
+    }
+
     async fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<Option<T>, EngineError> {
-        let Ok(Ok(stream)) = timeout(ANSWER_TIME, UnixStream::connect(&self.socket)).await else {
-            return Err(EngineError::Absent(self.socket.clone()));
-        };
+        let stream = self.connect().await?;
         let Some(body) = timeout(ANSWER_TIME, get(stream, path)).await.map_err(|_| EngineError::Slow)?? else {
             return Ok(None);
         };
@@ -237,5 +307,22 @@ mod tests {
         assert!(c.aliases("e2").is_empty() && c.labels().is_empty());
         let stopped: Container = serde_json::from_str(r#"{"Name": "/x", "State": {"Pid": 0}}"#).unwrap();
         assert_eq!(stopped.pid(), None);
+    }
+
+    #[test]
+    fn reads_signals_as_engines_write_them() {
+        for (text, number) in [
+            ("15", 15),
+            ("SIGTERM", 15),
+            ("term", 15),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+            ("SIGRTMIN", 34),
+        ] {
+            assert_eq!(signal(text), Some(number), "{text}");
+        }
+        for text in ["", "SIG", "SIGNONE", "RTMIN+99", "RTMIN3"] {
+            assert_eq!(signal(text), None, "{text}");
+        }
     }
 }

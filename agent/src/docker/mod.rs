@@ -9,7 +9,9 @@
 mod driver;
 pub mod engine;
 mod forgotten;
+mod kills;
 pub mod learn;
+pub mod stopping;
 mod wire;
 
 use std::sync::Arc;

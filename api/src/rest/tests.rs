@@ -97,6 +97,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         slot: n as u32,
         weight: 1,
         ports: Vec::new(),
+        stopping: None,
     }
 }
 

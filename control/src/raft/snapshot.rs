@@ -206,6 +206,7 @@ mod tests {
             slot: 1,
             weight: 1,
             ports: Vec::new(),
+            stopping: None,
         }))
     }
 

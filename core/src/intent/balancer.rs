@@ -150,14 +150,19 @@ impl Host<'_> {
         }
     }
 
-    /// A set of backends: those that take new flows in its list, those that keep theirs as rows. A set of
+    /// A set of backends: those that take new flows in its list, or the stopping ones where there is no other,
+    /// and those that keep theirs as rows. A set of
     /// IPv6 without any is left out, for the sake of large clusters without IPv6: to the programs it is
     /// the same, but for clients that are not admitted.
     fn pool(&self, slot: u32, members: &[&Endpoint], options: PoolOptions, out: &mut Desired) {
         if slot & lb::V6 != 0 && members.is_empty() && !options.ranged {
             return;
         }
-        let weights: Vec<_> = members.iter().map(|e| (e.slot, self.weight(e))).collect();
+        let mut weights: Vec<_> = members.iter().map(|e| (e.slot, self.weight(e))).collect();
+        if weights.iter().all(|(_, weight)| *weight == 0) {
+            let stopping = members.iter().filter(|e| self.took_new(e));
+            weights = stopping.map(|e| (e.slot, e.weight)).collect();
+        }
         let (method, list) = balance::list(options.algorithm, &weights);
         let pool = lb::Pool {
             method,

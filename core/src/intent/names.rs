@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{Host, bridge_name};
 use crate::{
     names::{Listener, NameTable, Zone},
-    objects::{EndpointMode, Network, Vip},
+    objects::{Endpoint, EndpointMode, Network, Vip},
 };
 
 impl Host<'_> {
@@ -66,7 +66,10 @@ impl Host<'_> {
         }
         for s in &services {
             let all = self.members.get(&s.id).into_iter().flatten();
-            for e in all.filter(|e| e.network == network.id && self.takes_new(e)) {
+            let (stay, go): (Vec<&Endpoint>, Vec<&Endpoint>) = all
+                .filter(|e| e.network == network.id && self.took_new(e))
+                .partition(|e| self.takes_new(e));
+            for e in if stay.is_empty() { go } else { stay } {
                 add(format!("tasks.{}", s.name), e.ips().collect());
                 if s.endpoint_mode == EndpointMode::Dnsrr {
                     add(s.name.clone(), e.ips().collect());

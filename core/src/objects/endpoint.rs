@@ -111,6 +111,10 @@ pub struct Endpoint {
     /// Ports of its own, published on its node only ([`PublishMode::Host`]).
     #[serde(default)]
     pub ports: Vec<Port>,
+    /// Its container was asked to stop, and has ended by then; one that runs on does not mean to stop. Its
+    /// node says so, whatever the operator says by `state`.
+    #[serde(default)]
+    pub stopping: Option<Timestamp>,
 }
 
 fn one() -> u32 {
@@ -118,6 +122,16 @@ fn one() -> u32 {
 }
 
 impl Endpoint {
+    /// It takes new flows, as far as it is about itself.
+    pub fn takes_new(&self) -> bool {
+        self.state == EndpointState::Ready && self.stopping.is_none()
+    }
+
+    /// It takes no new flow any more: it was told to drain, or its container is stopping.
+    pub fn is_leaving(&self) -> bool {
+        self.state != EndpointState::Starting && !self.takes_new()
+    }
+
     /// Its addresses, the one that it is known by first.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
         both(self.ip, self.ip6)

@@ -107,6 +107,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         slot: services::take_slot(&mut cluster),
         weight: 1,
         ports,
+        stopping: None,
     };
     let reply = Reply::Endpoint(Box::new(endpoint.clone()));
     Ok((
@@ -203,10 +204,26 @@ fn get(state: &State, id: Id) -> Result<&Arc<Endpoint>, Refusal> {
 
 pub(super) fn set(state: &State, id: Id, to: EndpointState, index: u64) -> Effect {
     let mut endpoint = Endpoint::clone(get(state, id)?);
-    if endpoint.state == to {
+    // Whoever says that it shall take flows knows better than a signal.
+    let goes_on = to == EndpointState::Ready && endpoint.state != EndpointState::Starting && endpoint.stopping.is_some();
+    if endpoint.state == to && !goes_on {
         return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
     }
     endpoint.state = to;
+    if goes_on {
+        endpoint.stopping = None;
+    }
+    endpoint.version = index;
+    Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
+}
+
+/// Its container was asked to stop, or runs on in spite of that.
+pub(super) fn stopping(state: &State, id: Id, until: Option<Timestamp>, index: u64) -> Effect {
+    let mut endpoint = Endpoint::clone(get(state, id)?);
+    if endpoint.stopping == until {
+        return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
+    }
+    endpoint.stopping = until;
     endpoint.version = index;
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
 }

@@ -20,7 +20,7 @@ pub enum StateView {
     Starting,
     /// Takes flows.
     Ready,
-    /// Takes no new flow: itself, or its node, is being drained.
+    /// Takes no new flow: itself, or its node, is being drained, or its container is stopping.
     Draining,
     /// Its node's data plane does not answer: nobody is sent there.
     Unreachable,
@@ -44,7 +44,7 @@ impl StateView {
         }
         match endpoint.state {
             EndpointState::Starting => Self::Starting,
-            EndpointState::Ready if node.is_some_and(|n| n.availability == Availability::Drain) => Self::Draining,
+            EndpointState::Ready if !endpoint.takes_new() || node.is_some_and(|n| n.availability == Availability::Drain) => Self::Draining,
             EndpointState::Ready => Self::Ready,
             EndpointState::Draining => Self::Draining,
         }

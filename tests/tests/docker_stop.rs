@@ -1,0 +1,156 @@
+//! `docker stop` loses no request: a container that is asked to stop gets no new flow, whatever it still
+//! serves by itself (issue "Runtimes").
+
+use std::{
+    process::Stdio,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use mesh_tests::{Docker, Lab, Place, Result, address, tally, until};
+
+/// Goes on serving for 2 s after SIGTERM, then closes its port, and ends a second later.
+const GRACEFUL: &str = r#"meshd-echo --http 80 & trap "sleep 2; kill $!; sleep 1; exit" TERM; wait"#;
+/// Does not care about SIGTERM.
+const DEAF: &str = r#"trap "" TERM; meshd-echo --http 80"#;
+
+/// A container of service `web` that runs a script.
+fn run(lab: &Lab, docker: &Docker<'_>, host: &str, name: &str, options: &[&str], script: &str) -> Result<()> {
+    let words = [
+        &["docker", "run", "-d", "--name", name, "--hostname", name][..],
+        options,
+        &["--network", "ov", "--label", "mesh.service=web", "lab", "sh", "-c", script],
+    ];
+    lab.argv(Place::Host(host), &words.concat())?.ok()?;
+    docker.listed(name)
+}
+
+fn state(lab: &Lab, name: &str) -> Result<String> {
+    let found = lab.json("h2", &format!("endpoint inspect {name}"))?;
+    Ok(found["state"].as_str().unwrap_or_default().to_owned())
+}
+
+fn becomes(lab: &Lab, name: &str, wanted: &str) -> Result<()> {
+    until(15, &format!("{name} to be {wanted}"), || Ok(state(lab, name)? == wanted))
+}
+
+/// Requests one after the other at the published port of each host, while `meanwhile` is done; how many
+/// there were. The first that fails is an error.
+fn asked_meanwhile(lab: &Lab, meanwhile: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = ["h1", "h2"].map(|host| {
+            let over = &over;
+            scope.spawn(move || {
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let to = format!("{}:8080", address(host));
+                    count += lab.http(Place::Client, &to, 200).map_err(|e| e.to_string())?.len();
+                }
+                Ok::<_, String>(count)
+            })
+        });
+        let done = meanwhile();
+        over.store(true, Ordering::Relaxed);
+        let mut count = 0;
+        for asked in asking {
+            count += asked.join().unwrap_or_else(|_| Err("a thread failed".into()))?;
+        }
+        done.map(|()| count)
+    })
+}
+
+#[test]
+fn docker_stop_loses_no_request() -> Result<()> {
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    lab.ctl("h1", "service create --name web --network ov --publish 8080:80")?.ok()?;
+    let docker = Docker::up(&lab, &["h1", "h2"])?;
+    for (host, name) in [("h1", "one"), ("h2", "two")] {
+        docker.network(host, "ov")?;
+        run(&lab, &docker, host, name, &[], GRACEFUL)?;
+    }
+    lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
+
+    // Stopped, started, and restarted, each while requests go on.
+    for stop in ["stop -t 5 one", "start one", "restart -t 5 one"] {
+        let count = asked_meanwhile(&lab, || {
+            docker.at("h1", stop)?.ok()?;
+            if stop.starts_with("stop") {
+                return Ok(());
+            }
+            docker.listed("one")
+        })?;
+        println!("docker {stop}: {count} requests");
+    }
+    lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
+
+    survivors(&lab, &docker)?;
+
+    // The last one is sent what comes until it ends.
+    docker.at("h1", "rm -f one deaf")?.ok()?;
+    lab.balanced(&["h1", "h2"], 8080, &["two"])?;
+    let mut stop = lab.command(Place::Host("h2"), &["docker", "stop", "-t", "5", "two"]);
+    let mut stop = stop.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    becomes(&lab, "two", "draining")?;
+    lab.http(Place::Client, &format!("{}:8080", address("h1")), 20)?;
+    assert!(stop.wait()?.success());
+    until(10, "the last endpoint to go", || Ok(docker.addresses()?.is_empty()))
+}
+
+/// A container that was asked to stop and runs on: it drains until its time is over, or somebody says so,
+/// also when nobody listened at the time. What an operator drains stays.
+fn survivors(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
+    run(lab, docker, "h1", "deaf", &["--stop-signal", "USR1"], DEAF)?;
+    docker.at("h1", "kill -s HUP one")?.ok()?;
+    docker.at("h1", "kill -s TERM deaf")?.ok()?;
+    becomes(lab, "deaf", "draining")?;
+    assert_eq!(state(lab, "one")?, "ready", "that signal was no request to stop");
+    lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
+    lab.ctl("h1", "endpoint update deaf --state ready")?.ok()?;
+    lab.balanced(&["h1", "h2"], 8080, &["deaf", "one", "two"])?;
+
+    lab.ctl("h1", "endpoint update one --state draining")?.ok()?;
+    lab.lab(&["kill", "h1"])?.ok()?;
+    docker.at("h1", "kill -s TERM deaf")?.ok()?;
+    lab.lab(&["restart", "h1"])?.ok()?;
+    becomes(lab, "deaf", "draining")?;
+    until(75, "the survivor to take flows again", || Ok(state(lab, "deaf")? == "ready"))?;
+    assert_eq!(state(lab, "one")?, "draining", "an operator drained it");
+    lab.ctl("h1", "endpoint update one --state ready")?.ok()?;
+    lab.balanced(&["h1", "h2"], 8080, &["deaf", "one", "two"])
+}
+
+/// So does one that is not the driver's.
+#[test]
+fn a_connected_container_drains_too() -> Result<()> {
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    lab.ctl("h1", "service create --name web --network ov --publish 8080:80")?.ok()?;
+    let docker = Docker::up(&lab, &["h1"])?;
+    lab.echo("h2", "two", "--network ov --service web")?;
+    lab.argv(
+        Place::Host("h1"),
+        &[
+            "docker",
+            "run",
+            "-d",
+            "--network",
+            "none",
+            "--name",
+            "one",
+            "--hostname",
+            "one",
+            "lab",
+            "sh",
+            "-c",
+            GRACEFUL,
+        ],
+    )?
+    .ok()?;
+    lab.ctl("h1", "network connect --service web ov one")?.ok()?;
+    lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
+    asked_meanwhile(&lab, || docker.at("h1", "stop -t 5 one")?.ok().map(drop))?;
+    let seen = lab.http(Place::Client, &format!("{}:8080", address("h1")), 4)?;
+    assert_eq!(tally(&seen).keys().collect::<Vec<_>>(), ["two"]);
+    until(10, "its endpoint to go", || Ok(docker.addresses()?.len() == 1))
+}
