@@ -15,7 +15,7 @@ use mesh_core::{
 };
 use mesh_dns::Dns;
 use mesh_loader::Loader;
-use mesh_overlay::Overlay;
+use mesh_overlay::{Overlay, Survey};
 
 use crate::traffic::flows::Hub;
 
@@ -71,12 +71,12 @@ impl Executor {
         })
     }
 
-    /// What the kernel and the DNS hold now. A dump that can not be trusted is an error.
-    pub async fn observe(&mut self, cluster: Option<Id>) -> Result<Observed, StepError> {
+    /// What the kernel and the DNS hold now, of which `survey` was just read. A dump that can not be trusted is an error.
+    pub async fn observe(&mut self, survey: &Survey, cluster: Option<Id>) -> Result<Observed, StepError> {
         if self.stale {
             self.reopen()?;
         }
-        let overlay = self.overlay.dump(cluster).await?;
+        let overlay = self.overlay.read(survey, cluster).await?;
         let (tables, hooks) = self.loader.observe()?;
         let names = NameTable::clone(&self.dns.current());
         Ok(Observed {
@@ -90,11 +90,12 @@ impl Executor {
     /// As [`Self::observe`], but forwarding entries and neighbours as they were read last and changed here
     /// since; of what grows with the cluster only the rows that either of `of` has too, where given. `None`
     /// where all of it has to be read.
-    pub async fn observe_known(&mut self, cluster: Id, of: Option<[&Desired; 2]>) -> Result<Option<Observed>, StepError> {
+    pub async fn observe_known(&mut self, survey: &Survey, cluster: Id, of: Option<[&Desired; 2]>) -> Result<Option<Observed>, StepError> {
         if self.stale {
             return Ok(None);
         }
-        let Some(overlay) = self.overlay.dump_known(Some(cluster), of.map(|of| of.map(|d| &d.fdb))).await? else {
+        let fdb = of.map(|of| of.map(|d| &d.fdb));
+        let Some(overlay) = self.overlay.read_known(survey, Some(cluster), fdb).await? else {
             return Ok(None);
         };
         let (tables, hooks) = match of {
@@ -148,7 +149,11 @@ impl Executor {
 
     /// Removes what an earlier cluster left in the kernel, if there is anything.
     pub async fn clear(&mut self) -> Vec<String> {
-        let seen = self.observe(None).await.map(|mut seen| {
+        let survey = match self.overlay.survey().await {
+            Ok(survey) => survey,
+            Err(e) => return vec![chain(&e)],
+        };
+        let seen = self.observe(&survey, None).await.map(|mut seen| {
             // What is in our way is not ours.
             seen.overlay.blocked = false;
             seen

@@ -5,10 +5,13 @@
 //!
 //! A pass looks at everything anew, or, when the last one left nothing to be done and was not long ago, at
 //! the part of the cluster that has changed since ([`mesh_core::part`]) and at the host's own devices,
-//! with forwarding entries as they were read last, if no event speaks against them.
+//! with forwarding entries as they were read last, if no event speaks against them. Changes that ask nothing
+//! of this host need no pass ([`quick`]).
 
 mod addr;
+mod failures;
 mod pace;
+mod quick;
 pub mod resolvers;
 
 use std::{
@@ -31,14 +34,14 @@ use mesh_core::{
     part::{Touched, part},
     plan::plan,
 };
-use mesh_overlay::HostFacts;
+use mesh_overlay::{HostFacts, Survey};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
-use self::pace::Pace;
+use self::{failures::Failures, pace::Pace, quick::Rows};
 use crate::{
     execute::{Executor, StepError, chain, device_of, veth_of},
     ledger::{Ledger, View},
@@ -137,8 +140,21 @@ pub struct Reconciler {
     pub host: Option<HostState>,
     /// How the passes fare.
     pub passes: Arc<Passes>,
+    /// What the last pass left for the next.
+    pub memory: Memory,
+}
+
+/// What the reconcile loop knows from its last pass.
+#[derive(Default)]
+pub struct Memory {
     /// The kernel is as the ledger had it when that was looked at last.
-    pub settled: bool,
+    settled: bool,
+    /// What changed since the kernel was brought to it.
+    touched: Touched,
+    /// What the host knew of itself.
+    facts: Option<Facts>,
+    /// The rows for the next pass, as far as they were worked out for the objects that are there now.
+    rows: Option<Rows>,
 }
 
 impl Reconciler {
@@ -153,7 +169,7 @@ impl Reconciler {
             // What came until here, this pass sees.
             while events.next().now_or_never().flatten().is_some() {}
             revisions.mark_unchanged();
-            self.settled &= !self.member.has_changed().unwrap_or(true);
+            self.memory.settled &= !self.member.has_changed().unwrap_or(true);
             self.member.mark_unchanged();
             let begun = Instant::now();
             let (fine, full) = self.pass(pace.is_full(begun)).await;
@@ -168,9 +184,11 @@ impl Reconciler {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     Some(request) = self.requests.recv() => self.answer(request).await,
-                    _ = revisions.changed() => break,
+                    _ = revisions.changed() => if pace.is_full(Instant::now()) || !self.takes_in() {
+                        break;
+                    },
                     _ = self.member.changed() => {
-                        self.settled = false;
+                        self.memory.settled = false;
                         break;
                     }
                     event = events.next(), if !pace.is_blind() => match event {
@@ -196,7 +214,7 @@ impl Reconciler {
         match request {
             Request::Preview(to) => {
                 let view = self.ledger.view();
-                let preview = match self.look(view, None).await {
+                let preview = match self.look(view, None, None).await {
                     Ok(Some(look)) => Ok(Preview {
                         steps: plan(&look.desired, &look.seen).iter().map(Action::to_string).collect(),
                         missing: look.desired.hooks.difference(&look.seen.hooks).cloned().collect(),
@@ -212,13 +230,13 @@ impl Reconciler {
             Request::LiveFlows(slot, to) => drop(to.send(self.executor.loader.live_flows(slot))),
             Request::Teardown(to) => {
                 let errors = self.executor.teardown().await;
-                self.settled = false;
+                self.memory.settled = false;
                 self.host = None;
                 self.applied.send_replace(Applied::default());
                 drop(to.send(errors));
             }
             Request::Clear(to) => {
-                self.settled = false;
+                self.memory.settled = false;
                 drop(to.send(self.executor.clear().await));
             }
         }
@@ -227,7 +245,7 @@ impl Reconciler {
     /// Desired and observed state; `None` while there is nothing that this host knows it must be:
     /// before it joins, before its first full list, and when the list does not have it. With `touched`
     /// the part that is concerned by it is enough.
-    async fn look(&mut self, view: View, touched: Option<&Touched>) -> Result<Option<Look>, StepError> {
+    async fn look(&mut self, view: View, touched: Option<&Touched>, rows: Option<Rows>) -> Result<Option<Look>, StepError> {
         let View { head, objects } = view;
         let Some(member) = *self.member.borrow() else { return Ok(None) };
         let Some(me) = objects
@@ -237,7 +255,8 @@ impl Reconciler {
         else {
             return Ok(None);
         };
-        let (host, complaint) = self.host(me, &objects).await?;
+        let survey = self.executor.overlay.survey().await?;
+        let (host, complaint) = self.host(me, &objects, &survey)?;
         let uplink = self.uplink.clone().unwrap_or_else(|| host.facts.uplink.clone());
         let facts = Facts {
             uplink,
@@ -248,11 +267,15 @@ impl Reconciler {
         let desired = |objects: &Objects| intent::desired(objects, head.revision, member.cluster, member.node, &facts);
         let known = match touched {
             Some(touched) => {
-                let part = part(touched, &objects, member.node);
-                let former = part.as_ref().map(|part| desired(&part.before));
-                let desired = desired(part.as_ref().map_or(&objects, |part| &part.after));
+                let (former, desired) = match rows.filter(|rows| rows.is_of(head.revision, &facts)) {
+                    Some(rows) => (Some(rows.former), rows.desired),
+                    None => match part(touched, &objects, member.node) {
+                        Some(part) => (Some(desired(&part.before)), desired(&part.after)),
+                        None => (None, desired(&objects)),
+                    },
+                };
                 let of = former.as_ref().map(|former| [former, &desired]);
-                let seen = self.executor.observe_known(member.cluster, of).await?;
+                let seen = self.executor.observe_known(&survey, member.cluster, of).await?;
                 seen.map(|seen| (desired, seen))
             }
             None => None,
@@ -260,8 +283,9 @@ impl Reconciler {
         let full = known.is_none();
         let (desired, seen) = match known {
             Some(known) => known,
-            None => (desired(&objects), self.executor.observe(Some(member.cluster)).await?),
+            None => (desired(&objects), self.executor.observe(&survey, Some(member.cluster)).await?),
         };
+        self.memory.facts = Some(facts);
         Ok(Some(Look {
             desired,
             seen,
@@ -273,8 +297,8 @@ impl Reconciler {
 
     /// What the host is like. When it does not have its data-path address any more, the one that it
     /// has in its place, and a complaint; and when there is none, what it was like before.
-    async fn host(&mut self, me: &Node, objects: &Objects) -> Result<(HostState, Option<String>), StepError> {
-        let gone = match self.executor.overlay.host_facts(me.data_path_addr).await {
+    fn host(&mut self, me: &Node, objects: &Objects, survey: &Survey) -> Result<(HostState, Option<String>), StepError> {
+        let gone = match survey.host_facts(me.data_path_addr) {
             Ok(facts) => {
                 let host = HostState {
                     data_path_addr: me.data_path_addr,
@@ -288,7 +312,7 @@ impl Reconciler {
         };
         let uplink = self.uplink.clone().or_else(|| self.host.as_ref().map(|h| h.facts.uplink.clone()));
         if let Some(data_path_addr) = addr::instead_of(me, objects, uplink.as_deref())
-            && let Ok(facts) = self.executor.overlay.host_facts(data_path_addr).await
+            && let Ok(facts) = survey.host_facts(data_path_addr)
         {
             let complaint = format!("the data-path address {} is gone; moving to {data_path_addr}", me.data_path_addr);
             let facts = capped(facts);
@@ -305,15 +329,17 @@ impl Reconciler {
     /// One pass, at everything if it must be `full`: whether nothing is left to be done, and whether it was
     /// at everything.
     async fn pass(&mut self, full: bool) -> (bool, bool) {
-        let known = std::mem::take(&mut self.settled) && !full;
-        let (view, touched) = self.ledger.look();
+        let known = std::mem::take(&mut self.memory.settled) && !full;
+        let (view, more) = self.ledger.look();
+        let touched = std::mem::take(&mut self.memory.touched).then(more);
+        let rows = self.memory.rows.take();
         let Look {
             desired,
             seen,
             host,
             complaint,
             full,
-        } = match self.look(view, Some(&touched).filter(|_| known)).await {
+        } = match self.look(view, Some(&touched).filter(|_| known), rows).await {
             Ok(Some(look)) => look,
             Ok(None) => return (true, true),
             Err(e) => {
@@ -333,17 +359,12 @@ impl Reconciler {
             ..Applied::default()
         };
         let complaints = out.errors.len();
-        let (mut own, mut apart) = (BTreeSet::new(), true);
+        let mut failures = Failures::default();
         let endpoints: BTreeMap<String, Id> = desired.veths.values().map(|v| (veth_name(v.endpoint), v.endpoint)).collect();
         for step in &steps {
             tracing::debug!(%step, "step");
             let endpoint = veth_of(step).and_then(|name| endpoints.get(name)).copied();
-            // Its other steps can only fail for want of the interface, and hide the reason.
-            if endpoint.is_some_and(|id| own.contains(&id)) {
-                continue;
-            }
-            // What keeps networks apart has failed: nothing is let through then.
-            if matches!(step, Action::Net(NetAction::PassForward)) && !apart {
+            if failures.forbid(step, endpoint) {
                 continue;
             }
             let Err(e) = self.executor.execute(step).await else {
@@ -355,7 +376,7 @@ impl Reconciler {
                 continue;
             };
             let text = chain(&e);
-            apart &= !matches!(step, Action::Net(NetAction::SetNft(_)));
+            failures.note(step, endpoint);
             if endpoint.is_none() {
                 for id in dependants(&desired, step, &e) {
                     out.failed.entry(id).or_insert_with(|| text.clone());
@@ -369,7 +390,6 @@ impl Reconciler {
                 }
             }
             if let Some(id) = endpoint {
-                own.insert(id);
                 out.failed.insert(id, text);
             }
         }
@@ -383,7 +403,7 @@ impl Reconciler {
             *a = out;
             news
         });
-        self.settled = fine;
+        self.memory.settled = fine;
         (fine, full)
     }
 }

@@ -37,7 +37,7 @@ use crate::{
     local_api,
     membership::{Membership, Parts},
     metrics::{self, Metrics, Passes},
-    reconcile::{Applied, Reconciler},
+    reconcile::{Applied, Memory, Reconciler},
     traffic::flows::Hub,
 };
 
@@ -99,7 +99,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         requests: incoming,
         host: None,
         passes: passes.clone(),
-        settled: false,
+        memory: Memory::default(),
     };
     let mut kernel = tokio::spawn(reconciler.run(stop.clone()));
     let parts = Parts {

@@ -58,6 +58,18 @@ impl Touched {
         self.before.entry((change.kind, id)).or_insert_with(now);
     }
 
+    /// What changed up to now, when `later` is what changed since.
+    #[must_use]
+    pub fn then(mut self, later: Self) -> Self {
+        if self.everything || later.everything {
+            return Self::everything();
+        }
+        for (key, before) in later.before {
+            self.before.entry(key).or_insert(before);
+        }
+        if self.before.len() > MANY { Self::everything() } else { self }
+    }
+
     /// The endpoints that changed, as they were.
     fn endpoints(&self) -> impl Iterator<Item = (Id, Option<&Arc<Endpoint>>)> {
         self.of(Kind::Endpoint, |object| match object {

@@ -17,36 +17,37 @@ use crate::{
     link::{self, Device, Owner},
     neigh, port, route,
     socket::Socket,
+    survey::Survey,
     vxlan,
 };
 
-/// Reads links, addresses, routes and entries; the packet filter was read before. `cluster` leaves
-/// out what carries another cluster's mark.
-pub(crate) async fn read(socket: &Socket, cluster: Option<Id>, nft: Option<Nft>) -> Result<SeenOverlay, Error> {
-    let all = link::all(socket).await?;
-    let ours = ours(&all, cluster);
-    let mut seen = read_few(socket, &all, &ours, nft).await?;
+/// Reads entries; links, addresses and routes are those of `survey`, and the packet filter was read before.
+/// `cluster` leaves out what carries another cluster's mark.
+pub(crate) async fn read(socket: &Socket, survey: &Survey, cluster: Option<Id>, nft: Option<Nft>) -> Result<SeenOverlay, Error> {
+    let ours = ours(&survey.links, cluster);
+    let mut seen = few(survey, &ours, nft);
     // An event of what changes from here on is heard later, and does not agree then.
     seen.fdb = fdb::all(socket, &ours).await?.into_iter().collect();
     seen.neighs = neigh::all(socket, &ours).await?.into_iter().collect();
-    socket.known.learn(&ours, newest(&all), &seen.fdb, &seen.neighs);
+    socket.known.learn(&ours, newest(&survey.links), &seen.fdb, &seen.neighs);
     Ok(seen)
 }
 
 /// As [`read`], but entries and neighbours as [`crate::known`] has them; `None` where it has none.
-pub(crate) async fn read_known(
+pub(crate) fn read_known(
     socket: &Socket,
+    survey: &Survey,
     cluster: Option<Id>,
     nft: Option<Nft>,
     of: Option<[&BTreeSet<Fdb>; 2]>,
-) -> Result<Option<SeenOverlay>, Error> {
-    let all = link::all(socket).await?;
-    let ours = ours(&all, cluster);
-    let Some((fdb, neighs)) = socket.known.rows(&ours, newest(&all), of) else {
-        return Ok(None);
-    };
-    let few = read_few(socket, &all, &ours, nft).await?;
-    Ok(Some(SeenOverlay { fdb, neighs, ..few }))
+) -> Option<SeenOverlay> {
+    let ours = ours(&survey.links, cluster);
+    let (fdb, neighs) = socket.known.rows(&ours, newest(&survey.links), of)?;
+    Some(SeenOverlay {
+        fdb,
+        neighs,
+        ..few(survey, &ours, nft)
+    })
 }
 
 fn newest(all: &[Device]) -> u32 {
@@ -65,8 +66,8 @@ fn ours(all: &[Device], cluster: Option<Id>) -> HashMap<u32, &Device> {
 }
 
 /// What there is little of: all but entries and neighbours.
-async fn read_few(socket: &Socket, all: &[Device], ours: &HashMap<u32, &Device>, nft: Option<Nft>) -> Result<SeenOverlay, Error> {
-    let names: HashMap<u32, &str> = all.iter().map(|d| (d.index, d.name.as_str())).collect();
+fn few(survey: &Survey, ours: &HashMap<u32, &Device>, nft: Option<Nft>) -> SeenOverlay {
+    let names: HashMap<u32, &str> = survey.links.iter().map(|d| (d.index, d.name.as_str())).collect();
     let mut seen = SeenOverlay {
         nft,
         ..SeenOverlay::default()
@@ -74,10 +75,10 @@ async fn read_few(socket: &Socket, all: &[Device], ours: &HashMap<u32, &Device>,
     for device in ours.values() {
         read_link(&mut seen, device, &names);
     }
-    let addrs = addr::all(socket).await?.into_iter().filter(|a| !is_kernels_own(a));
+    let addrs = survey.addrs.iter().filter(|a| !is_kernels_own(a));
     seen.addrs = addrs.filter_map(|a| Some((ours.get(&a.index)?.name.clone(), a.addr))).collect();
-    seen.routes = route::ours(socket, ours).await?.into_iter().collect();
-    Ok(seen)
+    seen.routes = route::ours(&survey.routes, ours).collect();
+    seen
 }
 
 /// An address that the kernel gives by itself.

@@ -6,13 +6,7 @@ use std::{collections::HashMap, net::IpAddr};
 use ipnet::IpNet;
 use mesh_core::objects::HostRoute;
 
-use crate::{
-    addr,
-    error::Error,
-    link::{self, Device},
-    route,
-    socket::Socket,
-};
+use crate::{error::Error, link::Device, route, survey::Survey};
 
 /// What a host is, apart from meshd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,22 +22,17 @@ pub struct HostFacts {
     pub routes: Vec<HostRoute>,
 }
 
-/// Reads them.
-pub(crate) async fn facts(socket: &Socket, data_path_addr: IpAddr) -> Result<HostFacts, Error> {
-    let links = link::all(socket).await?;
-    let by_index: HashMap<u32, &Device> = links.iter().map(|d| (d.index, d)).collect();
-    let addrs = addr::all(socket).await?;
+/// Finds them in what was read.
+pub(crate) fn facts(survey: &Survey, data_path_addr: IpAddr) -> Result<HostFacts, Error> {
+    let by_index: HashMap<u32, &Device> = survey.links.iter().map(|d| (d.index, d)).collect();
+    let addrs = &survey.addrs;
     let holder = addrs
         .iter()
         .find(|a| a.addr.addr() == data_path_addr)
         .and_then(|a| by_index.get(&a.index));
     let uplink = holder.ok_or(Error::NoSuchAddress(data_path_addr))?;
     let on_uplink = addrs.iter().filter(|a| a.index == uplink.index && a.is_global);
-    let mut routes: Vec<HostRoute> = route::all(socket)
-        .await?
-        .into_iter()
-        .filter_map(|r| host_route(&r, &by_index))
-        .collect();
+    let mut routes: Vec<HostRoute> = survey.routes.iter().filter_map(|r| host_route(r, &by_index)).collect();
     routes.sort();
     routes.dedup();
     Ok(HostFacts {

@@ -23,6 +23,7 @@ mod port;
 mod route;
 mod socket;
 mod sockets;
+mod survey;
 mod sweep;
 mod sysctl;
 mod veth;
@@ -37,6 +38,7 @@ pub use error::{Error, KernelError};
 pub use host::HostFacts;
 pub use inside::{Inside, inspect};
 pub use netns::Netns;
+pub use survey::Survey;
 
 use filter::Filter;
 use socket::Socket;
@@ -71,28 +73,57 @@ impl Overlay {
         })
     }
 
+    /// Reads links, addresses and routes, for [`Survey::host_facts`], [`Self::read`] and [`Self::read_known`].
+    ///
+    /// # Errors
+    /// When the kernel refuses, or when its tables would not hold still.
+    pub async fn survey(&self) -> Result<Survey, Error> {
+        Survey::take(&self.socket).await
+    }
+
+    /// As [`Self::read`], of the moment.
+    ///
+    /// # Errors
+    /// As [`Self::survey`] and [`Self::read`].
+    pub async fn dump(&self, cluster: Option<Id>) -> Result<SeenOverlay, Error> {
+        self.read(&self.survey().await?, cluster).await
+    }
+
     /// What this host carries. With `cluster`, links of another cluster's mark, and what is on them,
     /// are left out; links whose making was cut short are always there, and never settled or up.
     ///
     /// # Errors
     /// When the kernel refuses, when its tables would not hold still, or when nft is missing.
-    pub async fn dump(&self, cluster: Option<Id>) -> Result<SeenOverlay, Error> {
+    pub async fn read(&self, survey: &Survey, cluster: Option<Id>) -> Result<SeenOverlay, Error> {
         let filter = self.filter.get().await?;
-        let mut seen = dump::read(&self.socket, cluster, filter.nft).await?;
+        let mut seen = dump::read(&self.socket, survey, cluster, filter.nft).await?;
         seen.blocked = filter.blocked;
         Ok(seen)
     }
 
-    /// As [`Self::dump`], but forwarding entries and neighbours as they were read last and as this program has
+    /// As [`Self::read_known`], of the moment.
+    ///
+    /// # Errors
+    /// As [`Self::dump`].
+    pub async fn dump_known(&self, cluster: Option<Id>, of: Option<[&BTreeSet<Fdb>; 2]>) -> Result<Option<SeenOverlay>, Error> {
+        self.read_known(&self.survey().await?, cluster, of).await
+    }
+
+    /// As [`Self::read`], but forwarding entries and neighbours as they were read last and as this program has
     /// changed them since; of the entries only those for an address that one of `of` has too, where given.
     /// `None` where an event has told, or may have, that somebody else changed them. Relies on
     /// [`Self::monitor`]'s events being read.
     ///
     /// # Errors
-    /// As [`Self::dump`].
-    pub async fn dump_known(&self, cluster: Option<Id>, of: Option<[&BTreeSet<Fdb>; 2]>) -> Result<Option<SeenOverlay>, Error> {
+    /// When nft is missing, or the kernel refuses.
+    pub async fn read_known(
+        &self,
+        survey: &Survey,
+        cluster: Option<Id>,
+        of: Option<[&BTreeSet<Fdb>; 2]>,
+    ) -> Result<Option<SeenOverlay>, Error> {
         let filter = self.filter.get().await?;
-        let seen = dump::read_known(&self.socket, cluster, filter.nft, of).await?;
+        let seen = dump::read_known(&self.socket, survey, cluster, filter.nft, of);
         Ok(seen.map(|seen| SeenOverlay {
             blocked: filter.blocked,
             ..seen
@@ -112,7 +143,7 @@ impl Overlay {
     /// # Errors
     /// When no interface has the address, or the kernel refuses.
     pub async fn host_facts(&self, data_path_addr: IpAddr) -> Result<HostFacts, Error> {
-        host::facts(&self.socket, data_path_addr).await
+        self.survey().await?.host_facts(data_path_addr)
     }
 
     /// Removes every link, route and table that meshd made here, of whatever cluster, and says which.

@@ -99,17 +99,14 @@ pub(crate) async fn all(socket: &Socket) -> Result<Vec<Seen>, Error> {
 }
 
 /// Meshd's routes over these devices.
-pub(crate) async fn ours(socket: &Socket, devices: &HashMap<u32, &Device>) -> Result<Vec<Route>, Error> {
-    let rows = all(socket).await?.into_iter().filter(|r| r.is_ours);
-    Ok(rows
-        .filter_map(|r| {
-            Some(Route {
-                dst: r.dst,
-                dev: devices.get(&r.index)?.name.clone(),
-                src: r.src?,
-            })
+pub(crate) fn ours(all: &[Seen], devices: &HashMap<u32, &Device>) -> impl Iterator<Item = Route> {
+    all.iter().filter(|r| r.is_ours).filter_map(|r| {
+        Some(Route {
+            dst: r.dst,
+            dev: devices.get(&r.index)?.name.clone(),
+            src: r.src?,
         })
-        .collect())
+    })
 }
 
 fn read(m: &RouteMessage) -> Option<Seen> {

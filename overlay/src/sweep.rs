@@ -9,9 +9,9 @@ pub(crate) async fn sweep(overlay: &Overlay) -> Result<Vec<String>, Vec<Error>> 
     let (mut removed, mut failed) = (Vec::new(), Vec::new());
     let links = link::all(socket).await.map_err(|e| vec![e])?;
     let ours = links.iter().filter(|d| d.is_ours()).map(|d| (d.index, d)).collect();
-    match route::ours(socket, &ours).await {
-        Ok(routes) => {
-            for r in routes {
+    match route::all(socket).await {
+        Ok(all) => {
+            for r in route::ours(&all, &ours) {
                 match route::remove(socket, &r).await {
                     Ok(()) => removed.push(format!("route {} over {}", r.dst, r.dev)),
                     Err(e) => failed.push(e),
