@@ -85,6 +85,16 @@ pub const fn opens(proto: u8, flags: u8) -> bool {
     proto == TCP && flags & (SYN | ACK | RST) == SYN
 }
 
+/// The mark that a flow's row gets when it has been followed by the tables of `epoch` (see
+/// [`crate::rows::Config::epoch`]) at `jiffies` of the kernel's clock. As long as the mark is the same, the
+/// tables lead where they led, and the flow has been seen just now: a tick of 128 jiffies is between an
+/// eighth of a second and one and a quarter, and 65,536 of them more than the longest silence of any flow.
+#[inline(always)]
+pub const fn stamp(jiffies: u64, epoch: u16) -> u16 {
+    // 2^16 over the golden ratio: few changes of the tables never look like few ticks.
+    ((jiffies >> 7) as u16).wrapping_add(epoch.wrapping_mul(40_503))
+}
+
 /// Bits that a packet adds.
 #[inline(always)]
 pub const fn advance(flags: u8, forward: bool) -> u32 {
@@ -277,6 +287,17 @@ mod tests {
             seen[(hash([0, 0, 0xffff, i]) % 16) as usize] += 1;
         }
         assert!(seen.iter().all(|n| (850..1150).contains(n)), "{seen:?}");
+    }
+
+    #[test]
+    fn marks_differ_while_few_things_happen() {
+        let first = stamp(1 << 40, 7);
+        assert_eq!(first, stamp((1 << 40) + 127, 7));
+        for (ticks, changes) in (0..20u64).flat_map(|t| (0..500u16).map(move |c| (t, c))).skip(1) {
+            assert_ne!(first, stamp((1 << 40) + ticks * 128, 7 + changes), "{ticks} {changes}");
+        }
+        // At the quickest clock there is.
+        const { assert!(65_536 * 128 / 1000 > TCP_IDLE_NS / S) };
     }
 
     #[test]

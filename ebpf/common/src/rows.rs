@@ -172,17 +172,20 @@ pub mod kind {
     pub const HAIRPIN: u8 = 3;
     /// As [`INGRESS`], with replies that go straight to the client.
     pub const DIRECT: u8 = 4;
+    /// As [`INGRESS`], of a client from outside, to a backend of another node. In [`super::Flow`] only.
+    pub const CARRIED: u8 = 5;
 }
 
 /// What is remembered of a flow by the packets that its client sends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Flow {
-    /// When a packet was last seen, up to [`crate::flow::TOUCH_NS`] late; nanoseconds since boot.
+    /// When a packet was last seen, up to [`crate::flow::TOUCH_NS`] and one tick of [`crate::flow::stamp`] late;
+    /// nanoseconds since boot.
     pub last_seen: u64,
     /// Where it goes.
     pub backend: u32,
-    /// See [`crate::flow`].
+    /// See [`crate::flow`]; in the upper half, of a flow that is [`kind::CARRIED`], its stamp.
     pub bits: u32,
     /// The set that chose, with its flags.
     pub service: u32,
@@ -194,7 +197,7 @@ pub struct Flow {
     pub cport: u16,
     /// Port at the backend.
     pub target: u16,
-    /// Node that the client's packets come in at.
+    /// Node that the client's packets come in at; of a flow that is [`kind::CARRIED`] the backend.
     pub entry: [u8; 6],
     /// See [`kind`].
     pub kind: u8,
@@ -235,8 +238,9 @@ pub struct Reply {
 pub struct Config {
     /// Own Ethernet address there.
     pub ingress_mac: [u8; 6],
-    /// Zero.
-    pub zero: [u8; 2],
+    /// Goes up whenever a row that flows are led by is changed or removed: of `BACKENDS`, `PUBLISHED`, `BOUND`
+    /// or `NODE_ADDRS`.
+    pub epoch: u16,
     /// Own IPv4 address there; 0: none.
     pub ingress_ip: u32,
     /// Index of the ingress VXLAN device; 0: none.

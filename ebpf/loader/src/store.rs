@@ -113,6 +113,8 @@ impl Store {
         store.read_places()?;
         store.read_services()?;
         store.read()?;
+        // A loader that was stopped may have changed rows just before.
+        store.next_epoch()?;
         Ok(store)
     }
 
@@ -180,8 +182,8 @@ impl Store {
             }
             Row::NodeAddr(ip, false) => {
                 self.node_addrs.remove(&Bytes((*ip).into()))?;
-                self.shadow.node_addrs.remove(ip);
-                Ok(())
+                let led = self.shadow.node_addrs.remove(ip);
+                self.led(led)
             }
             Row::Published(key, value) => self.put_published(*key, *value),
             Row::Bound(key, value) => self.put_bound(*key, *value),
@@ -212,13 +214,13 @@ impl Store {
                     accepting: b.accepting.into(),
                 };
                 self.backends.put(slot, Bytes(row))?;
-                self.shadow.backends.insert(*slot, *b);
-                Ok(())
+                let former = self.shadow.backends.insert(*slot, *b);
+                self.led(former.is_some_and(|former| former != *b))
             }
             Row::Backend(slot, None) => {
                 self.backends.remove(slot)?;
-                self.shadow.backends.remove(slot);
-                Ok(())
+                let led = self.shadow.backends.remove(slot).is_some();
+                self.led(led)
             }
             Row::Local(name, value) => self.put_local(name, value.as_ref()),
             Row::Network(name, vni) => self.put_network(name, *vni),
@@ -236,16 +238,22 @@ impl Store {
         }
     }
 
+    /// To be called after a row of those that flows are led by was put or removed; `led`: there was another.
+    fn led(&mut self, led: bool) -> Result<(), Error> {
+        if led { self.next_epoch() } else { Ok(()) }
+    }
+
     fn put_published(&mut self, key: (Protocol, u16), value: Option<lb::Published>) -> Result<(), Error> {
         let row = Bytes(port_key(key.0, key.1));
         if let Some(p) = value {
             self.published.put(row, Bytes(published_row(p)))?;
-            self.shadow.published.insert(key, p);
+            let former = self.shadow.published.insert(key, p);
+            self.led(former.is_some_and(|former| former != p))
         } else {
             self.published.remove(&row)?;
-            self.shadow.published.remove(&key);
+            let led = self.shadow.published.remove(&key).is_some();
+            self.led(led)
         }
-        Ok(())
     }
 
     fn put_bound(&mut self, key: (IpAddr, Protocol, u16), value: Option<lb::Published>) -> Result<(), Error> {
@@ -255,12 +263,13 @@ impl Store {
         });
         if let Some(p) = value {
             self.bound.put(row, Bytes(published_row(p)))?;
-            self.shadow.bound.insert(key, p);
+            let former = self.shadow.bound.insert(key, p);
+            self.led(former.is_some_and(|former| former != p))
         } else {
             self.bound.remove(&row)?;
-            self.shadow.bound.remove(&key);
+            let led = self.shadow.bound.remove(&key).is_some();
+            self.led(led)
         }
-        Ok(())
     }
 
     fn put_source(&mut self, key: (u32, IpNet), value: Option<bool>) -> Result<(), Error> {

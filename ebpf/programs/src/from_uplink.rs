@@ -13,6 +13,7 @@ use crate::{
     maps::{BACKENDS, LOCAL_BY_MAC, NODE_ADDRS, begin, config, published},
     nat::{self, To},
     parse::{self, Kind, Packet, head, lifetime, remember_fragment},
+    quick::{self, Seen},
     route::{New, Route, route},
     skb::{Skb, drop, now, pass},
     work::Work,
@@ -25,7 +26,20 @@ pub const BY_ENTRY: u8 = 4;
 #[inline(always)]
 pub fn run(skb: Skb) -> i32 {
     let Some(w) = begin(skb) else { return drop(Reason::DropFailed) };
-    if skb.tagged() || !skb.to_host() || head(skb, w) != Kind::Ip {
+    if skb.tagged() || !skb.to_host() {
+        return pass(Reason::Pass);
+    }
+    let Some(config) = config() else {
+        return drop(Reason::DropUnconfigured);
+    };
+    // Before anything else is looked at: what changes from here on makes it void.
+    w.stamp = quick::stamp(config);
+    let port = match quick::run(skb, w, config) {
+        Seen::Done(verdict) => return verdict,
+        Seen::Port(port) => Some(port),
+        Seen::Nothing => None,
+    };
+    if head(skb, w) != Kind::Ip {
         return pass(Reason::Pass);
     }
     if NODE_ADDRS.get_ptr(&w.key.dst).is_none() {
@@ -39,11 +53,12 @@ pub fn run(skb: Skb) -> i32 {
         Packet::Orphan => return pass(Reason::PassFragment),
         Packet::Malformed => return pass(Reason::PassMalformed),
     }
-    let Some(published) = published(&w.key.dst, w.key.dport, w.key.proto) else {
+    let found = port.or_else(
+        #[inline(always)]
+        || published(&w.key.dst, w.key.dport, w.key.proto),
+    );
+    let Some(published) = found else {
         return pass(Reason::Pass);
-    };
-    let Some(config) = config() else {
-        return drop(Reason::DropUnconfigured);
     };
     enter(skb, w, published, config, None)
 }
@@ -76,6 +91,9 @@ pub fn enter(skb: Skb, w: &mut Work, published: &Published, config: &Config, cli
         let direct = unsafe { (*f).bits } & DIRECT != 0;
         let kind = if direct { kind::DIRECT } else { kind::INGRESS };
         return deliver(skb, w, f, backend.mac, kind, now);
+    }
+    if client.is_none() {
+        quick::mark(w, f, &backend.mac);
     }
     carry(skb, w, backend.mac, config, client.is_some(), Reason::Carried)
 }
@@ -157,7 +175,7 @@ pub fn hairpin(skb: Skb, w: &mut Work, f: *mut Flow, local: &Local, target: u16,
 }
 
 /// An ICMP error to a node address about what a published port sent.
-#[inline(always)]
+#[inline(never)]
 fn error(skb: Skb, w: &mut Work) -> i32 {
     let Some(f) = icmp::flow(w) else {
         return pass(Reason::Pass);

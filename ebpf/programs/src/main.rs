@@ -24,6 +24,7 @@ mod icmp;
 mod maps;
 mod nat;
 mod parse;
+mod quick;
 mod route;
 mod skb;
 mod sockets;

@@ -2,10 +2,10 @@
 
 use mesh_ebpf_common::{
     header::{
-        ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, EXTENSIONS, FRAGMENT, Icmp, Part, Shape, Udp, end_v6, extension_len, is_extension, part_v6,
-        shape, tcp_fits, udp_fits,
+        ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, EXTENSIONS, FRAGMENT, Icmp, Part, Shape, end_v6, extension_len, is_extension, part_v6, shape,
+        tcp_fits, udp_fits,
     },
-    rows::{Addr, FragmentKey, FragmentPorts, ICMP, ICMP6, TCP, UDP},
+    rows::{Addr, FragmentKey, FragmentPorts, ICMP, ICMP6, Plain, TCP, UDP},
 };
 
 use crate::{maps::FRAGMENTS, skb::Skb, work::Work};
@@ -19,6 +19,9 @@ pub const LATER: u8 = 2;
 
 /// BPF_ANY.
 const ANY: u64 = 0;
+/// Where the upper layer lies in a packet without options or extension headers.
+pub const PLAIN_V4: u32 = ETH_LEN + 20;
+pub const PLAIN_V6: u32 = ETH_LEN + 40;
 
 /// What a frame is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,7 +54,7 @@ pub enum Packet {
 /// Loads Ethernet and IP.
 #[inline(always)]
 pub fn head(skb: Skb, w: &mut Work) -> Kind {
-    if !skb.load(0, &mut w.head) {
+    if !skb.read(0, &mut w.head) {
         return Kind::Short;
     }
     let [a, b] = w.head.eth.ethertype;
@@ -145,6 +148,16 @@ fn shape_v6(skb: Skb, w: &mut Work, gso: bool) -> Option<Shape> {
     })
 }
 
+/// Reads the upper layer's header. Mostly it is behind an IP header without options.
+#[inline(always)]
+fn upper<T: Plain>(skb: Skb, at: u32, to: &mut T) -> bool {
+    match at {
+        PLAIN_V4 => skb.read(PLAIN_V4, to),
+        PLAIN_V6 => skb.read(PLAIN_V6, to),
+        at => skb.load(at, to),
+    }
+}
+
 /// Goes on from the IP header that [`head`] loaded.
 #[inline(never)]
 pub fn packet(skb: Skb, w: &mut Work) -> Packet {
@@ -192,16 +205,16 @@ pub fn packet(skb: Skb, w: &mut Work) -> Packet {
         // which the receiver's own checks refuse.
         (w.key.sport, w.key.dport) = unsafe { ((*ports).sport, (*ports).dport) };
     } else if proto == TCP {
-        if !skb.load(shape.l4, &mut w.tcp) || !tcp_fits(&w.tcp, shape.l4_len) {
+        if !upper(skb, shape.l4, &mut w.tcp) || !tcp_fits(&w.tcp, shape.l4_len) {
             return Packet::Malformed;
         }
         w.flags = w.tcp.flags;
         (w.key.sport, w.key.dport) = (u16::from_be_bytes(w.tcp.sport), u16::from_be_bytes(w.tcp.dport));
     } else {
-        let mut udp = Udp::default();
-        if !skb.load(shape.l4, &mut udp) || !udp_fits(&udp, &shape, gso) {
+        if !upper(skb, shape.l4, &mut w.udp) || !udp_fits(&w.udp, &shape, gso) {
             return Packet::Malformed;
         }
+        let udp = w.udp;
         (w.tcp.sport, w.tcp.dport) = (udp.sport, udp.dport);
         w.tcp.seq = [udp.len[0], udp.len[1], udp.checksum[0], udp.checksum[1]];
         (w.key.sport, w.key.dport) = (u16::from_be_bytes(udp.sport), u16::from_be_bytes(udp.dport));

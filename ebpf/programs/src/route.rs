@@ -7,7 +7,7 @@ use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 use mesh_ebpf_common::{
     Reason,
     flow::{self, Judgement},
-    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Service, TCP, method},
+    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Service, TCP, kind, method},
 };
 
 use crate::{
@@ -154,12 +154,13 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         return Route::Stray;
     }
     w.service = new.service;
-    let member = match choose(new.service, &w.key, own, new.admitted, now) {
-        Choice::Member(member) => member,
+    let (member, chosen) = match choose(new.service, &w.key, own, new.admitted, now) {
+        Choice::Member(member, backend) => (member, backend),
         Choice::Empty => return Route::Empty,
         Choice::Denied => return Route::Denied,
     };
     w.backend = member.backend;
+    let carried = new.kind == kind::INGRESS && new.client == 0 && chosen.local == 0;
     w.flow = Flow {
         last_seen: now,
         backend: member.backend,
@@ -169,8 +170,8 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         stat: member.stat,
         cport: 0,
         target: new.target,
-        entry: new.entry,
-        kind: new.kind,
+        entry: if carried { chosen.mac } else { new.entry },
+        kind: if carried { kind::CARRIED } else { new.kind },
         zero: 0,
     };
     let kept = old.is_some_and(|(_, kept)| kept);
@@ -179,8 +180,15 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         return Route::Full;
     };
     // SAFETY: as above.
-    let Some(backend) = (unsafe { BACKENDS.get(&(*f).backend) }) else {
-        return Route::Empty;
+    let first = unsafe { (*f).backend };
+    let backend = if first == member.backend {
+        chosen
+    } else {
+        // SAFETY: as above.
+        match unsafe { BACKENDS.get(&first) } {
+            Some(backend) => backend,
+            None => return Route::Empty,
+        }
     };
     count(Reason::NewFlow);
     count_flow(member.stat);
@@ -192,7 +200,7 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
 /// A backend for a new flow.
 pub enum Choice {
     /// This one.
-    Member(Member),
+    Member(Member, &'static Backend),
     /// There is none.
     Empty,
     /// The client is not admitted.
@@ -217,8 +225,10 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
     let client = AffinityKey { service, addr: key.src };
     if list.affinity != 0
         && let Some(member) = former(&client, &list, now)
+        // SAFETY: as above.
+        && let Some(backend) = unsafe { BACKENDS.get(&member.backend) }
     {
-        return Choice::Member(member);
+        return Choice::Member(member, backend);
     }
     let start = match list.method {
         method::RANDOM => random().into(),
@@ -253,17 +263,17 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
             continue;
         };
         match own {
-            Some(own) if own.same(&backend.addr(&own)) => fallback = Some(found),
+            Some(own) if own.same(&backend.addr(&own)) => fallback = Some((found, backend)),
             _ => {
                 if list.affinity != 0 {
                     remember(&client, &list, found, at, now);
                 }
-                return Choice::Member(found);
+                return Choice::Member(found, backend);
             }
         }
     }
     match fallback {
-        Some(found) => Choice::Member(found),
+        Some((found, backend)) => Choice::Member(found, backend),
         None => Choice::Empty,
     }
 }

@@ -7,8 +7,8 @@ use aya_ebpf::{
         __sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
     },
     helpers::generated::{
-        bpf_csum_update, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
 };
 use mesh_ebpf_common::{Reason, rows::Plain};
@@ -46,12 +46,29 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Ticks of the kernel's clock since it began. The verifier makes one load of the call.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_jiffies64() }
+}
+
 /// A random number.
 #[inline(always)]
 pub fn random() -> u32 {
     // SAFETY: the helper takes nothing.
     unsafe { bpf_get_prandom_u32() }
 }
+
+/// A word's halves as they lie in the packet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Halves(u16, u16);
+// SAFETY: integers.
+unsafe impl Plain for Halves {}
+
+/// An Ethernet address as it is written.
+type Mac = [u16; 3];
 
 /// The packet of this program run.
 #[derive(Clone, Copy)]
@@ -96,6 +113,63 @@ impl Skb {
     pub fn gso(self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.0).gso_size != 0 }
+    }
+
+    /// What lies at `offset` of the frame, a constant, if that is in the frame's first piece of memory; there
+    /// until the frame is changed.
+    #[inline(always)]
+    pub fn peek<T: Plain>(self, offset: u32) -> Option<&'static T> {
+        // SAFETY: as above.
+        let (from, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let at = from + offset as usize;
+        if at + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: in the packet, as just seen; every value is valid.
+        Some(unsafe { &*(at as *const T) })
+    }
+
+    /// Writes Ethernet addresses in place; false if they are not in the frame's first piece of memory. A
+    /// program that calls this gets a beginning by the kernel that makes frames whose bytes somebody else
+    /// has, too, its own: not for one that most frames leave as they came.
+    #[inline(always)]
+    pub fn address(self, dst: &[u8; 6], src: &[u8; 6]) -> bool {
+        // SAFETY: as above.
+        let (from, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        if from + size_of::<[Mac; 2]>() > end {
+            return false;
+        }
+        let halves = |mac: &[u8; 6]| {
+            let [a, b, c, d, e, f] = *mac;
+            [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+        };
+        // SAFETY: in the packet, as just seen; packets begin at even addresses.
+        unsafe { *(from as *mut [Mac; 2]) = [halves(dst), halves(src)] };
+        true
+    }
+
+    /// A word at the even `offset`, as [`Self::peek`]. Packets begin at even addresses: half a word can be
+    /// read at once.
+    #[inline(always)]
+    pub fn word(self, offset: u32) -> Option<u32> {
+        let Halves(a, b) = *self.peek(offset)?;
+        Some(u32::from(a) | u32::from(b) << 16)
+    }
+
+    /// As [`Self::load`] from a constant offset, without a call where [`Self::peek`] sees it. `to` must lie at
+    /// an even address, as everything does in `Work` that is read so.
+    #[inline(always)]
+    pub fn read<T: Plain>(self, offset: u32, to: &mut T) -> bool {
+        let Some(from) = self.peek::<T>(offset) else {
+            return self.load(offset, to);
+        };
+        let (from, to) = (ptr::from_ref(from).cast::<u16>(), ptr::from_mut(to).cast::<u16>());
+        for i in 0..size_of::<T>() / 2 {
+            // Volatile: else all is read first, and has no room but on the stack.
+            // SAFETY: within both, which are of even size and at even addresses.
+            unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+        }
+        true
     }
 
     /// Reads bytes; false if the frame ends before.

@@ -204,7 +204,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
         proto,
         zero: [0; 3],
     };
-    let Choice::Member(member) = choose(want.service, &key, None, true, now) else {
+    let Choice::Member(member, backend) = choose(want.service, &key, None, true, now) else {
         // A container's packet is answered by from_container.
         if ns.host == 0 || !connects {
             return PROCEED;
@@ -213,10 +213,6 @@ pub fn out(call: Call, connects: bool) -> i32 {
         // SAFETY: only a number.
         unsafe { bpf_set_retval(ECONNREFUSED) };
         return REFUSE;
-    };
-    // SAFETY: as in `asked`.
-    let Some(backend) = (unsafe { BACKENDS.get(&member.backend) }) else {
-        return PROCEED;
     };
     let Some((to, to_port)) = give(backend, call.v6, &want, port) else {
         return PROCEED;

@@ -1,9 +1,11 @@
 //! Working memory of one program run, and what is in it after parsing.
 
+use core::mem::offset_of;
+
 use mesh_ebpf_common::{
     answer::{PortUnreachable, TcpReset},
     answer6::{Advertisement, PortUnreachable6, TcpReset6},
-    header::{Arp, Eth, Extension, Icmp, Ipv4, Ipv6, Neighbor, Tcp},
+    header::{Arp, Eth, Extension, Icmp, Ipv4, Ipv6, Neighbor, Tcp, Udp},
     rows::{Event, Flow, FlowKey, FragmentKey, FragmentPorts, Plain, Reply},
 };
 
@@ -31,6 +33,10 @@ pub struct Macs {
 // SAFETY: byte fields only.
 unsafe impl Plain for Macs {}
 
+// [`crate::skb::Skb::read`] asks for that.
+const _: () = assert!(offset_of!(Work, head) % 2 == 0);
+const _: () = assert!(offset_of!(Work, tcp) % 2 == 0 && offset_of!(Work, udp) % 2 == 0);
+
 /// One program run's memory. Everything is written before it is read in the same run.
 #[repr(C)]
 pub struct Work {
@@ -55,6 +61,8 @@ pub struct Work {
     /// The set that chose, and the backend, for who watches.
     pub service: u32,
     pub backend: u32,
+    /// What flows are marked with; see [`crate::quick`]. from_uplink's only.
+    pub stamp: u16,
     /// Fragment's identity.
     pub fragment_key: FragmentKey,
     /// Row to be written.
@@ -66,6 +74,8 @@ pub struct Work {
     pub extension: Extension,
     /// TCP as it came; of UDP the first eight bytes.
     pub tcp: Tcp,
+    /// UDP as it came.
+    pub udp: Udp,
     /// It is IPv6.
     pub v6: bool,
     /// Protocol of the upper layer.

@@ -116,7 +116,7 @@ impl Store {
         let index = |name: &str| if name.is_empty() { Ok(0) } else { index(name) };
         let row = rows::Config {
             ingress_mac: ingress_mac.0,
-            zero: [0; 2],
+            epoch: self.own.epoch,
             ingress_ip: raw4(ingress_ip),
             ingress_ifindex: index(ingress_dev)?,
             uplink_ifindex: index(uplink)?,
@@ -126,15 +126,28 @@ impl Store {
         };
         // Its bytes are not written in one piece, so not without need.
         if row != self.own {
-            self.config
-                .set(0, Bytes(row), ANY)
-                .map_err(|source| Error::map(spec::CONFIG.name, "write to", source))?;
-            self.own = row;
+            self.write_config(row)?;
         }
         let t = &mut self.shadow;
         (t.ingress_mac, t.ingress_ip, t.ingress_mtu) = (ingress_mac, ingress_ip, ingress_mtu);
         (t.ingress_dev, t.uplink) = (ingress_dev.to_owned(), uplink.to_owned());
         Ok(())
+    }
+
+    fn write_config(&mut self, row: rows::Config) -> Result<(), Error> {
+        self.config
+            .set(0, Bytes(row), ANY)
+            .map_err(|source| Error::map(spec::CONFIG.name, "write to", source))?;
+        self.own = row;
+        Ok(())
+    }
+
+    /// A row that flows are led by was changed or removed: the programs look at all rows again.
+    pub(super) fn next_epoch(&mut self) -> Result<(), Error> {
+        self.write_config(rows::Config {
+            epoch: self.own.epoch.wrapping_add(1),
+            ..self.own
+        })
     }
 
     pub(super) fn put_network(&mut self, name: &str, vni: Option<u32>) -> Result<(), Error> {
