@@ -26,6 +26,11 @@ impl<'a> Docker<'a> {
         Ok(docker)
     }
 
+    /// Dockers that somebody else has started, where `scripts/lab exec` looks for them.
+    pub fn started(lab: &'a Lab) -> Self {
+        Self { lab }
+    }
+
     /// Starts the daemon of a host (again).
     pub fn start(&self, host: &str, args: &[&str]) -> Result<()> {
         self.lab.lab(&[&["dockerd", host], args].concat())?.ok().map(drop)

@@ -236,7 +236,37 @@ pub fn boot_ns() -> u64 {
 
 /// The root of the cgroup v2 hierarchy, by a mount of our own that nobody else sees: where it is mounted
 /// for others, if at all, differs and may be hidden.
+///
+/// Such a mount begins at the root of the cgroup namespace of who makes it, and a container that meshd runs
+/// in may have one of its own: then it is the host's mount, which the container is given.
 pub fn cgroup_root() -> io::Result<OwnedFd> {
+    let own = cgroup_mount();
+    if own.as_ref().is_ok_and(is_cgroup_root) {
+        return own;
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found = mounts
+        .lines()
+        .filter_map(cgroup2_at)
+        .filter_map(|at| Some(std::fs::File::open(at).ok()?.into()));
+    if let Some(root) = found.find(is_cgroup_root) {
+        return Ok(root);
+    }
+    own.inspect(|_| tracing::warn!("meshd is in a cgroup namespace of its own and is not given the host's /sys/fs/cgroup: only sockets in its own cgroup are balanced when they connect"))
+}
+
+/// Whether it is the hierarchy's own root, which always has this inode (kernfs_create_root in fs/kernfs/dir.c).
+fn is_cgroup_root(dir: &OwnedFd) -> bool {
+    nix::sys::stat::fstat(dir).is_ok_and(|s| s.st_ino == 1)
+}
+
+/// Where a line of mountinfo says that cgroup v2 is mounted (proc_pid_mountinfo(5)).
+fn cgroup2_at(line: &str) -> Option<&str> {
+    let (before, after) = line.split_once(" - ")?;
+    (after.split(' ').next()? == "cgroup2").then(|| before.split(' ').nth(4))?
+}
+
+fn cgroup_mount() -> io::Result<OwnedFd> {
     /// FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSCONFIG_CMD_CREATE.
     const CLOEXEC: libc::c_uint = 1;
     const CREATE: libc::c_uint = 6;
