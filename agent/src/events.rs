@@ -4,17 +4,16 @@
 //! their history is not meant to be.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{Mutex, PoisonError},
 };
 
 use jiff::Timestamp;
 use mesh_api::rest::{Event, EventAction};
-use mesh_core::{
-    Id,
-    objects::{Change, Kind, Object, Objects},
-};
+use mesh_core::objects::Object;
 use tokio::sync::broadcast;
+
+use crate::ledger::News;
 
 /// Events that are remembered for `--since`.
 const REMEMBERED: usize = 4096;
@@ -26,38 +25,31 @@ pub struct EventLog {
     ring: Mutex<Ring>,
 }
 
-#[derive(Default)]
 struct Ring {
     events: VecDeque<Event>,
-    /// Names, to say what was removed.
-    names: BTreeMap<(Kind, Id), String>,
     /// `None` once meshd stops.
     live: Option<broadcast::Sender<Event>>,
 }
 
-impl EventLog {
-    /// An empty log that knows the names of `objects`.
-    pub fn new(objects: &Objects) -> Self {
-        let names = objects.iter().filter_map(|o| Some((o.key(), name(&o)?))).collect();
+impl Default for EventLog {
+    /// An empty log.
+    fn default() -> Self {
         Self {
             ring: Mutex::new(Ring {
                 events: VecDeque::new(),
-                names,
                 live: Some(broadcast::Sender::new(BEHIND)),
             }),
         }
     }
+}
 
-    /// Adds what `changes` mean.
-    pub fn record(&self, revision: u64, changes: &[Change]) {
+impl EventLog {
+    /// Adds what changes mean.
+    pub fn record(&self, revision: u64, news: &[News]) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        for change in changes {
-            let key = (change.kind, change.id);
+        for News { change, before } in news {
             let new = change.object.as_ref().and_then(name);
-            let old = match &new {
-                Some(new) => ring.names.insert(key, new.clone()),
-                None => ring.names.remove(&key),
-            };
+            let old = before.as_ref().and_then(name);
             let action = match (&old, &new) {
                 (_, None) => EventAction::Remove,
                 (None, Some(_)) => EventAction::Create,
@@ -117,7 +109,7 @@ mod tests {
 
     #[test]
     fn streams_end_with_meshd() {
-        let log = EventLog::new(&Objects::default());
+        let log = EventLog::default();
         let (_, mut before) = log.read();
         assert_eq!(before.try_recv().unwrap_err(), TryRecvError::Empty);
         log.end();

@@ -17,7 +17,7 @@ use std::{
 use mesh_control::disk::DiskError;
 use mesh_core::{
     Id,
-    objects::{Change, Objects},
+    objects::{Change, Object, Objects},
     part::Touched,
 };
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,23 @@ pub struct View {
     pub head: Head,
     /// The objects.
     pub objects: Arc<Objects>,
+}
+
+/// A change, with what there was before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct News {
+    /// What is now.
+    pub change: Change,
+    /// What was; `None`: it is new.
+    pub before: Option<Object>,
+}
+
+impl News {
+    /// A change that is about to be applied to `objects`.
+    fn of(objects: &Objects, change: Change) -> Self {
+        let before = objects.get(change.kind, change.id);
+        Self { change, before }
+    }
 }
 
 /// The ledger.
@@ -202,7 +219,7 @@ impl Ledger {
 
     /// Takes in one batch of a watch: changes on top of what is there, or a part of a full list
     /// which replaces it once it is complete. Returns what really changed, for the event stream.
-    pub fn receive(&self, revision: u64, changes: Vec<Change>, snapshot: bool, complete: bool) -> Vec<Change> {
+    pub fn receive(&self, revision: u64, changes: Vec<Change>, snapshot: bool, complete: bool) -> Vec<News> {
         let mut guard = self.shared.lock();
         let inner = &mut *guard;
         if snapshot {
@@ -213,8 +230,10 @@ impl Ledger {
             }
             let mut objects = Objects::default();
             inner.arriving.take().unwrap_or_default().iter().for_each(|c| objects.apply(c));
-            let news = difference(&inner.view.objects, &objects);
-            news.iter().for_each(|c| inner.touched.note(&inner.view.objects, c));
+            objects.compact();
+            let changes = difference(&inner.view.objects, &objects);
+            changes.iter().for_each(|c| inner.touched.note(&inner.view.objects, c));
+            let news = changes.into_iter().map(|c| News::of(&inner.view.objects, c)).collect();
             inner.view.head.revision = revision;
             inner.view.objects = Arc::new(objects);
             inner.unsaved = Unsaved::Whole;
@@ -227,14 +246,17 @@ impl Ledger {
         }
         // Copies the maps only while somebody still holds the last view.
         let objects = Arc::make_mut(&mut inner.view.objects);
-        for change in &changes {
-            inner.touched.note(objects, change);
-            objects.apply(change);
+        inner.unsaved.add(&changes);
+        let mut news = Vec::with_capacity(changes.len());
+        for change in changes {
+            inner.touched.note(objects, &change);
+            let new = News::of(objects, change);
+            objects.apply(&new.change);
+            news.push(new);
         }
         inner.view.head.revision = revision;
-        inner.unsaved.add(&changes);
         self.told(guard, revision);
-        changes
+        news
     }
 
     fn told(&self, inner: MutexGuard<'_, Inner>, revision: u64) {
@@ -258,7 +280,7 @@ impl Drop for Ledger {
 
 /// All objects, as changes.
 fn puts(objects: &Objects) -> Vec<Change> {
-    let put = |object: mesh_core::objects::Object| {
+    let put = |object: Object| {
         let (kind, id) = object.key();
         Change {
             kind,
@@ -292,7 +314,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
     use jiff::Timestamp;
-    use mesh_core::objects::{Kind, Labels, Network, Object};
+    use mesh_core::objects::{Kind, Labels, Network};
 
     use super::*;
 
@@ -344,7 +366,7 @@ mod tests {
         ledger.receive(5, vec![put(1, "a"), put(2, "b")], true, false);
         assert_eq!(ledger.receive(5, vec![put(3, "c")], true, true).len(), 3);
         ledger.receive(6, vec![gone(1)], false, false);
-        assert_eq!(ledger.receive(6, vec![gone(2)], false, false), [], "told twice, done once");
+        assert!(ledger.receive(6, vec![gone(2)], false, false).is_empty(), "told twice, done once");
         drop(ledger);
         let ledger = Ledger::open(&path).unwrap();
         assert_eq!(names(&ledger), ["b", "c"]);
@@ -356,7 +378,10 @@ mod tests {
             }
         );
         let news = ledger.receive(9, vec![put(3, "c"), put(4, "d")], true, true);
-        assert_eq!(news, [gone(2), put(4, "d")], "a full list tells only what is new");
+        let told: Vec<_> = news.iter().map(|n| n.change.clone()).collect();
+        assert_eq!(told, [gone(2), put(4, "d")], "a full list tells only what is new");
+        assert_eq!(news[0].before, put(2, "b").object);
+        assert_eq!(news[1].before, None);
         assert_eq!(names(&ledger), ["c", "d"]);
     }
 

@@ -52,6 +52,9 @@ use crate::{
 /// Routes of the host that are told; a report of so many is well below what a manager takes.
 const ROUTES: usize = 4096;
 
+/// Steps of a pass after which memory is worth giving back.
+const MANY: usize = 10_000;
+
 /// Flows that are over are looked for so often, in a part of the tables each time.
 const RECLAIM: Duration = Duration::from_secs(2);
 
@@ -396,6 +399,9 @@ impl Reconciler {
         self.passes.stepped(steps.len(), out.errors.len() - complaints);
         if !steps.is_empty() {
             tracing::info!(revision = out.revision, steps = steps.len(), errors = out.errors.len(), "applied");
+        }
+        if steps.len() > MANY {
+            self.executor.loader.compact();
         }
         let fine = out.errors.is_empty();
         self.applied.send_if_modified(|a| {

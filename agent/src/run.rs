@@ -70,7 +70,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     }
     let ledger = Arc::new(open_ledger(&config.data_dir.join("ledger.redb")).await?);
     let (attachments, pods) = (Arc::new(Attachments::default()), Arc::new(Pods::default()));
-    let events = Arc::new(EventLog::new(&ledger.view().objects));
+    let events = Arc::new(EventLog::default());
     let dns = Arc::new(Dns::new(mesh_dns::Config {
         resolv_conf: config.resolv_conf.clone(),
         ..mesh_dns::Config::default()

@@ -99,7 +99,7 @@ impl Session {
             let revision = batch.revision;
             let news = self.ledger.receive(revision, batch.changes, batch.snapshot, batch.complete);
             self.events.record(revision, &news);
-            self.pods.note(self.node, &news);
+            self.pods.note(self.node, news.iter().map(|n| &n.change));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Id;
 
@@ -118,6 +118,23 @@ impl Objects {
                 Kind::Endpoint => drop(self.endpoints.remove(change.id)),
             },
         }
+    }
+
+    /// One object.
+    pub fn get(&self, kind: Kind, id: Id) -> Option<Object> {
+        match kind {
+            Kind::Cluster => self.cluster.clone().map(Object::Cluster),
+            Kind::Node => self.nodes.get(&id).cloned().map(Object::Node),
+            Kind::Network => self.networks.get(&id).cloned().map(Object::Network),
+            Kind::Service => self.services.get(&id).cloned().map(Object::Service),
+            Kind::Endpoint => self.endpoints.get(&id).cloned().map(Object::Endpoint),
+        }
+    }
+
+    /// Gives back memory that changes left unused: for whoever has made very many.
+    pub fn compact(&mut self) {
+        self.services = std::mem::take(&mut self.services).into_iter().collect();
+        self.endpoints.compact();
     }
 
     /// Every object, those first that others refer to.
@@ -229,4 +246,11 @@ fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
 fn find<'a, T>(map: &'a BTreeMap<Id, Arc<T>>, r: &str, name: impl Fn(&T) -> &String) -> Option<&'a Arc<T>> {
     let by_name = || map.values().find(|o| name(o).eq_ignore_ascii_case(r));
     r.parse().ok().and_then(|id: Id| map.get(&id)).or_else(by_name)
+}
+
+/// Reads a list without room for more: objects are kept as they are read.
+fn exact<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    let mut list = Vec::deserialize(from)?;
+    list.shrink_to_fit();
+    Ok(list)
 }

@@ -47,15 +47,8 @@ impl Touched {
             *self = Self::everything();
             return;
         }
-        let id = change.id;
-        let now = || match change.kind {
-            Kind::Cluster => objects.cluster.clone().map(Object::Cluster),
-            Kind::Node => objects.nodes.get(&id).cloned().map(Object::Node),
-            Kind::Network => objects.networks.get(&id).cloned().map(Object::Network),
-            Kind::Service => objects.services.get(&id).cloned().map(Object::Service),
-            Kind::Endpoint => objects.endpoints.get(&id).cloned().map(Object::Endpoint),
-        };
-        self.before.entry((change.kind, id)).or_insert_with(now);
+        let (kind, id) = (change.kind, change.id);
+        self.before.entry((kind, id)).or_insert_with(|| objects.get(kind, id));
     }
 
     /// What changed up to now, when `later` is what changed since.

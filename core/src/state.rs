@@ -174,7 +174,7 @@ impl State {
     }
 
     fn commit(&mut self, change: &Change) {
-        if let Some(old) = self.get(change.kind, change.id) {
+        if let Some(old) = self.objects.get(change.kind, change.id) {
             self.unindex(&old);
         }
         if let Some(new) = &change.object {
@@ -184,17 +184,6 @@ impl State {
             self.used.remove(&change.id);
         }
         self.objects.apply(change);
-    }
-
-    fn get(&self, kind: Kind, id: Id) -> Option<Object> {
-        let all = &self.objects;
-        match kind {
-            Kind::Cluster => all.cluster.clone().map(Object::Cluster),
-            Kind::Node => all.nodes.get(&id).cloned().map(Object::Node),
-            Kind::Network => all.networks.get(&id).cloned().map(Object::Network),
-            Kind::Service => all.services.get(&id).cloned().map(Object::Service),
-            Kind::Endpoint => all.endpoints.get(&id).cloned().map(Object::Endpoint),
-        }
     }
 
     /// The addresses that an object takes, by network.

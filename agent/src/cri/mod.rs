@@ -47,11 +47,14 @@ impl Pods {
     }
 
     /// Takes note of the pods' endpoints on `node` that are among `changes`.
-    pub fn note(&self, node: Id, changes: &[Change]) {
-        let endpoints = changes.iter().filter(|c| c.kind == Kind::Endpoint).filter_map(|c| match &c.object {
-            Some(Object::Endpoint(e)) => Some(e.as_ref()),
-            _ => None,
-        });
+    pub fn note<'a>(&self, node: Id, changes: impl IntoIterator<Item = &'a Change>) {
+        let endpoints = changes
+            .into_iter()
+            .filter(|c| c.kind == Kind::Endpoint)
+            .filter_map(|c| match &c.object {
+                Some(Object::Endpoint(e)) => Some(e.as_ref()),
+                _ => None,
+            });
         self.add(node, endpoints);
     }
 

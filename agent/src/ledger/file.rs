@@ -138,6 +138,7 @@ fn read(db: &Database) -> Result<View, String> {
                 object: Some(object),
             });
         }
+        objects.compact();
         view.objects = Arc::new(objects);
         Ok(view)
     };

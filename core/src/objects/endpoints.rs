@@ -51,6 +51,15 @@ impl Endpoints {
         Some(former)
     }
 
+    /// Gives back memory: a map that was filled in order has room for nearly as much again.
+    pub(super) fn compact(&mut self) {
+        self.all = std::mem::take(&mut self.all).into_iter().collect();
+        for groups in [&mut self.by_node, &mut self.by_network, &mut self.by_service] {
+            let all = std::mem::take(groups).into_iter();
+            *groups = all.map(|(id, ids)| (id, ids.into_boxed_slice().into_vec())).collect();
+        }
+    }
+
     /// Those on a node, by id.
     pub fn on_node(&self, node: Id) -> impl Iterator<Item = &Arc<Endpoint>> + Clone {
         self.of(&self.by_node, node)

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, Labels, both, v4, v6};
+use super::{Endpoint, Labels, both, exact, v4, v6};
 use crate::Id;
 
 /// Transport protocol of a port.
@@ -152,14 +152,17 @@ pub struct Service {
     /// Its labels.
     pub labels: Labels,
     /// Its networks.
+    #[serde(deserialize_with = "exact")]
     pub networks: Vec<Id>,
     /// How its name resolves.
     pub endpoint_mode: EndpointMode,
     /// How a backend is chosen.
     pub algorithm: Algorithm,
     /// Its published ports.
+    #[serde(deserialize_with = "exact")]
     pub ports: Vec<Port>,
     /// One virtual address per network, for mode vip.
+    #[serde(deserialize_with = "exact")]
     pub vips: Vec<Vip>,
     /// Data-plane number of the set of backends behind its published ports.
     pub slot: u32,

@@ -223,6 +223,11 @@ impl Loader {
         }
     }
 
+    /// Gives back memory of this program's: for whoever has made very many changes.
+    pub fn compact(&mut self) {
+        self.store.compact();
+    }
+
     /// How many packets went which way since the maps were made, summed over the CPUs.
     ///
     /// # Errors

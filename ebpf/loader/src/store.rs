@@ -118,6 +118,16 @@ impl Store {
         Ok(store)
     }
 
+    /// Gives back memory that very many changes left unused.
+    pub fn compact(&mut self) {
+        let t = &mut self.shadow;
+        compact(&mut t.published);
+        compact(&mut t.vips);
+        compact(&mut t.services);
+        compact(&mut t.backends);
+        self.stats.compact();
+    }
+
     /// What the maps hold.
     pub fn tables(&self) -> &Tables {
         &self.shadow
@@ -340,6 +350,11 @@ impl Store {
         })
         .collect()
     }
+}
+
+/// Makes a map anew without room for more: one that was filled in order has room for nearly as much again.
+fn compact<K: Ord, V>(map: &mut BTreeMap<K, V>) {
+    *map = std::mem::take(map).into_iter().collect();
 }
 
 fn proto(number: u8) -> Protocol {

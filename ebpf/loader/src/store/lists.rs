@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use mesh_core::lb::{self, Method, Pool};
 use mesh_ebpf_common::rows::{self, method};
 
-use super::{Store, table::Bytes};
+use super::{Store, compact, table::Bytes};
 use crate::Error;
 
 /// A service without flags, and a backend.
@@ -18,10 +18,17 @@ type Pair = (u32, u32);
 /// Rows of `STATS`.
 #[derive(Debug, Default)]
 pub struct Stats {
-    of: BTreeMap<Pair, u32>,
-    /// Sets that name a pair: that of each family, and that of this host.
-    users: BTreeMap<Pair, BTreeSet<u32>>,
+    given: BTreeMap<Pair, Given>,
     free: VecDeque<u32>,
+}
+
+/// What a pair has; there are very many.
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    /// 0: there was no room.
+    row: u32,
+    /// Sets that name the pair, a bit for each: that of each family, everywhere and on this host.
+    sets: u8,
 }
 
 impl Stats {
@@ -35,48 +42,55 @@ impl Stats {
 
     /// Who has which row.
     pub fn pairs(&self) -> impl Iterator<Item = (Pair, u32)> {
-        self.of.iter().map(|(pair, row)| (*pair, *row))
+        let all = self.given.iter().map(|(pair, given)| (*pair, given.row));
+        all.filter(|(_, row)| *row != 0)
+    }
+
+    /// Gives back memory.
+    pub fn compact(&mut self) {
+        compact(&mut self.given);
     }
 
     fn adopt(&mut self, set: u32, backend: u32, row: u32) {
-        let pair = (base(set), backend);
-        self.users.entry(pair).or_default().insert(set);
+        let given = self.given.entry((base(set), backend)).or_default();
+        given.sets |= bit(set);
         if row != 0 {
-            self.of.insert(pair, row);
+            given.row = row;
         }
     }
 
     /// Once all are adopted: their rows are not free.
     fn adopted(&mut self) {
-        let taken: BTreeSet<u32> = self.of.values().copied().collect();
+        let taken: BTreeSet<u32> = self.pairs().map(|(_, row)| row).collect();
         self.free.retain(|row| !taken.contains(row));
     }
 
     /// The row, and whether it was given out just now.
     fn take(&mut self, set: u32, backend: u32) -> (u32, bool) {
-        let pair = (base(set), backend);
-        self.users.entry(pair).or_default().insert(set);
-        if let Some(row) = self.of.get(&pair) {
-            return (*row, false);
+        let given = self.given.entry((base(set), backend)).or_default();
+        given.sets |= bit(set);
+        if given.row != 0 {
+            return (given.row, false);
         }
-        match self.free.pop_front() {
-            Some(row) => {
-                self.of.insert(pair, row);
-                (row, true)
-            }
-            None => (0, false),
-        }
+        given.row = self.free.pop_front().unwrap_or(0);
+        (given.row, given.row != 0)
     }
 
     fn release(&mut self, set: u32, backend: u32) {
         let pair = (base(set), backend);
-        let Some(users) = self.users.get_mut(&pair) else { return };
-        users.remove(&set);
-        if users.is_empty() {
-            self.users.remove(&pair);
-            self.free.extend(self.of.remove(&pair));
+        let Some(given) = self.given.get_mut(&pair) else { return };
+        given.sets &= !bit(set);
+        if given.sets == 0 {
+            self.free.extend(Some(given.row).filter(|row| *row != 0));
+            self.given.remove(&pair);
         }
     }
+}
+
+/// Which of the four sets of its number this is: [`lb::V6`] and [`lb::LOCAL`] are the two highest bits.
+fn bit(set: u32) -> u8 {
+    const { assert!(lb::V6 | lb::LOCAL == 3 << 30) };
+    1 << (set >> 30)
 }
 
 /// A set's number without flags.
