@@ -141,7 +141,7 @@ pub struct Desired {
     pub hooks: BTreeSet<lb::Hook>,
     /// Names.
     pub names: NameTable,
-    /// Addresses of endpoints that are on hosts that do not answer.
+    /// Addresses of hosts that do not answer, in the ingress network, and of the endpoints on them.
     pub unreachable: BTreeSet<IpAddr>,
 }
 

@@ -56,7 +56,8 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Vec<Action> {
 }
 
 /// Sockets to backends that are gone, or out of reach, are ended: a socket that was given its backend
-/// when it connected would be left hanging. A backend that only left its service goes on.
+/// when it connected would be left hanging. A backend that only left its service goes on. Processes of
+/// the host reach a backend elsewhere by its node's address: with the node they lose it.
 fn sockets(desired: &Desired, seen: &Observed) -> Vec<NetAction> {
     let there: BTreeSet<IpAddr> = desired
         .neighs
@@ -75,7 +76,7 @@ fn sockets(desired: &Desired, seen: &Observed) -> Vec<NetAction> {
         .backends
         .iter()
         .filter(|(slot, _)| !desired.tables.backends.contains_key(slot))
-        .flat_map(|(_, b)| addresses(b.ip4, b.ip6));
+        .flat_map(|(_, b)| addresses(b.ip4, b.ip6).chain(b.node.filter(|_| !b.local).map(IpAddr::V4)));
     let peers: BTreeSet<_> = left.filter(|ip| desired.unreachable.contains(ip) || !there.contains(ip)).collect();
     if peers.is_empty() {
         return Vec::new();

@@ -201,6 +201,9 @@ fn b23_a_connection_to_a_lost_host_is_ended() -> Result<()> {
     lab.echo("h3", "far", "--network demo --service web")?;
     let mut inside = lab.connect(Place::In("user"), "web:7")?;
     assert_eq!(inside.ask()?.hostname, "far");
+    // A process of the host, which has its backend by the node's address.
+    let mut beside = lab.connect(Place::Host("h1"), "127.0.0.1:7000")?;
+    assert_eq!(beside.ask()?.hostname, "far");
     lab.lab(&["cut", "h3"])?.ok()?;
     until(15, "the service to have nobody", || {
         let done = lab.at(Place::In("user"), "meshd-echo client http web:7 --timeout 0.5")?;
@@ -208,7 +211,7 @@ fn b23_a_connection_to_a_lost_host_is_ended() -> Result<()> {
     })?;
     // At once, not after the client's own 5 s.
     let begun = Instant::now();
-    assert!(inside.ask().is_err());
+    assert!(inside.ask().is_err() && beside.ask().is_err());
     assert!(begun.elapsed().as_secs() < 3, "left hanging for {:?}", begun.elapsed());
     Ok(())
 }

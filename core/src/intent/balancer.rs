@@ -12,7 +12,7 @@ use crate::{
     balance,
     desired::{Desired, Fdb},
     lb,
-    objects::{Algorithm, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service, v4},
+    objects::{Algorithm, Dataplane, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service, v4},
 };
 
 /// Whether an endpoint has an address of a family.
@@ -35,7 +35,8 @@ impl Host<'_> {
         t.node_addrs = facts.addrs.clone();
         t.peers = self.others().map(Node::ingress_mac).collect();
         let lost = self.objects.endpoints.values().filter(|e| !self.is_reachable(e));
-        out.unreachable = lost.flat_map(|e| e.ips()).collect();
+        let silent = self.others().filter(|n| n.dataplane != Dataplane::Reachable);
+        out.unreachable = lost.flat_map(|e| e.ips()).chain(silent.map(|n| n.ingress_ip)).collect();
         self.namespaces(facts, &mut out.tables);
         for service in self.objects.services.values() {
             let all = self.members.get(&service.id).map_or(&[][..], Vec::as_slice);
