@@ -13,9 +13,9 @@ use tonic::{
 };
 
 use self::wire::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec, ListPodSandboxRequest, PodSandboxConfig,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest, StopPodSandboxRequest,
-    runtime_service_client::RuntimeServiceClient,
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ImageSpec,
+    ListPodSandboxRequest, PodSandboxConfig, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
+    StopPodSandboxRequest, runtime_service_client::RuntimeServiceClient,
 };
 use crate::Result;
 
@@ -27,6 +27,19 @@ pub mod wire {
 
 /// For each call; RunPodSandbox includes the CNI plugin's.
 const LIMIT: Duration = Duration::from_secs(40);
+
+/// A container that runs `command`.
+pub fn container(name: &str, image: &str, command: &[&str]) -> ContainerConfig {
+    ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: name.to_owned(),
+            attempt: 0,
+        }),
+        image: Some(ImageSpec { image: image.to_owned() }),
+        command: command.iter().map(|w| (*w).to_owned()).collect(),
+        ..ContainerConfig::default()
+    }
+}
 
 /// A runtime at its socket, connected to anew for each call.
 pub struct Cri {
@@ -73,16 +86,11 @@ impl Cri {
     }
 
     /// A container in a pod, started; its id.
-    pub fn run_container(&self, pod: &str, config: &PodSandboxConfig, image: &str, command: &[&str]) -> Result<String> {
-        let container = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: "main".to_owned() }),
-            image: Some(ImageSpec { image: image.to_owned() }),
-            command: command.iter().map(|w| (*w).to_owned()).collect(),
-        };
+    pub fn run_container(&self, pod: &str, sandbox: &PodSandboxConfig, config: &ContainerConfig) -> Result<String> {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.to_owned(),
-            config: Some(container),
-            sandbox_config: Some(config.clone()),
+            config: Some(config.clone()),
+            sandbox_config: Some(sandbox.clone()),
         };
         let id = self.call(async |mut c| c.create_container(request).await)?.container_id;
         let request = StartContainerRequest { container_id: id.clone() };
@@ -90,11 +98,25 @@ impl Cri {
         Ok(id)
     }
 
+    /// With what a container ended; `None` while it runs.
+    pub fn exit_code(&self, container: &str) -> Result<Option<i32>> {
+        let container_id = container.to_owned();
+        let answer = self.call(async |mut c| c.container_status(ContainerStatusRequest { container_id }).await)?;
+        let status = answer.status.ok_or("a container without a status")?;
+        Ok((status.state() == ContainerState::ContainerExited).then_some(status.exit_code))
+    }
+
     /// What a command in a container prints; an error if it fails. Words are split at spaces.
     pub fn exec(&self, container: &str, command: &str) -> Result<String> {
+        self.exec_words(container, command.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// As [`Self::exec`], word by word.
+    pub fn exec_words(&self, container: &str, cmd: Vec<String>) -> Result<String> {
+        let command = cmd.join(" ");
         let request = ExecSyncRequest {
             container_id: container.to_owned(),
-            cmd: command.split_whitespace().map(str::to_owned).collect(),
+            cmd,
             timeout: 20,
         };
         let done = self.call(async |mut c| c.exec_sync(request).await)?;

@@ -1,14 +1,18 @@
 //! What the scenarios of `tests/tests` share: the lab, driven from Rust.
 
 mod conn;
+pub mod containerd;
 pub mod cri;
 mod docker;
+mod host;
 mod image;
+pub mod kubelet;
 mod lab;
 mod place;
 
 pub use conn::{Connection, Held};
 pub use docker::Docker;
+pub use host::Host;
 pub use image::image;
 pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, runtime, tally, until, within};
 pub use place::Place;

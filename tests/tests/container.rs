@@ -1,16 +1,26 @@
 //! meshd itself as a container: the image of dist/Containerfile, started by Docker as dist/docker/compose.yaml
-//! says, on two hosts; and that dist/kubernetes/meshd.yaml gives it the same. Nothing is pulled: the image's
-//! base is made of this machine's packages.
+//! says, on two hosts, and by containerd as dist/kubernetes/meshd.yaml says, on a third. Nothing is pulled: the
+//! image's base is made of this machine's packages.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::SystemTime,
 };
 
-use mesh_tests::{Docker, Lab, Place, Result, address, image, until};
+use mesh_tests::{
+    Docker, Host, Lab, Place, Result, address, containerd,
+    cri::{
+        self, Cri,
+        wire::{LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata},
+    },
+    image,
+    kubelet::Kubelet,
+    until,
+};
 use serde_json::Value;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -105,38 +115,7 @@ fn container_recipes_give_what_meshd_needs() -> Result<()> {
     Ok(())
 }
 
-// ---- a host --------------------------------------------------------------------------------------
-
-fn lab_dir() -> String {
-    std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned())
-}
-
-/// A host of the lab with a /run, a /var/lib, a name and a dockerd of its own.
-struct Host {
-    daemon: Child,
-}
-
-/// $0 is a directory for it, $1 its name, $2 the lab's directory. The lab finds meshd's socket and Docker's
-/// where it expects them.
-const SPACE: &str = r#"
-    hostname "$1"
-    mkdir -p "$0/run" "$2/$1/run"
-    mount -t tmpfs host "$0/run"
-    mkdir -p "$0/run/netns" "$0/run/meshd"
-    mount --rbind /run/netns "$0/run/netns"
-    mount --bind "$2/$1/run" "$0/run/meshd"
-    case $2 in /run/*)
-        mkdir -p "$0$2"
-        mount --bind "$2" "$0$2"
-    esac
-    mount --rbind "$0/run" /run
-    mount -t tmpfs host /var/lib
-    mount -t bpf host /sys/fs/bpf
-    # As systemd has it; the lab's own mounts are not among these.
-    mount --make-rshared /
-    exec dockerd --data-root "$0/data" --exec-root /run/docker-exec -p "$0/dockerd.pid" --bridge none \
-        --add-runtime "lab=$0/runc" --default-runtime lab -H unix:///run/docker.sock -H "unix://$0/docker.sock" --cgroup-parent "$3" \
-        >"$0/log" 2>&1"#;
+// ---- a container of Docker's ----------------------------------------------------------------------
 
 /// runc for machines that have not every capability: Docker's `privileged` asks for all that the kernel knows,
 /// and runc refuses what is not to be had. Containers get a cgroup namespace, as Docker gives them where cgroups
@@ -159,39 +138,43 @@ const RUNC: &str = r#"#!/bin/sh -e
     exec runc "$@"
 "#;
 
-impl Host {
-    fn start(lab: &Lab, host: &str) -> Result<Self> {
-        let lab_dir = lab_dir();
-        let dir = format!("{lab_dir}/{host}/docker");
-        fs::create_dir_all(&dir)?;
-        let runc = Path::new(&dir).join("runc");
-        fs::write(&runc, RUNC)?;
-        fs::set_permissions(&runc, fs::Permissions::from_mode(0o755))?;
-        let group = format!("/lab{}", lab_dir.replace('/', "-"));
-        let words = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-ec", SPACE];
-        let mut command = lab.command(Place::Host(host), &[&words[..], &[&dir, host, &lab_dir, &group]].concat());
-        let daemon = command.stdin(Stdio::null()).process_group(0).spawn()?;
-        let host_up = Self { daemon };
-        let up = until(30, "dockerd to answer", || {
-            Ok(lab.at(Place::Host(host), "docker version")?.status == 0)
-        });
-        up.map_err(|e| format!("{e}: {}", fs::read_to_string(format!("{dir}/log")).unwrap_or_default()))?;
-        Ok(host_up)
-    }
-
-    /// A command in its mount namespace.
-    fn inside(&self, lab: &Lab, host: &str, command: &str) -> Result<String> {
-        lab.at(Place::Host(host), &format!("nsenter -t {} -m -- {command}", self.daemon.id()))?
-            .ok()
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // Containers are ended by `scripts/lab down`, by their cgroup.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
+/// dockerd on a host, from when it answers.
+fn dockerd<'a>(lab: &'a Lab, host: &str) -> Result<Host<'a>> {
+    let dir = Host::dir(host, "docker")?;
+    let runc = dir.join("runc");
+    fs::write(&runc, RUNC)?;
+    fs::set_permissions(&runc, fs::Permissions::from_mode(0o755))?;
+    let at = |name: &str| dir.join(name).display().to_string();
+    // The second socket is where the lab looks for it.
+    let (runtime, socket) = (format!("lab={}", at("runc")), format!("unix://{}", at("docker.sock")));
+    let (data, pid, group) = (at("data"), at("dockerd.pid"), Host::cgroup());
+    let words = [
+        "dockerd",
+        "--data-root",
+        &data,
+        "--exec-root",
+        "/run/docker-exec",
+        "-p",
+        &pid,
+        "--bridge",
+        "none",
+        "--add-runtime",
+        &runtime,
+        "--default-runtime",
+        "lab",
+        "-H",
+        "unix:///run/docker.sock",
+        "-H",
+        &socket,
+        "--cgroup-parent",
+        &group,
+    ];
+    let started = Host::start(lab, host, dir.clone(), &words)?;
+    let up = until(30, "dockerd to answer", || {
+        Ok(lab.at(Place::Host(host), "docker version")?.status == 0)
+    });
+    up.map_err(|e| format!("{e}: {}", started.log()))?;
+    Ok(started)
 }
 
 /// The package of the programs that the lab runs; made unless there is one that is newer than they are.
@@ -212,10 +195,12 @@ fn package() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// meshd's image on each host, by its recipe, and `lab` for the containers that use the network.
-fn images(lab: &Lab) -> Result<()> {
-    let dir = lab_dir();
-    let (base, built, containers) = (format!("{dir}/base.tar"), format!("{dir}/meshd.tar"), image()?);
+/// meshd's image on each host with Docker, by its recipe, and `lab` for the containers that use the network.
+/// Where the first is as an archive, under the manifest's name too.
+fn images(lab: &Lab) -> Result<String> {
+    let dir = Host::lab_dir();
+    let at = |name: &str| dir.join(name).display().to_string();
+    let (base, built, containers) = (at("base.tar"), at("meshd.tar"), image()?);
     succeeds(Command::new(at_root("tests/fixtures/debian-base")).arg(&base))?;
     let docker = |host: &str, words: &[&str]| {
         let words = [&["env", "DOCKER_BUILDKIT=0", "docker"], words].concat();
@@ -225,15 +210,16 @@ fn images(lab: &Lab) -> Result<()> {
     let (recipe, context) = (at_root("dist/Containerfile"), package()?);
     let (recipe, context) = (recipe.display().to_string(), context.display().to_string());
     docker("h1", &["build", "--network", "none", "-t", "meshd", "-f", &recipe, &context])?;
-    docker("h1", &["save", "-o", &built, "meshd"])?;
+    docker("h1", &["tag", "meshd", "meshd:0.1.0"])?;
+    docker("h1", &["save", "-o", &built, "meshd", "meshd:0.1.0"])?;
     docker("h2", &["load", "-i", &built])?;
     for host in HOSTS {
         docker(host, &["import", &containers.display().to_string(), "lab"])?;
     }
-    for file in [Path::new(&base), Path::new(&built), &containers] {
+    for file in [Path::new(&base), &containers] {
         fs::remove_file(file)?;
     }
-    Ok(())
+    Ok(built)
 }
 
 fn compose(lab: &Lab, host: &str, command: &str) -> Result<()> {
@@ -255,11 +241,11 @@ fn answers(lab: &Lab, host: &str) -> Result<()> {
 }
 
 #[test]
-fn container_of_docker_runs_meshd() -> Result<()> {
-    succeeds(Command::new(at_root("scripts/setup")).args(["docker", "compose"]))?;
-    let lab = Lab::up("--nodes 2 --managers 0")?;
-    let hosts = [Host::start(&lab, "h1")?, Host::start(&lab, "h2")?];
-    images(&lab)?;
+fn container_of_docker_or_kubernetes_runs_meshd() -> Result<()> {
+    succeeds(Command::new(at_root("scripts/setup")).args(["runtimes", "docker", "compose"]))?;
+    let lab = Lab::up("--nodes 3 --managers 0")?;
+    let hosts = [dockerd(&lab, "h1")?, dockerd(&lab, "h2")?];
+    let built = images(&lab)?;
     let docker = Docker::started(&lab);
     let meshctl = |host: &str, command: &str| docker.at(host, &format!("exec meshd meshctl {command}"))?.ok();
     for host in HOSTS {
@@ -283,11 +269,11 @@ fn container_of_docker_runs_meshd() -> Result<()> {
     // A process of the host itself, which only a hook at the root of the host's cgroups sees.
     lab.http(Place::Host("h2"), "127.0.0.1:8000", 2)?;
     // A namespace by name, made after meshd was started.
-    hosts[0].inside(&lab, "h1", "ip netns add late")?;
+    hosts[0].inside("ip netns add late")?;
     meshctl("h1", "network connect ov netns:late")?;
-    hosts[0].inside(&lab, "h1", "ip netns exec late ping -c 1 -W 2 192.168.77.12")?;
+    hosts[0].inside("ip netns exec late ping -c 1 -W 2 192.168.77.12")?;
     meshctl("h1", "network disconnect ov netns:late")?;
-    hosts[0].inside(&lab, "h1", "ip netns del late")?;
+    hosts[0].inside("ip netns del late")?;
 
     // Killed: Docker starts it again, and nobody notices.
     let to = HOSTS.map(|h| format!("{}:8001", address(h)));
@@ -315,5 +301,89 @@ fn container_of_docker_runs_meshd() -> Result<()> {
     lab.balanced(&HOSTS, 8000, &["one", "three"])?;
     docker.at("h1", "rm -f one three")?.ok()?;
     until(20, "every endpoint to be gone", || Ok(docker.addresses()?.is_empty()))?;
+
+    meshctl("h1", "network create --subnet 10.244.0.0/16 pods")?;
+    meshctl(
+        "h1",
+        "service create --name front --network pods --selector app=front --publish 8002:80",
+    )?;
+    node_of_kubernetes(&lab, &built, token.trim())?;
+    until(20, "every pod to be gone", || Ok(docker.addresses()?.is_empty()))
+}
+
+// ---- a node of Kubernetes ------------------------------------------------------------------------
+
+/// A pod with one container, that answers.
+fn pod(cri: &Cri, name: &str) -> Result<()> {
+    let sandbox = PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            namespace: "shop".to_owned(),
+        }),
+        hostname: name.to_owned(),
+        labels: [("app".to_owned(), "front".to_owned())].into(),
+        linux: Some(LinuxPodSandboxConfig {
+            cgroup_parent: Host::cgroup(),
+            ..LinuxPodSandboxConfig::default()
+        }),
+        ..PodSandboxConfig::default()
+    };
+    let id = cri.run_pod(&sandbox)?;
+    let echo = cri::container("main", containerd::IMAGE, &["/bin/meshd-echo", "--http", "80"]);
+    cri.run_container(&id, &sandbox, &echo).map(drop)
+}
+
+/// The DaemonSet's pod on h3, which joins the cluster, and pods on its network.
+fn node_of_kubernetes(lab: &Lab, image: &str, token: &str) -> Result<()> {
+    let dir = Host::dir("h3", "containerd")?;
+    let at = |name: &str| dir.join(name).display().to_string();
+    for name in ["bin", "net.d", "logs"] {
+        fs::create_dir_all(at(name))?;
+    }
+    symlink("/usr/lib/cni/loopback", at("bin/loopback"))?;
+    fs::write(at("config.toml"), containerd::config(&dir.display().to_string(), ""))?;
+    let sleeping = containerd::archive(&dir.join("image"))?.display().to_string();
+    let (config, root) = (at("config.toml"), at("root"));
+    let words = ["containerd", "-c", &config, "--root", &root, "--state", "/run/containerd"];
+    let host = Host::start(lab, "h3", dir.clone(), &words)?;
+    let cri = Cri::at(&host.path("/run/containerd/containerd.sock"))?;
+    until(20, "containerd to serve", || Ok(cri.pods().is_ok())).map_err(|e| format!("{e}: {}", host.log()))?;
+    for archive in [image, &sleeping] {
+        host.inside(&format!("ctr -n k8s.io images import --snapshotter native {archive}"))?;
+    }
+
+    let manifest = yaml("dist/kubernetes/meshd.yaml")?;
+    let set = manifest.iter().find(|d| d["kind"] == "DaemonSet").ok_or("no DaemonSet")?;
+    let kubelet = Kubelet {
+        cri: &cri,
+        secret: BTreeMap::from([("manager", address("h1")), ("token", token.to_owned())]),
+        places: BTreeMap::from([("/opt/cni/bin", at("bin")), ("/etc/cni/net.d", at("net.d"))]),
+        logs: at("logs"),
+    };
+    let mut meshd = kubelet.run("meshd-0", &set["spec"]["template"]["spec"])?;
+    until(20, "the network of pods to be there", || Ok(cri.is_ready()))?;
+    pod(&cri, "front-0")?;
+    lab.balanced(&["h1", "h2", "h3"], 8002, &["front-0"])?;
+    lab.http(Place::Host("h3"), "127.0.0.1:8002", 1)?;
+
+    let tasks = host.inside("ctr -n k8s.io tasks ls")?;
+    let is_meshd = |words: &Vec<&str>| words.first() == Some(&meshd.container.as_str());
+    let task = tasks.lines().map(|l| l.split_whitespace().collect()).find(is_meshd);
+    let pid = task
+        .and_then(|words| words.get(1).copied())
+        .ok_or("meshd's container has no process")?;
+    succeeds(Command::new("kill").args(["-KILL", pid]))?;
+    lab.balanced(&["h1", "h3"], 8002, &["front-0"])?;
+    kubelet.restart(&mut meshd)?;
+    pod(&cri, "front-1")?;
+    lab.balanced(&["h1", "h2", "h3"], 8002, &["front-0", "front-1"])?;
+
+    let all = cri.pods()?;
+    // meshd last: a pod's network is taken down by it.
+    for id in all.iter().filter(|id| **id != meshd.id).chain([&meshd.id]) {
+        cri.stop_pod(id)?;
+        cri.remove_pod(id)?;
+    }
     Ok(())
 }

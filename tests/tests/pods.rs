@@ -10,55 +10,20 @@ use std::{
 };
 
 use mesh_tests::{
-    Lab, Place, Result, address,
+    Lab, Place, Result, address, containerd,
     cri::{
-        Cri,
+        self, Cri,
         wire::{DnsConfig, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping},
     },
-    image, until,
+    until,
 };
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
 const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab");
-const IMAGE: &str = "localhost/lab:1";
 const ECHO: [&str; 3] = ["/bin/meshd-echo", "--http", "80"];
 
 fn lab_dir() -> PathBuf {
     std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned()).into()
-}
-
-/// The machine's files as an image of one layer, in the form of `docker save`.
-fn archive(dir: &Path) -> Result<PathBuf> {
-    let layer = image()?;
-    let digest = Sha256::digest(fs::read(&layer)?)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect::<String>();
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let config = json!({
-        "architecture": arch, "os": "linux", "config": {"Entrypoint": ["/bin/sleep", "100000"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
-    });
-    let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]);
-    fs::create_dir_all(dir)?;
-    fs::write(dir.join("config.json"), config.to_string())?;
-    fs::write(dir.join("manifest.json"), manifest.to_string())?;
-    fs::copy(&layer, dir.join("layer.tar"))?;
-    fs::remove_file(layer)?;
-    let archive = dir.join("image.tar");
-    let done = Command::new("tar")
-        .arg("-C")
-        .arg(dir)
-        .arg("-cf")
-        .arg(&archive)
-        .args(["manifest.json", "config.json", "layer.tar"])
-        .status()?;
-    if done.success() { Ok(archive) } else { Err("tar failed".into()) }
 }
 
 /// containerd with its CRI plugin on a host of the lab.
@@ -75,22 +40,7 @@ impl<'a> Node<'a> {
         let dir = lab_dir().join(host).join("pods");
         fs::create_dir_all(&dir)?;
         let at = dir.display();
-        let config = format!(
-            r#"version = 2
-[plugins."io.containerd.internal.v1.opt"]
-path = "{at}/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{IMAGE}"
-# Lowering it is a privilege that not every machine gives.
-restrict_oom_score_adj = true
-netns_mounts_under_state_dir = true
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{at}/bin"
-conf_dir = "{at}/net.d"
-"#
-        );
+        let config = containerd::config(&at.to_string(), "netns_mounts_under_state_dir = true");
         fs::write(dir.join("config.toml"), config)?;
         let install = format!("meshd-cni install --bin-dir {at}/bin --conf-dir {at}/net.d --network ov");
         lab.at(Place::Host(host), &install)?.ok()?;
@@ -145,7 +95,9 @@ conf_dir = "{at}/net.d"
 
     fn run(&self, pod: &PodSandboxConfig) -> Result<Pod<'_>> {
         let id = self.cri.run_pod(pod)?;
-        let container = self.cri.run_container(&id, pod, IMAGE, &ECHO)?;
+        let container = self
+            .cri
+            .run_container(&id, pod, &cri::container("main", containerd::IMAGE, &ECHO))?;
         Ok(Pod {
             node: &self.cri,
             id,
@@ -219,6 +171,7 @@ fn pod(lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<PodSandboxConfi
         linux: Some(LinuxPodSandboxConfig {
             // The group of which `scripts/lab down` ends all processes.
             cgroup_parent: format!("/lab{}", lab_dir().display().to_string().replace('/', "-")),
+            ..LinuxPodSandboxConfig::default()
         }),
         ..PodSandboxConfig::default()
     })
@@ -249,7 +202,7 @@ fn pods_are_found_by_their_labels() -> Result<()> {
         "service create --name web --network ov --publish 8000:80 --selector app=web --selector tier=front",
     )?
     .ok()?;
-    let image = archive(&lab_dir().join("image"))?;
+    let image = containerd::archive(&lab_dir().join("image"))?;
     let (mut one, two) = (Node::start(&lab, "h1", &image)?, Node::start(&lab, "h2", &image)?);
 
     // Name, namespace and labels; what is meshd-cni's own is left out, and an annotation goes before a label.
