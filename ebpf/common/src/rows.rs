@@ -21,6 +21,10 @@ macro_rules! plain {
     )+};
 }
 
+// SAFETY: an integer.
+#[expect(unsafe_code, reason = "see the trait")]
+unsafe impl Plain for u32 {}
+
 /// IPPROTO_TCP.
 pub const TCP: u8 = 6;
 /// IPPROTO_UDP.
@@ -255,7 +259,13 @@ pub struct Config {
     pub uplink: [u8; 16],
 }
 
-/// Key of `PUBLISHED`.
+/// Row of `PUBLISHED` for a port, `proto` being [`TCP`] or [`UDP`].
+#[inline(always)]
+pub const fn port_row(port: u16, proto: u8) -> u32 {
+    port as u32 | if proto == UDP { 1 << 16 } else { 0 }
+}
+
+/// A port in a [`BoundKey`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PortKey {
@@ -287,8 +297,8 @@ pub struct Published {
     pub target: u16,
     /// 1: replies go straight to the client.
     pub direct: u8,
-    /// Zero.
-    pub zero: u8,
+    /// 1: it is published; 0 in the rows of `PUBLISHED` for all other ports.
+    pub there: u8,
 }
 
 /// How a member is taken: [`Service::method`].
@@ -307,6 +317,8 @@ pub mod method {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Service {
+    /// How many choices in turn were made; the programs count it up.
+    pub turn: u64,
     /// How many members.
     pub count: u32,
     /// Which of the two lists in `MEMBERS` is valid: 0 or 1.
@@ -329,11 +341,19 @@ pub struct MemberKey {
     pub service: u32,
     /// See [`Service::bank`].
     pub bank: u32,
-    /// Place in the list.
-    pub index: u32,
+    /// Which part of the list, from 0: that of the places from [`PART`] times it on.
+    pub part: u32,
 }
 
-/// Value of `MEMBERS`.
+/// How many members are in one row of `MEMBERS`: a row of a hash costs as much as they do.
+pub const PART: u32 = 8;
+
+/// Value of `MEMBERS`; places behind the list's last are zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Members(pub [Member; PART as usize]);
+
+/// A member of a list.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Member {
@@ -600,7 +620,7 @@ impl Event {
 
 plain! {
     Addr = 16, MacKey = 8, FlowKey = 40, Flow = 40, Reply = 48, Config = 56, PortKey = 4, BoundKey = 20, Published = 8,
-    Service = 16, MemberKey = 12, Member = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
+    Service = 24, MemberKey = 12, Members = 64, Member = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
     Local = 80, Network = 20, Vip = 8, FragmentKey = 40, FragmentPorts = 4, Namespace = 36, SocketKey = 32, Socket = 24,
     Event = 72,
 }

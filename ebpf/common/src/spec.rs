@@ -1,8 +1,8 @@
 //! The maps: name, type, sizes, flags. The programs define them by this table, the loader checks
 //! pinned ones against it.
 //!
-//! What follows the cluster's size is not preallocated, so that memory follows use; the tables of
-//! flows are, as LRU maps must be.
+//! Hash maps that follow the cluster's size are not preallocated, so that memory follows use; LRU maps must
+//! be. A row of a hash map costs some 60 bytes beside its own, and 16 for each that there is room for.
 
 use crate::rows;
 
@@ -33,7 +33,7 @@ pub struct MapSpec {
     pub key_size: u32,
     /// Size of a value in bytes.
     pub value_size: u32,
-    /// Capacity in rows; for [`FLOWS_KEPT`], [`REPLIES_KEPT`] and [`STATS`] the default.
+    /// Capacity in rows; the default, where it follows the host's CPUs or the option for flows.
     pub max_entries: u32,
     /// Creation flags.
     pub flags: u32,
@@ -65,18 +65,16 @@ const fn lru<K, V>(name: &'static str, max_entries: u32) -> MapSpec {
 pub const CONFIG: MapSpec = spec::<u32, rows::Config>("CONFIG", MapKind::Array, 1, 0);
 /// Addresses at which published ports are answered.
 pub const NODE_ADDRS: MapSpec = hash::<rows::Addr, u32>("NODE_ADDRS", 1024);
-/// Published ports.
-pub const PUBLISHED: MapSpec = hash::<rows::PortKey, rows::Published>("PUBLISHED", 131_072);
+/// Published ports, by [`rows::port_row`].
+pub const PUBLISHED: MapSpec = spec::<u32, rows::Published>("PUBLISHED", MapKind::Array, 131_072, 0);
 /// Ports that are published at one address only.
 pub const BOUND: MapSpec = hash::<rows::BoundKey, rows::Published>("BOUND", 65_536);
 /// Virtual addresses.
 pub const VIPS: MapSpec = hash::<rows::Addr, rows::Vip>("VIPS", 131_072);
 /// Sets of backends.
 pub const SERVICES: MapSpec = hash::<u32, rows::Service>("SERVICES", 262_144);
-/// Members of services.
-pub const MEMBERS: MapSpec = hash::<rows::MemberKey, rows::Member>("MEMBERS", 2_097_152);
-/// How many choices a service has made.
-pub const TURNS: MapSpec = hash::<u32, u64>("TURNS", 262_144);
+/// Members of services, [`rows::PART`] to a row.
+pub const MEMBERS: MapSpec = hash::<rows::MemberKey, rows::Members>("MEMBERS", 262_144);
 /// Clients of services that are admitted (1) or not (0).
 pub const SOURCES: MapSpec = spec::<(u32, rows::Source), u32>("SOURCES", MapKind::LpmTrie, 262_144, NO_PREALLOC);
 /// Backends.
@@ -90,28 +88,28 @@ pub const NETWORKS: MapSpec = hash::<u32, rows::Network>("NETWORKS", 8192);
 /// Other nodes.
 pub const PEERS: MapSpec = hash::<rows::MacKey, u32>("PEERS", 32_768);
 /// Flows of which only the client has been heard: a flood of them displaces each other.
-pub const FLOWS: MapSpec = lru::<rows::FlowKey, rows::Flow>("FLOWS", 65_536);
+pub const FLOWS: MapSpec = lru::<rows::FlowKey, rows::Flow>("FLOWS", 32_768);
 /// Flows that both ends have been heard of: nothing displaces them, the loader reclaims them.
 pub const FLOWS_KEPT: MapSpec = hash::<rows::FlowKey, rows::Flow>("FLOWS_KEPT", 262_144);
 /// Ways back, as [`FLOWS`].
-pub const REPLIES: MapSpec = lru::<rows::FlowKey, rows::Reply>("REPLIES", 65_536);
+pub const REPLIES: MapSpec = lru::<rows::FlowKey, rows::Reply>("REPLIES", 32_768);
 /// Ways back, as [`FLOWS_KEPT`].
 pub const REPLIES_KEPT: MapSpec = hash::<rows::FlowKey, rows::Reply>("REPLIES_KEPT", 262_144);
 /// Ports of fragmented packets.
 pub const FRAGMENTS: MapSpec = lru::<rows::FragmentKey, rows::FragmentPorts>("FRAGMENTS", 8192);
 /// Clients' backends, for services with affinity.
-pub const AFFINITY: MapSpec = lru::<rows::AffinityKey, rows::Affinity>("AFFINITY", 65_536);
+pub const AFFINITY: MapSpec = lru::<rows::AffinityKey, rows::Affinity>("AFFINITY", 32_768);
 /// Network namespaces whose sockets are balanced, by cookie.
 pub const NAMESPACES: MapSpec = hash::<u64, rows::Namespace>("NAMESPACES", 16_384);
 /// What balanced sockets asked for, and were given.
-pub const SOCKETS: MapSpec = lru::<rows::SocketKey, rows::Socket>("SOCKETS", 65_536);
+pub const SOCKETS: MapSpec = lru::<rows::SocketKey, rows::Socket>("SOCKETS", 32_768);
 /// Counters by [`crate::Reason`].
 pub const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", MapKind::PerCpuArray, 128, 0);
 /// Counters of each backend of each service. Row 0: those that had no room.
 pub const STATS: MapSpec = spec::<u32, rows::Stat>("STATS", MapKind::PerCpuArray, 16_384, 0);
 
 /// All maps that are pinned.
-pub const ALL: [MapSpec; 24] = [
+pub const ALL: [MapSpec; 23] = [
     CONFIG,
     NODE_ADDRS,
     PUBLISHED,
@@ -119,7 +117,6 @@ pub const ALL: [MapSpec; 24] = [
     VIPS,
     SERVICES,
     MEMBERS,
-    TURNS,
     SOURCES,
     BACKENDS,
     LOCALS,

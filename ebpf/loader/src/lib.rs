@@ -191,7 +191,7 @@ impl Loader {
         let mut hooks = self.hooks.observe()?;
         // Whoever asks again has carried out a plan, whose hooks came after its rows.
         if !hooks.is_empty() && !self.former.is_empty() {
-            let rows = migrate::flows(&self.former, &self.maps)?;
+            let rows = migrate::flows(&self.former, &self.maps, &mut self.store)?;
             tracing::debug!(rows, "flows of another version that came while its hooks were taken over");
             pins::retire(&std::mem::take(&mut self.former))?;
         }
@@ -214,7 +214,7 @@ impl Loader {
             BpfAction::Detach(hook) if *hook == SOCKETS => self.sockets.detach(),
             BpfAction::Attach(hook) => {
                 if !self.former.is_empty() {
-                    let rows = migrate::flows(&self.former, &self.maps)?;
+                    let rows = migrate::flows(&self.former, &self.maps, &mut self.store)?;
                     tracing::debug!(rows, "flows of another version");
                 }
                 self.hooks.attach(&mut self.ebpf, hook, &self.former)
@@ -262,7 +262,6 @@ impl Loader {
     /// The kernel does not answer.
     pub fn usage(&mut self) -> Result<Vec<Usage>, Error> {
         let t = self.store.tables();
-        let members: usize = t.services.values().map(|p| p.list.len()).sum();
         let flows = self.reclaim.counts()?;
         let kept = pins::sized(spec::FLOWS_KEPT, self.flow_table_size).max_entries;
         let of = |map: spec::MapSpec, rows: usize| Usage {
@@ -275,18 +274,18 @@ impl Loader {
             of(spec::BOUND, t.bound.len()),
             of(spec::VIPS, t.vips.len()),
             of(spec::SERVICES, t.services.len()),
-            of(spec::MEMBERS, members),
+            of(spec::MEMBERS, self.store.members()),
             of(spec::SOURCES, t.sources.len()),
             of(spec::BACKENDS, t.backends.len()),
             of(spec::LOCALS, t.locals.len()),
             of(spec::PEERS, t.peers.len()),
             of(spec::NAMESPACES, t.namespaces.len()),
         ];
-        let young = u64::from(spec::FLOWS.max_entries);
+        let young = pins::sized(spec::FLOWS, self.flow_table_size).max_entries;
         let flows = flows.into_iter().map(|(map, rows)| Usage {
             map,
             rows,
-            capacity: if map.ends_with("KEPT") { kept.into() } else { young },
+            capacity: if map.ends_with("KEPT") { kept.into() } else { young.into() },
         });
         Ok(tables.into_iter().chain(flows).collect())
     }

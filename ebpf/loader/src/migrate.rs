@@ -6,6 +6,7 @@
 //! may be upgraded from it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -13,11 +14,11 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 use mesh_ebpf_common::{
     flow::{REPLIED, stale},
-    rows::{Addr, Flow, FlowKey, Plain, Reply, UNCOUNTED},
-    spec,
+    rows::{Addr, Affinity, AffinityKey, Flow, FlowKey, Plain, Reply, Socket, SocketKey, UNCOUNTED},
+    spec::{self, MapSpec},
 };
 
-use crate::{Error, sys};
+use crate::{Error, store::Store, sys};
 
 /// Rows that are read at once.
 const BATCH: usize = 4096;
@@ -114,41 +115,90 @@ pub fn take_link(former: &[PathBuf], to: &Path, name: &str) -> Result<bool, Erro
 
 /// Copies the flows of former versions into the tables of this one, where they are not yet; how many
 /// rows there were. What is over is left.
-pub fn flows(former: &[PathBuf], maps: &Path) -> Result<u64, Error> {
+pub fn flows(former: &[PathBuf], maps: &Path, store: &mut Store) -> Result<u64, Error> {
     let mut rows = 0;
-    for version in former.iter().filter(|v| v.ends_with("v2")) {
+    for version in former {
         let old = version.join("maps");
-        rows += copy::<Flow2, Flow>(&old.join("FLOWS"), maps, spec::FLOWS_KEPT.name, |f| (f.bits, f.last_seen))?;
-        rows += copy::<Reply2, Reply>(&old.join("REPLIES"), maps, spec::REPLIES_KEPT.name, |r| (r.bits, r.last_seen))?;
+        if version.ends_with("v2") {
+            rows += flows_of_2(&old, maps)?;
+        } else if version.ends_with("v3") {
+            rows += flows_of_3(&old, maps, store)?;
+        }
     }
     Ok(rows)
 }
 
-fn copy<O: Plain + Default, N: Plain + From<O>>(
+fn flows_of_2(old: &Path, maps: &Path) -> Result<u64, Error> {
+    let now = sys::boot_ns();
+    let flows = copy(&old.join("FLOWS"), maps, &spec::FLOWS_KEPT, |key: &FlowKey, f: &Flow2| {
+        Ok((!stale(key.proto, f.bits, f.last_seen, now)).then(|| Flow::from(*f)))
+    })?;
+    let replies = copy(&old.join("REPLIES"), maps, &spec::REPLIES_KEPT, |key: &FlowKey, r: &Reply2| {
+        Ok((!stale(key.proto, r.bits, r.last_seen, now)).then(|| Reply::from(*r)))
+    })?;
+    Ok(flows + replies)
+}
+
+/// The rows of version 3 have today's shape; which row of `STATS` is whose has changed.
+fn flows_of_3(old: &Path, maps: &Path, store: &mut Store) -> Result<u64, Error> {
+    let (now, mut rows) = (sys::boot_ns(), 0);
+    let mut stats = BTreeMap::from([(UNCOUNTED, UNCOUNTED), (0, 0)]);
+    for table in [&spec::FLOWS_KEPT, &spec::FLOWS] {
+        rows += copy(&old.join(table.name), maps, table, |key: &FlowKey, f: &Flow| {
+            if stale(key.proto, f.bits, f.last_seen, now) {
+                return Ok(None);
+            }
+            let stat = match stats.get(&f.stat) {
+                Some(stat) => *stat,
+                None => *stats.entry(f.stat).or_insert(store.stat_row(f.service, f.backend)),
+            };
+            Ok(Some(Flow { stat, ..*f }))
+        })?;
+    }
+    for table in [&spec::REPLIES_KEPT, &spec::REPLIES] {
+        rows += copy(&old.join(table.name), maps, table, |key: &FlowKey, r: &Reply| {
+            let stat = stats.get(&r.stat).copied().unwrap_or(UNCOUNTED);
+            Ok((!stale(key.proto, r.bits, r.last_seen, now)).then_some(Reply { stat, ..*r }))
+        })?;
+    }
+    rows += copy(
+        &old.join(spec::AFFINITY.name),
+        maps,
+        &spec::AFFINITY,
+        |_: &AffinityKey, a: &Affinity| Ok(Some(*a)),
+    )?;
+    rows += copy(&old.join(spec::SOCKETS.name), maps, &spec::SOCKETS, |_: &SocketKey, s: &Socket| {
+        Ok(Some(*s))
+    })?;
+    Ok(rows)
+}
+
+/// Copies what `convert` makes of the rows pinned at `from` into the map `to`, where they are not yet; how
+/// many.
+fn copy<K: Plain + Default, O: Plain + Default, N: Plain>(
     from: &Path,
     maps: &Path,
-    to: &'static str,
-    life: impl Fn(&O) -> (u32, u64),
+    to: &MapSpec,
+    mut convert: impl FnMut(&K, &O) -> Result<Option<N>, Error>,
 ) -> Result<u64, Error> {
     if !from.exists() {
         return Ok(0);
     }
-    let open = |pin: PathBuf| MapData::from_pin(pin).map_err(|source| Error::map(to, "open pinned", source));
-    let info = MapInfo::from_pin(from).map_err(|source| Error::map(to, "open pinned", source))?;
-    if info.key_size() as usize != size_of::<FlowKey>() || info.value_size() as usize != size_of::<O>() {
-        tracing::warn!(map = %from.display(), "its rows have a shape that no release had: its flows are lost");
+    let open = |pin: PathBuf| MapData::from_pin(pin).map_err(|source| Error::map(to.name, "open pinned", source));
+    let info = MapInfo::from_pin(from).map_err(|source| Error::map(to.name, "open pinned", source))?;
+    if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<O>() {
+        tracing::warn!(map = %from.display(), "its rows have a shape that no release had: they are lost");
         return Ok(0);
     }
-    let (old, new) = (open(from.to_owned())?, open(maps.join(to))?);
-    let failed = |source| Error::map(to, "copy", aya::maps::MapError::IoError(source));
-    let (mut keys, mut values) = (vec![FlowKey::default(); BATCH], vec![O::default(); BATCH]);
-    let (now, mut cursor, mut rows) = (sys::boot_ns(), None, 0);
+    let (old, new) = (open(from.to_owned())?, open(maps.join(to.name))?);
+    let failed = |source| Error::map(to.name, "copy", aya::maps::MapError::IoError(source));
+    let (mut keys, mut values) = (vec![K::default(); BATCH], vec![O::default(); BATCH]);
+    let (mut cursor, mut rows) = (None, 0);
     loop {
         let (count, next) = sys::lookup_batch(&old, cursor, &mut keys, &mut values).map_err(failed)?;
         for (key, value) in keys.iter().zip(&values).take(count) {
-            let (bits, last_seen) = life(value);
-            if !stale(key.proto, bits, last_seen, now) {
-                sys::put_new(&new, key, &N::from(*value)).map_err(failed)?;
+            if let Some(row) = convert(key, value)? {
+                sys::put_new(&new, key, &row).map_err(failed)?;
                 rows += 1;
             }
         }

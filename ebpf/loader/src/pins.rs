@@ -20,7 +20,7 @@ use nix::{
 use crate::{Error, hooks};
 
 /// The version of the pins.
-const VERSION: &str = "v3";
+const VERSION: &str = "v4";
 /// Where a bpffs is mounted by custom.
 const USUAL: &str = "/sys/fs/bpf";
 
@@ -77,13 +77,19 @@ pub fn prepare(bpffs: &Path) -> Result<(), Error> {
 /// What the statistics of all CPUs may take together, in bytes.
 const STATS_BYTES: usize = 24 << 20;
 
+/// The least that an LRU map has room for: every CPU keeps some rows of it in reserve.
+const YOUNG: u32 = 8192;
+
 /// The map with the size that is wanted on this host.
 pub fn sized(spec: MapSpec, flow_table_size: u32) -> MapSpec {
-    let max_entries = if spec.name == spec::FLOWS_KEPT.name || spec.name == spec::REPLIES_KEPT.name {
+    let is = |maps: &[MapSpec]| maps.iter().any(|m| m.name == spec.name);
+    let max_entries = if is(&[spec::FLOWS_KEPT, spec::REPLIES_KEPT]) {
         flow_table_size
-    } else if spec.name == spec::STATS.name {
+    } else if is(&[spec::FLOWS, spec::REPLIES, spec::AFFINITY, spec::SOCKETS]) {
+        (flow_table_size / 8).max(YOUNG)
+    } else if is(&[spec::STATS]) {
         let row = spec.value_size as usize * nr_cpus().unwrap_or(1);
-        u32::try_from((STATS_BYTES / row).clamp(1024, 131_072)).unwrap_or(spec.max_entries)
+        u32::try_from(STATS_BYTES / row).map_or(spec.max_entries, |rows| rows.clamp(1024, 131_072))
     } else {
         spec.max_entries
     };

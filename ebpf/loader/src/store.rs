@@ -4,6 +4,7 @@
 //! and keeps a shadow. A row changes in one atomic map update, except for a list of members: see
 //! [`lists`].
 
+mod array;
 mod lists;
 mod places;
 mod table;
@@ -27,6 +28,7 @@ use mesh_ebpf_common::{
 };
 
 use crate::Error;
+use array::Rows;
 use lists::Stats;
 use places::{raw4, raw6, read4, read6};
 use table::{Bytes, Table, Trie};
@@ -35,12 +37,11 @@ use table::{Bytes, Table, Trie};
 pub struct Store {
     config: Array<MapData, Bytes<rows::Config>>,
     node_addrs: Table<Bytes<rows::Addr>, u32>,
-    published: Table<Bytes<rows::PortKey>, Bytes<rows::Published>>,
+    published: Rows<rows::Published>,
     bound: Table<Bytes<rows::BoundKey>, Bytes<rows::Published>>,
     vips: Table<Bytes<rows::Addr>, Bytes<rows::Vip>>,
     services: Table<u32, Bytes<rows::Service>>,
-    members: Table<Bytes<rows::MemberKey>, Bytes<rows::Member>>,
-    turns: Table<u32, u64>,
+    members: Table<Bytes<rows::MemberKey>, Bytes<rows::Members>>,
     sources: Trie<Bytes<rows::Source>, u32>,
     backends: Table<u32, Bytes<rows::Backend>>,
     locals: Table<u32, Bytes<rows::Local>>,
@@ -90,12 +91,11 @@ impl Store {
         let mut store = Self {
             config,
             node_addrs: Table::take(ebpf, &spec::NODE_ADDRS)?,
-            published: Table::take(ebpf, &spec::PUBLISHED)?,
+            published: Rows::take(ebpf, &spec::PUBLISHED)?,
             bound: Table::take(ebpf, &spec::BOUND)?,
             vips: Table::take(ebpf, &spec::VIPS)?,
             services: Table::take(ebpf, &spec::SERVICES)?,
             members: Table::take(ebpf, &spec::MEMBERS)?,
-            turns: Table::take(ebpf, &spec::TURNS)?,
             sources: Trie::take(ebpf, &spec::SOURCES)?,
             backends: Table::take(ebpf, &spec::BACKENDS)?,
             locals: Table::take(ebpf, &spec::LOCALS)?,
@@ -143,9 +143,12 @@ impl Store {
         let vips = self.vips.rows()?.into_iter();
         t.vips = vips.map(|(Bytes(a), Bytes(v))| (a.into(), vip(v))).collect();
         t.peers = self.peers.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
-        for (Bytes(k), Bytes(v)) in self.published.rows()? {
-            t.published.insert((proto(k.proto), k.port), published(v));
-        }
+        self.published.each(|row, v| {
+            if v.there == 1 {
+                let proto = if row < 1 << 16 { Protocol::Tcp } else { Protocol::Udp };
+                t.published.insert((proto, row as u16), published(v));
+            }
+        })?;
         for (Bytes(k), Bytes(v)) in self.bound.rows()? {
             t.bound.insert((k.addr.into(), proto(k.port.proto), k.port.port), published(v));
         }
@@ -254,13 +257,13 @@ impl Store {
     }
 
     fn put_published(&mut self, key: (Protocol, u16), value: Option<lb::Published>) -> Result<(), Error> {
-        let row = Bytes(port_key(key.0, key.1));
+        let row = rows::port_row(key.1, key.0.number());
         if let Some(p) = value {
-            self.published.put(row, Bytes(published_row(p)))?;
+            self.published.write(row, &[published_row(p)])?;
             let former = self.shadow.published.insert(key, p);
             self.led(former.is_some_and(|former| former != p))
         } else {
-            self.published.remove(&row)?;
+            self.published.write(row, &[rows::Published::default()])?;
             let led = self.shadow.published.remove(&key).is_some();
             self.led(led)
         }
@@ -326,6 +329,11 @@ impl Store {
         self.stat_rows.set(row, zero, 0).map_err(failed)
     }
 
+    /// The row of the counters of a backend of a set; 0: that of those that have none of their own.
+    pub fn stat_row(&self, set: u32, backend: u32) -> u32 {
+        self.stats.row(set, backend)
+    }
+
     /// What went through each backend of each service.
     pub fn stats(&self) -> Result<Vec<Stat>, Error> {
         let read = |row| {
@@ -382,7 +390,7 @@ fn published_row(p: lb::Published) -> rows::Published {
         service: p.service,
         target: p.target,
         direct: p.direct.into(),
-        zero: 0,
+        there: 1,
     }
 }
 

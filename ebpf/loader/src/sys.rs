@@ -20,6 +20,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 /// `enum bpf_link_type`.
 const BPF_LINK_TYPE_TCX: u32 = 11;
@@ -115,8 +116,8 @@ struct Batch {
     flags: u64,
 }
 
-/// Reads the next rows of a hash map, as many as fit: how many there were, and from where to go on;
-/// `None`: that was the last of them.
+/// Reads the next rows of a hash map or an array, as many as fit: how many there were, and from where to
+/// go on; `None`: that was the last of them.
 pub fn lookup_batch<K: Plain, V: Plain>(
     map: &MapData,
     from: Option<u32>,
@@ -182,6 +183,25 @@ pub fn rows<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Option<Vec<(K, V)
         }
         from = next;
     }
+}
+
+/// Writes rows of an array.
+pub fn update_batch<V: Plain>(map: &MapData, keys: &[u32], values: &[V]) -> io::Result<()> {
+    let count = keys.len().min(values.len());
+    if count == 0 {
+        return Ok(());
+    }
+    let mut attr = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(count).unwrap_or(u32::MAX),
+        map_fd: unsigned(map.fd().as_fd().as_raw_fd())?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
 }
 
 /// `union bpf_attr` for BPF_MAP_*_ELEM.

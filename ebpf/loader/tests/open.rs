@@ -439,7 +439,7 @@ fn containers_have_filters() {
         let mut loader = Loader::open(&opts(None)).unwrap();
         loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
         assert!(has(&mut loader) && filters() == 1);
-        let pin = std::fs::read_dir(pins.join("v3/links")).unwrap().next().unwrap().unwrap().path();
+        let pin = std::fs::read_dir(pins.join("v4/links")).unwrap().next().unwrap().unwrap().path();
         std::fs::remove_file(&pin).unwrap();
         assert!(!has(&mut loader));
         loader.apply(&BpfAction::Attach(hook.clone())).unwrap();

@@ -27,12 +27,10 @@ macro_rules! lru {
 
 hash! {
     NODE_ADDRS: rows::Addr => u32,
-    PUBLISHED: rows::PortKey => rows::Published,
     BOUND: rows::BoundKey => rows::Published,
     VIPS: rows::Addr => rows::Vip,
     SERVICES: u32 => rows::Service,
-    MEMBERS: rows::MemberKey => rows::Member,
-    TURNS: u32 => u64,
+    MEMBERS: rows::MemberKey => rows::Members,
     BACKENDS: u32 => rows::Backend,
     LOCALS: u32 => rows::Local,
     LOCAL_BY_MAC: rows::MacKey => rows::Local,
@@ -52,6 +50,9 @@ lru! {
 
 #[map]
 pub static CONFIG: Array<rows::Config> = Array::with_max_entries(spec::CONFIG.max_entries, spec::CONFIG.flags);
+
+#[map]
+static PUBLISHED: Array<rows::Published> = Array::with_max_entries(spec::PUBLISHED.max_entries, spec::PUBLISHED.flags);
 
 #[map]
 static SOURCES: LpmTrie<rows::Source, u32> = LpmTrie::with_max_entries(spec::SOURCES.max_entries, spec::SOURCES.flags);
@@ -135,14 +136,16 @@ pub fn config() -> Option<&'static rows::Config> {
 /// What is published at `port` of `addr`.
 #[inline(always)]
 pub fn published(addr: &Addr, port: u16, proto: u8) -> Option<&'static Published> {
-    let port = PortKey { port, proto, zero: 0 };
-    // SAFETY: rows of these maps are replaced as a whole and outlive this run; so below.
-    let found = unsafe { PUBLISHED.get(&port) }?;
+    let found = PUBLISHED.get(rows::port_row(port, proto))?;
+    if found.there == 0 {
+        return None;
+    }
     if found.service != 0 {
         return Some(found);
     }
+    let port = PortKey { port, proto, zero: 0 };
     let key = rows::BoundKey { addr: *addr, port };
-    // SAFETY: as above.
+    // SAFETY: rows of this map are replaced as a whole and outlive this run.
     unsafe { BOUND.get(&key) }
 }
 

@@ -113,6 +113,10 @@ pub enum Seen {
 #[inline(always)]
 pub fn run(skb: Skb, w: &mut Work, config: &Config) -> Seen {
     let Some(flags) = tuple(skb, w) else { return Seen::Nothing };
+    // What is for no published port is not ours, whatever its address.
+    let Some(port) = published(&w.key.dst, w.key.dport, w.key.proto) else {
+        return Seen::Done(pass(Reason::Pass));
+    };
     // These open a flow, or end it.
     if flags & (SYN | FIN | RST) == 0
         && let Some(f) = FLOWS_KEPT.get_ptr(&w.key)
@@ -128,9 +132,5 @@ pub fn run(skb: Skb, w: &mut Work, config: &Config) -> Seen {
             return Seen::Done(skb.send(config.ingress_ifindex, Reason::Carried));
         }
     }
-    // What is for no published port is not ours, whatever its address.
-    match published(&w.key.dst, w.key.dport, w.key.proto) {
-        Some(port) => Seen::Port(port),
-        None => Seen::Done(pass(Reason::Pass)),
-    }
+    Seen::Port(port)
 }

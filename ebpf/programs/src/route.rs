@@ -7,12 +7,12 @@ use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 use mesh_ebpf_common::{
     Reason,
     flow::{self, Judgement},
-    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Service, TCP, kind, method},
+    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Members, PART, Service, TCP, kind, method},
 };
 
 use crate::{
     event,
-    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, TURNS, admitted, count, count_flow, count_packet},
+    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, admitted, count, count_flow, count_packet},
     skb::random,
     work::Work,
 };
@@ -213,9 +213,11 @@ pub enum Choice {
 pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool, now: u64) -> Choice {
     // SAFETY: rows are replaced as a whole, and these maps keep a removed row until no program that
     // may have it runs; so below.
-    let Some(mut list) = (unsafe { SERVICES.get(&service) }).copied() else {
+    let Some(row) = SERVICES.get_ptr_mut(&service) else {
         return Choice::Empty;
     };
+    // SAFETY: as above.
+    let mut list = unsafe { *row };
     if list.ranged != 0 && !is_admitted && !admitted(service, &key.src) {
         return Choice::Denied;
     }
@@ -234,13 +236,12 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
         method::RANDOM => random().into(),
         method::SOURCE => flow::hash_source(key).into(),
         method::FLOW => flow::hash_flow(key).into(),
-        _ => TURNS.get_ptr_mut(&service).map_or(0, |t| {
-            // Not relaxed: LLVM 22 then takes the instruction that returns nothing, and 1 for its result.
-            // SAFETY: eight aligned bytes of a row looked up in this run.
-            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(t, 1) }
-        }),
+        // Not relaxed: LLVM 22 then takes the instruction that returns nothing, and 1 for its result.
+        // SAFETY: eight aligned bytes of a row looked up in this run.
+        _ => unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(&raw mut (*row).turn, 1) },
     };
-    let mut fallback = None;
+    // No backend has the number 0.
+    let mut fallback = Member { backend: 0, stat: 0 };
     for i in 0..TRIES {
         let at = start + u64::from(i);
         let found = match member(service, &list, (at % u64::from(list.count)) as u32) {
@@ -263,7 +264,7 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
             continue;
         };
         match own {
-            Some(own) if own.same(&backend.addr(&own)) => fallback = Some((found, backend)),
+            Some(own) if own.same(&backend.addr(&own)) => fallback = found,
             _ => {
                 if list.affinity != 0 {
                     remember(&client, &list, found, at, now);
@@ -272,8 +273,9 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
             }
         }
     }
-    match fallback {
-        Some((found, backend)) => Choice::Member(found, backend),
+    // SAFETY: as above.
+    match unsafe { BACKENDS.get(&fallback.backend) } {
+        Some(backend) => Choice::Member(fallback, backend),
         None => Choice::Empty,
     }
 }
@@ -287,28 +289,31 @@ fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<Member> {
     if now.saturating_sub(row.last_seen) > u64::from(list.affinity) * 1_000_000_000 {
         return None;
     }
-    let is = |m: &Member| m.backend == row.backend;
-    let mut found = if row.index < list.count {
-        member(client.service, list, row.index).filter(is)
-    } else {
-        None
-    };
-    if found.is_none() {
-        for i in 0..SEARCH {
-            if i >= list.count {
-                break;
-            }
-            if let Some(m) = member(client.service, list, i)
-                && m.backend == row.backend
-            {
-                row.index = i;
-                found = Some(m);
-                break;
+    let former = row.backend;
+    let mut found = Member { backend: 0, stat: 0 };
+    if row.index < list.count
+        && let Some(member) = member(client.service, list, row.index)
+        && member.backend == former
+    {
+        found = member;
+    }
+    for number in 0..SEARCH / PART {
+        if found.backend != 0 || number * PART >= list.count {
+            break;
+        }
+        let Some(part) = part(client.service, list, number) else { break };
+        // What is behind the list's last member is 0.
+        for (i, member) in (0..).zip(&part.0) {
+            if member.backend == former {
+                row.index = number * PART + i;
+                found = *member;
             }
         }
     }
     // Who is not in the list takes no new flows.
-    let found = found?;
+    if found.backend == 0 {
+        return None;
+    }
     row.last_seen = now;
     Some(found)
 }
@@ -326,11 +331,16 @@ fn remember(client: &AffinityKey, list: &Service, found: Member, at: u64, now: u
 
 #[inline(always)]
 fn member(service: u32, list: &Service, index: u32) -> Option<Member> {
+    Some(part(service, list, index / PART)?.0[(index % PART) as usize])
+}
+
+#[inline(always)]
+fn part(service: u32, list: &Service, number: u32) -> Option<&'static Members> {
     let key = MemberKey {
         service,
         bank: list.bank,
-        index,
+        part: number,
     };
     // SAFETY: as in `choose`.
-    unsafe { MEMBERS.get(&key) }.copied()
+    unsafe { MEMBERS.get(&key) }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mesh_core::lb::{self, Method, Pool};
-use mesh_ebpf_common::rows::{self, method};
+use mesh_ebpf_common::rows::{self, PART, method};
 
 use super::{Store, compact, table::Bytes};
 use crate::Error;
@@ -49,6 +49,11 @@ impl Stats {
     /// Gives back memory.
     pub fn compact(&mut self) {
         compact(&mut self.given);
+    }
+
+    /// The row of a pair; 0: it has none.
+    pub fn row(&self, set: u32, backend: u32) -> u32 {
+        self.of.get(&(base(set), backend)).copied().unwrap_or(0)
     }
 
     fn adopt(&mut self, set: u32, backend: u32, row: u32) {
@@ -120,17 +125,20 @@ impl Store {
     /// Reads all services with their valid lists.
     pub(super) fn read_services(&mut self) -> Result<(), Error> {
         let valid: BTreeMap<u32, rows::Service> = self.services.rows()?.into_iter().map(|(set, Bytes(s))| (set, s)).collect();
-        let mut lists: BTreeMap<u32, BTreeMap<u32, rows::Member>> = BTreeMap::new();
-        for (key, Bytes(member)) in self.members.rows()? {
+        let mut lists: BTreeMap<u32, BTreeMap<u32, rows::Members>> = BTreeMap::new();
+        for (key, Bytes(members)) in self.members.rows()? {
             let Bytes(k) = key;
             match valid.get(&k.service) {
-                Some(s) if s.bank == k.bank && k.index < s.count => drop(lists.entry(k.service).or_default().insert(k.index, member)),
+                Some(s) if s.bank == k.bank && k.part < s.count.div_ceil(PART) => {
+                    lists.entry(k.service).or_default().insert(k.part, members);
+                }
                 // Left by a loader that was stopped between writing a list and making it valid.
                 _ => self.members.remove(&key)?,
             }
         }
         for (set, row) in valid {
-            let members: Vec<rows::Member> = lists.remove(&set).unwrap_or_default().into_values().collect();
+            let parts = lists.remove(&set).unwrap_or_default().into_values();
+            let members: Vec<rows::Member> = parts.flat_map(|part| part.0).take(row.count as usize).collect();
             for m in &members {
                 self.stats.adopt(set, m.backend, m.stat);
             }
@@ -151,20 +159,23 @@ impl Store {
         if old.is_some() && self.shadow.services.get(&set) == Some(pool) {
             return Ok(());
         }
-        self.turns.put_new(set, 0)?;
         let bank = old.map_or(0, |s| s.bank ^ 1);
-        let key = |bank, index| Bytes(rows::MemberKey { service: set, bank, index });
         let mut count = 0;
-        for backend in &pool.list {
-            let (stat, fresh) = self.stats.take(set, *backend);
-            if fresh {
-                self.clear_stat(stat)?;
+        for (part, backends) in (0..).zip(pool.list.chunks(PART as usize)) {
+            let mut row = rows::Members::default();
+            for (member, backend) in row.0.iter_mut().zip(backends) {
+                let (stat, fresh) = self.stats.take(set, *backend);
+                if fresh {
+                    self.clear_stat(stat)?;
+                }
+                *member = rows::Member { backend: *backend, stat };
+                count += 1;
             }
-            let member = rows::Member { backend: *backend, stat };
-            self.members.put(key(bank, count), Bytes(member))?;
-            count += 1;
+            self.members.put(Bytes(rows::MemberKey { service: set, bank, part }), Bytes(row))?;
         }
         let row = rows::Service {
+            // Turns that are taken between this look and the next line are taken twice.
+            turn: self.services.get(&set)?.map_or(0, |Bytes(s)| s.turn),
             count,
             bank,
             affinity: pool.affinity_secs,
@@ -175,12 +186,21 @@ impl Store {
         self.services.put(set, Bytes(row))?;
         let former = self.shadow.services.insert(set, pool.clone());
         self.forget(set, former, &pool.list);
-        if let Some(old) = old {
-            for i in 0..old.count {
-                self.members.remove(&key(old.bank, i))?;
-            }
+        old.map_or(Ok(()), |old| self.remove_list(set, &old))
+    }
+
+    /// Removes the list that a service's former row named.
+    fn remove_list(&mut self, service: u32, old: &rows::Service) -> Result<(), Error> {
+        for part in 0..old.count.div_ceil(PART) {
+            let bank = old.bank;
+            self.members.remove(&Bytes(rows::MemberKey { service, bank, part }))?;
         }
         Ok(())
+    }
+
+    /// Rows of `MEMBERS` that are in use.
+    pub fn members(&self) -> usize {
+        self.shadow.services.values().map(|p| p.list.len().div_ceil(PART as usize)).sum()
     }
 
     /// Frees the rows of `STATS` of backends that are no longer in the list.
@@ -198,16 +218,7 @@ impl Store {
         self.services.remove(&set)?;
         let former = self.shadow.services.remove(&set);
         self.forget(set, former, &[]);
-        if let Some(Bytes(old)) = old {
-            for index in 0..old.count {
-                self.members.remove(&Bytes(rows::MemberKey {
-                    service: set,
-                    bank: old.bank,
-                    index,
-                }))?;
-            }
-        }
-        self.turns.remove(&set)
+        old.map_or(Ok(()), |Bytes(old)| self.remove_list(set, &old))
     }
 }
 

@@ -169,7 +169,8 @@ pub fn attached(dev: &str, way: TcAttachType) -> Vec<ProgramInfo> {
             ids.push(words.next().unwrap().parse().unwrap());
         }
     }
-    let all = loaded_programs().map(Result::unwrap);
+    // One that goes while the list is read is none of ours.
+    let all = loaded_programs().filter_map(Result::ok);
     links.into_iter().chain(all.filter(|program| ids.contains(&program.id()))).collect()
 }
 
@@ -227,13 +228,7 @@ impl World {
             programs: BTreeMap::new(),
             dir,
         };
-        for row in tables_rows(&tables()) {
-            world.put(row);
-        }
-        for (program, dev, _) in PLACES {
-            world.loader.apply(&BpfAction::Attach(Hook { program, dev: dev.into() })).unwrap();
-        }
-        world.find();
+        world.fill();
         world
     }
 
@@ -268,6 +263,35 @@ impl World {
         };
         world.find();
         world
+    }
+
+    /// Replaces the loader by one to which all that is pinned is of another version; it has no rows and
+    /// no hooks of its own yet.
+    pub fn upgrade(self, former: &str) -> Self {
+        let version = self.maps().parent().unwrap().to_owned();
+        let Self { loader, dir, programs } = self;
+        drop(loader);
+        std::fs::rename(&version, version.with_file_name(former)).unwrap();
+        let opts = Options {
+            flow_table_size: 4096,
+            ..Options::new(super::pins(dir.path()))
+        };
+        Self {
+            loader: Loader::open(&opts).unwrap(),
+            programs,
+            dir,
+        }
+    }
+
+    /// Gives it all rows and hooks, as the first pass of an agent does.
+    pub fn fill(&mut self) {
+        for row in tables_rows(&tables()) {
+            self.put(row);
+        }
+        for (program, dev, _) in PLACES {
+            self.loader.apply(&BpfAction::Attach(Hook { program, dev: dev.into() })).unwrap();
+        }
+        self.find();
     }
 
     /// Runs `program` as if `bytes` had come in at `dev`.

@@ -1,0 +1,154 @@
+//! Lists of backends as the programs read them, and flows across an upgrade.
+#![expect(clippy::unwrap_used, reason = "test")]
+
+mod support;
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use mesh_core::lb::{Method, Pool, Row};
+use mesh_ebpf_common::{
+    flow::hash_flow,
+    rows::{Addr, FlowKey, TCP},
+};
+use support::{
+    frame::{ACK, Frame, SYN},
+    world::{A, C, CLIENT, D, GATEWAY_MAC, NODE, REDIRECT, World, mac, turn},
+};
+
+/// bpf_redirect and its like.
+const SENT: i32 = REDIRECT;
+
+fn open(w: &World, port: u16) -> [u8; 6] {
+    let out = w.client(&Frame::tcp((CLIENT, port), (NODE, 80), SYN, b""));
+    out.is(SENT, &["carried", "new_flow"]);
+    out.bytes[..6].try_into().unwrap()
+}
+
+fn usage(w: &mut World, map: &str) -> u64 {
+    let all = w.loader.usage().unwrap();
+    all.iter().find(|u| u.map == map).unwrap().rows
+}
+
+#[test]
+fn by_a_table() {
+    let mut w = World::new();
+    // Long enough for places of one byte, and of two.
+    for members in [2u32, 300] {
+        // Only two of them exist; an entry that names another is passed over.
+        let list: Vec<u32> = (0..16_381).map(|i: u32| 3 + (i * 7 + i / 11) % members).collect();
+        w.put(Row::Service(
+            1,
+            Some(Pool {
+                method: Method::Flow,
+                ..turn(&list)
+            }),
+        ));
+        w = w.reopen();
+        assert_eq!(w.loader.observe().unwrap().0.services[&1].list, list);
+        let macs = BTreeMap::from([(3, mac(C)), (4, mac(D))]);
+        let mut met = 0;
+        for port in (1000..1400).map(|n| n + members as u16 * 100) {
+            let key = FlowKey {
+                src: IpAddr::from(CLIENT).into(),
+                dst: Addr::default(),
+                sport: port,
+                dport: 80,
+                proto: TCP,
+                zero: [0; 3],
+            };
+            if let Some(to) = macs.get(&list[hash_flow(&key) as usize % list.len()]) {
+                assert_eq!(open(&w, port), *to);
+                met += 1;
+            }
+        }
+        assert!(met > 0);
+    }
+}
+
+#[test]
+fn room_for_many_tables_and_their_changes() {
+    let mut w = World::new();
+    let before = usage(&mut w, "MEMBERS");
+    let table = |by: u32| Pool {
+        method: Method::Flow,
+        ..turn(&(0..16_381).map(|i| 1 + (i / 3 + by) % 5).collect::<Vec<_>>())
+    };
+    for set in 1000..1100 {
+        w.put(Row::Service(set, Some(table(0))));
+    }
+    assert_eq!(usage(&mut w, "MEMBERS"), before + 100 * 2048);
+    w = w.reopen();
+    assert_eq!(w.loader.observe().unwrap().0.services[&1099], table(0));
+    // More than what is left has room for, if nothing came back.
+    for round in 1..=40 {
+        w.put(Row::Service(1000, Some(table(round))));
+    }
+    w = w.reopen();
+    assert_eq!(w.loader.observe().unwrap().0.services[&1000], table(40));
+    for set in 1000..1100 {
+        w.put(Row::Service(set, None));
+    }
+    assert_eq!(usage(&mut w, "MEMBERS"), before);
+}
+
+#[test]
+fn a_client_comes_back_to_its_backend_wherever_that_is_in_the_list() {
+    let mut w = World::new();
+    let with = |list: &[u32]| {
+        Row::Service(
+            1,
+            Some(Pool {
+                affinity_secs: 60,
+                ..turn(list)
+            }),
+        )
+    };
+    // Numbers that nobody has are passed over.
+    let far = |place: usize| {
+        let mut list = vec![1000; 70];
+        (list[0], list[place]) = (4, 3);
+        list
+    };
+    w.put(with(&[3]));
+    assert_eq!(open(&w, 1), mac(C));
+    for (port, place) in (2..).zip([1, 7, 8, 15, 16, 63]) {
+        w.put(with(&far(place)));
+        assert_eq!(open(&w, port), mac(C), "place {place}");
+    }
+    w.put(with(&[4]));
+    assert_eq!(open(&w, 101), mac(D));
+}
+
+#[test]
+fn turns_go_on_when_the_list_changes() {
+    let mut w = World::new();
+    let all = turn(&[3, 4, 3, 4]);
+    assert_eq!(open(&w, 1), mac(C));
+    w.put(Row::Service(1, Some(all)));
+    assert_eq!((open(&w, 2), open(&w, 3)), (mac(D), mac(C)));
+}
+
+#[test]
+fn flows_of_version_3_go_on() {
+    let w = World::new();
+    let syn = |port| Frame::tcp((CLIENT, port), (NODE, 8080), SYN, b"");
+    let ack = |port| Frame::tcp((CLIENT, port), (NODE, 8080), ACK, b"");
+    let back = Frame::tcp((A, 8000), (CLIENT, 1), SYN | ACK, b"").eth(mac(A), GATEWAY_MAC);
+    w.client(&syn(1)).is(SENT, &["new_flow", "delivered"]);
+    w.raw(mesh_core::lb::Program::FromContainer, "mv-a", &back.bytes())
+        .is(SENT, &["reply_sent"]);
+    w.client(&ack(1)).is(SENT, &["delivered", "kept"]);
+    w.client(&syn(2)).is(SENT, &["new_flow", "delivered"]);
+    let mut w = w.upgrade("v3");
+    w.fill();
+    w.loader.observe().unwrap();
+    assert_eq!(["FLOWS", "FLOWS_KEPT", "REPLIES", "REPLIES_KEPT"].map(|m| usage(&mut w, m)), [1; 4]);
+    for port in [1, 2] {
+        w.client(&ack(port)).is(SENT, &["delivered"]);
+    }
+    w.raw(mesh_core::lb::Program::FromContainer, "mv-a", &back.bytes())
+        .is(SENT, &["reply_sent"]);
+    let stats = w.loader.stats().unwrap();
+    let its = stats.iter().find(|s| (s.service, s.backend) == (2, 1)).unwrap();
+    assert_eq!((its.packets, its.reply_packets), (2, 1));
+}
