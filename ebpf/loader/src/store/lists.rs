@@ -53,7 +53,7 @@ impl Stats {
 
     /// The row of a pair; 0: it has none.
     pub fn row(&self, set: u32, backend: u32) -> u32 {
-        self.of.get(&(base(set), backend)).copied().unwrap_or(0)
+        self.given.get(&(base(set), backend)).map_or(0, |given| given.row)
     }
 
     fn adopt(&mut self, set: u32, backend: u32, row: u32) {
