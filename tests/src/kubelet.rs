@@ -71,6 +71,7 @@ impl Kubelet<'_> {
                 name: name.to_owned(),
                 uid: format!("uid-{name}"),
                 namespace: "meshd".to_owned(),
+                attempt: 0,
             }),
             log_directory: self.logs.clone(),
             linux: Some(LinuxPodSandboxConfig {

@@ -320,6 +320,7 @@ fn pod(cri: &Cri, name: &str) -> Result<()> {
             name: name.to_owned(),
             uid: format!("uid-{name}"),
             namespace: "shop".to_owned(),
+            attempt: 0,
         }),
         hostname: name.to_owned(),
         labels: [("app".to_owned(), "front".to_owned())].into(),

@@ -15,7 +15,7 @@ use mesh_tests::{
         self, Cri,
         wire::{DnsConfig, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping},
     },
-    until,
+    until, within,
 };
 use serde_json::Value;
 
@@ -161,6 +161,7 @@ fn pod(lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<PodSandboxConfi
             name: name.to_owned(),
             uid: format!("uid-{name}"),
             namespace: "shop".to_owned(),
+            attempt: 0,
         }),
         hostname: name.to_owned(),
         dns_config: Some(DnsConfig {
@@ -188,6 +189,20 @@ fn serve(lab: &Lab, names: &[&str]) -> Result<()> {
     until(15, &format!("web to be served by {names:?}"), || {
         Ok(serving(lab)?.iter().map(String::as_str).eq(names.iter().copied()))
     })
+}
+
+fn cluster() -> Result<Lab> {
+    let setup = Path::new(LAB).with_file_name("setup");
+    let done = Command::new(setup).arg("runtimes").status()?;
+    assert!(done.success(), "scripts/setup runtimes: {done}");
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    lab.ctl(
+        "h1",
+        "service create --name web --network ov --publish 8000:80 --selector app=web --selector tier=front",
+    )?
+    .ok()?;
+    Ok(lab)
 }
 
 #[test]
@@ -277,4 +292,54 @@ fn pods_are_found_by_their_labels() -> Result<()> {
     }
     assert!(lab.http(Place::Client, &format!("{}:8081", address("h1")), 1).is_err());
     Ok(())
+}
+
+/// Pods that are run at once.
+const BURST: usize = 16;
+
+#[test]
+fn pods_of_a_burst_all_have_their_labels() -> Result<()> {
+    let lab = cluster()?;
+    let node = Node::start(&lab, "h2", &containerd::archive(&lab_dir().join("image"))?)?;
+    let pods = (0..BURST).map(|n| pod(&lab, &format!("b-{n}"), &[("app", "web"), ("tier", "front")]));
+    let pods = pods.collect::<Result<Vec<_>>>()?;
+    let socket = node.dir.join("sock");
+    // The kubelet tries again what failed, as the next attempt.
+    let run = |config: &PodSandboxConfig| -> Result<String, String> {
+        let cri = Cri::at(&socket).map_err(|e| e.to_string())?;
+        let (mut config, mut why) = (config.clone(), String::new());
+        let came = within(30, "a pod to come up", || {
+            let tried = cri.run_pod(&config);
+            why = tried.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            if let Some(metadata) = &mut config.metadata {
+                metadata.attempt += 1;
+            }
+            Ok(tried.ok())
+        });
+        came.map_err(|e| format!("{e}: {why}"))
+    };
+    let ids = std::thread::scope(|scope| {
+        let threads: Vec<_> = pods.iter().map(|p| scope.spawn(|| run(p))).collect();
+        until(20, "some to be attached", || Ok(lab.network("ov")?.endpoints.len() > BURST / 4))?;
+        lab.lab(&["kill", "h2"])?.ok()?;
+        lab.lab(&["restart", "h2"])?.ok()?;
+        let ended = threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err("a thread failed".to_owned())));
+        ended
+            .collect::<Result<BTreeSet<String>, String>>()
+            .map_err(Into::<Box<dyn std::error::Error>>::into)
+    })?;
+    assert_eq!(ids.len(), BURST);
+    let names: BTreeSet<_> = (0..BURST).map(|n| format!("b-{n}")).collect();
+    until(20, "every pod to serve", || Ok(serving(&lab)? == names))?;
+    until(
+        20,
+        "nothing else to be attached",
+        || Ok(lab.network("ov")?.endpoints.len() == BURST),
+    )?;
+    let addresses: BTreeSet<_> = lab.network("ov")?.endpoints.into_iter().map(|e| e.ip).collect();
+    assert_eq!(addresses.len(), BURST, "an address was given twice: {addresses:?}");
+    node.end_all()?;
+    until(15, "every endpoint to be gone", || Ok(lab.network("ov")?.endpoints.is_empty()))
 }
