@@ -81,13 +81,10 @@ fn open(container: &str, path: &Path, name: String) -> Result<Found, Refusal> {
             "container {container:?} has no network namespace of its own: it shares the host's"
         )));
     }
-    let cookie = mesh_overlay::netns::cookie(&path.to_string_lossy())
-        .map_err(|e| Refusal::other(format!("{} cannot be entered: {e}", path.display())))?;
     let sandbox = Sandbox {
         container: container.to_owned(),
         netns: path.display().to_string(),
         inode,
-        cookie,
         ..Sandbox::default()
     };
     Ok(Found {
@@ -99,14 +96,17 @@ fn open(container: &str, path: &Path, name: String) -> Result<Found, Refusal> {
 
 /// Another program may have given it a default route, which stays.
 async fn with_routes(mut found: Found) -> Result<Found, Refusal> {
-    found.sandbox.routed = occupied(&found).await?.routed;
+    occupied(&mut found).await?;
     Ok(found)
 }
 
-async fn occupied(found: &Found) -> Result<Occupied, Refusal> {
+/// Takes note of what only a look into the namespace tells.
+async fn occupied(found: &mut Found) -> Result<Occupied, Refusal> {
     let Sandbox { container, netns, .. } = &found.sandbox;
     let inside = Occupied::of(netns).await;
-    inside.map_err(|e| Refusal::other(format!("the network of {container:?} cannot be read: {}", chain(&e))))
+    let inside = inside.map_err(|e| Refusal::other(format!("the network of {container:?} cannot be read: {}", chain(&e))))?;
+    (found.sandbox.routed, found.sandbox.cookie) = (inside.routed, inside.cookie);
+    Ok(inside)
 }
 
 async fn engine(container: &str, docker: &Path) -> Result<Found, Refusal> {
@@ -124,8 +124,7 @@ async fn engine(container: &str, docker: &Path) -> Result<Found, Refusal> {
         let name = found.map_or_else(|| container.to_owned(), |c| c.name());
         let mut found = open(container, &PathBuf::from(format!("/proc/{pid}/ns/net")), name)?;
         // The engine has given it interfaces of its own.
-        let inside = occupied(&found).await?;
-        found.sandbox.routed = inside.routed;
+        let inside = occupied(&mut found).await?;
         found.ifname = Some(inside.free_name());
         return Ok(found);
     }

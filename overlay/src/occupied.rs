@@ -18,6 +18,8 @@ pub struct Occupied {
     pub links: Vec<(String, Option<Mac>)>,
     /// It has a default route for IPv4.
     pub routed: bool,
+    /// See [`crate::netns::cookie`].
+    pub cookie: u64,
 }
 
 impl Occupied {
@@ -27,7 +29,7 @@ impl Occupied {
     /// When there is none, it can not be entered, or the kernel refuses.
     pub async fn of(path: &str) -> Result<Self, Error> {
         let netns = Netns::open(path).map_err(Error::io(format!("open network namespace {path}")))?;
-        let socket = Socket::open_in(&netns).await?;
+        let (socket, cookie) = Socket::open_with_cookie(&netns).await?;
         let links = link::all(&socket).await?.into_iter().map(|d| (d.name, d.mac)).collect();
         let mut ask = RouteMessage::default();
         ask.header.address_family = link::family(Ipv4Addr::UNSPECIFIED.into());
@@ -39,6 +41,7 @@ impl Occupied {
         Ok(Self {
             links,
             routed: rows.iter().any(is_default),
+            cookie,
         })
     }
 
@@ -64,7 +67,7 @@ mod tests {
     fn takes_the_first_gap() {
         let occupied = |names: &[&str]| Occupied {
             links: names.iter().map(|n| ((*n).to_owned(), None)).collect(),
-            routed: false,
+            ..Occupied::default()
         };
         assert_eq!(occupied(&["lo"]).free_name(), "eth0");
         assert_eq!(occupied(&["lo", "eth0", "eth2"]).free_name(), "eth1");

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::{
     error::{Error, KernelError},
     known::Known,
-    netns::Netns,
+    netns::{self, Netns},
 };
 
 /// The kernel answers at once; this bounds the wait for an answer that was lost.
@@ -67,6 +67,18 @@ impl Socket {
                 Self::open()
             })
             .await?
+    }
+
+    /// As [`Self::open_in`], with the namespace's cookie ([`netns::cookie`]), which can only be read there.
+    pub(crate) async fn open_with_cookie(netns: &Netns) -> Result<(Self, u64), Error> {
+        let runtime = tokio::runtime::Handle::current();
+        let work = move || {
+            let _context = runtime.enter();
+            (Self::open(), netns::own_cookie())
+        };
+        let (socket, cookie) = netns.run(work).await?;
+        let cookie = cookie.map_err(Error::io(format!("read the cookie of {}", netns.path())))?;
+        Ok((socket?, cookie))
     }
 
     /// Sends a request that changes something, and waits until it is done. `flags` adds to

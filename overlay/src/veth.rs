@@ -1,6 +1,9 @@
 //! Veth pairs: the host's end is a port of the network's bridge, the other end is the container's
 //! interface.
 //!
+//! What does not depend on each other is asked of the kernel at once: a container's start waits for this. Requests
+//! on one socket are carried out in the order in which they are sent.
+//!
 //! A pair is made whole or not at all. The far end is born in the container's namespace under its
 //! final name, and the mark comes last, so that a pair whose making was cut short is never taken for
 //! a good one.
@@ -11,6 +14,7 @@
 
 use std::sync::Arc;
 
+use futures::future::{try_join, try_join_all, try_join3};
 use mesh_core::desired::{Peer, Veth};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
 
@@ -27,18 +31,21 @@ use crate::{
 /// Makes the pair, or puts MTU and bridge of an existing one right.
 pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth) -> Result<(), Error> {
     let socket = &overlay.socket;
-    let bridge = link::ours(socket, &veth.bridge, || format!("put {name} into its bridge")).await?;
+    let bridge = link::ours(socket, &veth.bridge, || format!("put {name} into its bridge"));
     if veth.peer.waits {
-        return put_waiting(overlay, name, mark, veth, bridge.index).await;
+        return put_waiting(overlay, name, mark, veth, bridge.await?.index).await;
     }
     let netns = Netns::open_sandbox(&veth.peer.netns, veth.peer.inode);
-    if let Some(device) = link::find_ours(socket, name).await? {
+    let sandbox = async {
+        match &netns {
+            Ok(netns) => Socket::open_in(netns).await.map(Some),
+            Err(_) => Ok(None),
+        }
+    };
+    let (bridge, there, sandbox) = try_join3(bridge, link::find_ours(socket, name), sandbox).await?;
+    if let Some(device) = there {
         if device.alias == mark && device.kind == Some(InfoKind::Veth) {
             // The container may have ended meanwhile; its end of the pair is going with it.
-            let sandbox = match &netns {
-                Ok(netns) => Some(Socket::open_in(netns).await?),
-                Err(_) => None,
-            };
             if repair(socket, sandbox.as_ref(), &device, bridge.index, veth).await? {
                 return Ok(());
             }
@@ -54,14 +61,17 @@ pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth
             want: "a container's own, not the host's",
         });
     }
-    let sandbox = Socket::open_in(&netns).await?;
+    let sandbox = match sandbox {
+        Some(sandbox) => sandbox,
+        None => Socket::open_in(&netns).await?,
+    };
     if link::find(&sandbox, &veth.peer.ifname).await?.is_some() {
         return Err(Error::IfnameTaken {
             path: netns.path().into(),
             ifname: veth.peer.ifname.clone(),
         });
     }
-    create(socket, name, veth, &[LinkAttribute::NetNsFd(netns.raw_fd())]).await?;
+    create(socket, name, veth, bridge.index, &[LinkAttribute::NetNsFd(netns.raw_fd())]).await?;
     let device = link::ours(socket, name, || format!("configure veth {name}")).await?;
     let sysctl = Sysctl::new(netns);
     let made = finish(socket, &overlay.sysctl, &device, bridge.index, mark, veth, || {
@@ -81,7 +91,7 @@ async fn put_waiting(overlay: &Overlay, name: &str, mark: String, veth: &Veth, b
         }
         link::remove(socket, &device).await?;
     }
-    create(socket, name, veth, &[LinkAttribute::Group(link::GROUP)]).await?;
+    create(socket, name, veth, bridge, &[LinkAttribute::Group(link::GROUP)]).await?;
     let device = link::ours(socket, name, || format!("configure veth {name}")).await?;
     let far_mark = mark.clone();
     let made = finish(socket, &overlay.sysctl, &device, bridge, mark, veth, || async {
@@ -103,7 +113,7 @@ async fn keep_whole(socket: &Socket, name: &str, device: &Device, made: Result<(
     made
 }
 
-async fn create(socket: &Socket, name: &str, veth: &Veth, place: &[LinkAttribute]) -> Result<(), Error> {
+async fn create(socket: &Socket, name: &str, veth: &Veth, bridge: u32, place: &[LinkAttribute]) -> Result<(), Error> {
     let mut far = vec![
         LinkAttribute::IfName(veth.peer.ifname.clone()),
         LinkAttribute::Mtu(veth.mtu),
@@ -116,13 +126,12 @@ async fn create(socket: &Socket, name: &str, veth: &Veth, place: &[LinkAttribute
         true => format!("veth to {},", veth.peer.ifname),
         false => format!("veth to {} in {},", veth.peer.ifname, veth.peer.netns),
     };
-    link::create(
-        socket,
-        &what,
-        name,
-        vec![LinkAttribute::Mtu(veth.mtu), LinkAttribute::LinkInfo(info)],
-    )
-    .await
+    let near = vec![
+        LinkAttribute::Mtu(veth.mtu),
+        LinkAttribute::Controller(bridge),
+        LinkAttribute::LinkInfo(info),
+    ];
+    link::create(socket, &what, name, near).await
 }
 
 /// Everything between the making of a pair and its mark. `far` does the other end's part.
@@ -135,11 +144,12 @@ async fn finish<F: Future<Output = Result<(), Error>>>(
     veth: &Veth,
     far: impl FnOnce() -> F,
 ) -> Result<(), Error> {
-    sysctl.ipv6(&device.name, false).await?;
-    link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
-    port::settle(socket, device, port::CONTAINER).await?;
-    link::set_up(socket, device).await?;
-    far().await?;
+    let near = async {
+        sysctl.ipv6(&device.name, false).await?;
+        link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
+        try_join(port::settle(socket, device, port::CONTAINER), link::set_up(socket, device)).await
+    };
+    try_join(near, far()).await?;
     link::mark(socket, device, mark).await
 }
 
@@ -150,16 +160,15 @@ async fn configure(sandbox: &Socket, sysctl: &Sysctl, peer: &Peer) -> Result<(),
         request: request(),
         name: name.into(),
     };
-    let lo = link::find(sandbox, "lo").await?.ok_or_else(|| missing("lo"))?;
-    link::set_up(sandbox, &lo).await?;
-    let device = link::find(sandbox, &peer.ifname).await?.ok_or_else(|| missing(&peer.ifname))?;
+    let (lo, device) = try_join(link::find(sandbox, "lo"), link::find(sandbox, &peer.ifname)).await?;
+    let lo = lo.ok_or_else(|| missing("lo"))?;
+    let device = device.ok_or_else(|| missing(&peer.ifname))?;
     if peer.addrs.iter().any(|a| a.addr().is_ipv6()) {
         sysctl.ipv6_in_container(&device.name).await?;
     }
-    for addr in &peer.addrs {
-        addr::add_with_route(sandbox, &device, *addr).await?;
-    }
-    link::set_up(sandbox, &device).await?;
+    let addrs = peer.addrs.iter().map(|addr| addr::add_with_route(sandbox, &device, *addr));
+    let up = [&lo, &device].map(|device| link::set_up(sandbox, device));
+    try_join(try_join_all(addrs), try_join_all(up)).await?;
     for gateway in &peer.gateways {
         match route::add_default(sandbox, &device, *gateway).await {
             Err(e) if e.is(&[libc::EEXIST]) => return Err(Error::DefaultRouteTaken { path: peer.netns.clone() }),
