@@ -93,7 +93,7 @@ impl App {
     /// work here. Whatever fails, nothing stays.
     pub async fn connect(&self, network: &str, request: ConnectRequest) -> Result<Id, Refusal> {
         let node = self.own_node().await?;
-        let mut found = sandbox::find(&request.container, &self.config.docker_socket).await?;
+        let mut found = sandbox::find(&request.container, &self.config.engines()).await?;
         if let Some(sibling) = self.sibling(node, found.sandbox.inode) {
             found.sandbox.routed = sibling.sandbox.routed;
         }
@@ -252,7 +252,7 @@ impl App {
                         request.container
                     ))
                 };
-                let sandbox = match sandbox::find(&request.container, &self.config.docker_socket).await {
+                let sandbox = match sandbox::find(&request.container, &self.config.engines()).await {
                     Ok(found) => found.sandbox,
                     Err(_) if request.force => return Err(none()),
                     Err(e) => return Err(e),

@@ -15,6 +15,8 @@ use ipnet::IpNet;
 use mesh_core::spec::check_name;
 use serde::Deserialize;
 
+use crate::docker::engine::Engine;
+
 /// The network agent of a host: overlay networks, published ports on every node, service names.
 ///
 /// Started once per host. `meshctl init` on the first host makes a cluster, `meshctl join` on the
@@ -174,6 +176,9 @@ pub struct Flags {
     /// Socket at which Docker is asked about its containers [default: /var/run/docker.sock]
     #[arg(long, value_name = "PATH", env = "MESHD_DOCKER_SOCKET")]
     pub docker_socket: Option<PathBuf>,
+    /// Socket at which Podman is asked for containers that Docker does not know [default: /run/podman/podman.sock]
+    #[arg(long, value_name = "SOCKET")]
+    pub podman_socket: Option<PathBuf>,
     /// CRI socket at which a container runtime is asked for its pods' labels; empty: none [default: containerd's and CRI-O's]
     #[arg(long, value_name = "PATH", env = "MESHD_CRI_SOCKET", value_parser = path_or_none())]
     pub cri_socket: Option<PathBuf>,
@@ -211,6 +216,8 @@ pub struct Config {
     pub docker_plugin: Option<DockerPlugin>,
     /// See [`Flags::docker_socket`].
     pub docker_socket: PathBuf,
+    /// See [`Flags::podman_socket`].
+    pub podman_socket: PathBuf,
     /// See [`Flags::cri_socket`]: all that are asked.
     pub cri_sockets: Vec<PathBuf>,
     /// See [`Flags::metrics`]; `None` when they are off.
@@ -266,6 +273,7 @@ impl Config {
                 }),
             },
             docker_socket: dir(flags.docker_socket, file.docker_socket, "/var/run/docker.sock"),
+            podman_socket: dir(flags.podman_socket, file.podman_socket, "/run/podman/podman.sock"),
             cri_sockets: match flags.cri_socket.or(file.cri_socket) {
                 Some(path) if path.as_os_str().is_empty() => Vec::new(),
                 Some(path) => vec![path],
@@ -287,6 +295,7 @@ impl Config {
             ("run-dir", &config.run_dir),
             ("bpffs", &config.bpffs),
             ("docker-socket", &config.docker_socket),
+            ("podman-socket", &config.podman_socket),
         ]
         .into_iter()
         .chain(config.docker_plugin.iter().map(|p| ("docker-plugin", &p.path)))
@@ -306,6 +315,11 @@ impl Config {
             )));
         }
         Ok(config)
+    }
+
+    /// The engines that are asked for containers by their names, the first first.
+    pub fn engines(&self) -> [Engine; 2] {
+        [Engine::at("docker", &self.docker_socket), Engine::at("podman", &self.podman_socket)]
     }
 
     /// The socket of the local API.

@@ -13,9 +13,6 @@ use crate::{
     execute::chain,
 };
 
-/// Socket of Podman's Docker-compatible API, which is asked after Docker.
-const PODMAN: &str = "/run/podman/podman.sock";
-
 /// A container as found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -27,11 +24,11 @@ pub struct Found {
     pub ifname: Option<String>,
 }
 
-/// Finds the namespace of `container`. Docker listens at `docker`.
+/// Finds the namespace of `container`. The first of `engines` that knows it counts.
 ///
 /// # Errors
 /// Malformed for what can not be a container, not found for one that does not exist here.
-pub async fn find(container: &str, docker: &Path) -> Result<Found, Refusal> {
+pub async fn find(container: &str, engines: &[Engine]) -> Result<Found, Refusal> {
     if let Some(netns) = container.strip_prefix("netns:") {
         let path = netns_path(netns)?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -49,7 +46,7 @@ pub async fn find(container: &str, docker: &Path) -> Result<Found, Refusal> {
             "container {container:?} is not a name: use a Docker or Podman name or id, netns:NAME-or-PATH, or pid:N"
         )));
     }
-    engine(container, docker).await
+    engine(container, engines).await
 }
 
 fn netns_path(netns: &str) -> Result<PathBuf, Refusal> {
@@ -109,9 +106,9 @@ async fn occupied(found: &mut Found) -> Result<Occupied, Refusal> {
     Ok(inside)
 }
 
-async fn engine(container: &str, docker: &Path) -> Result<Found, Refusal> {
+async fn engine(container: &str, engines: &[Engine]) -> Result<Found, Refusal> {
     let mut asked = Vec::new();
-    for engine in [Engine::at("docker", docker), Engine::at("podman", Path::new(PODMAN))] {
+    for engine in engines {
         let found = match engine.container(container).await {
             Err(EngineError::Absent(_)) => continue,
             found => found,
@@ -145,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn says_what_is_wrong_with_a_container() {
-        let docker = Path::new("/nonexistent/docker.sock");
+        let engines = [Engine::at("docker", Path::new("/nonexistent/docker.sock"))];
         for bad in [
             "",
             "a b",
@@ -159,16 +156,16 @@ mod tests {
             "pid:x",
             "../x",
         ] {
-            let e = find(bad, docker).await.unwrap_err();
+            let e = find(bad, &engines).await.unwrap_err();
             assert_eq!(e.kind, RefusalKind::Malformed, "{bad}: {e}");
         }
         for none in ["netns:no-such-namespace", "netns:/no/such/path", "pid:4194304"] {
-            let e = find(none, docker).await.unwrap_err();
+            let e = find(none, &engines).await.unwrap_err();
             assert_eq!(e.kind, RefusalKind::NotFound, "{none}: {e}");
         }
-        let own = find(&format!("pid:{}", std::process::id()), docker).await.unwrap_err();
+        let own = find(&format!("pid:{}", std::process::id()), &engines).await.unwrap_err();
         assert!(own.message.contains("shares the host's"), "{own}");
-        let file = find("netns:/etc/hostname", docker).await.unwrap_err();
+        let file = find("netns:/etc/hostname", &engines).await.unwrap_err();
         assert_eq!(file.kind, RefusalKind::Other, "{file}");
     }
 }

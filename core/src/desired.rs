@@ -78,6 +78,9 @@ pub struct Peer {
     /// Gateways of the default routes, one of each family at most; none: another network of the
     /// container has the route, or this one is internal.
     pub gateways: Vec<IpAddr>,
+    /// Gateways for what leaves from its addresses of the families whose default route is not over it: who
+    /// asks for a published port there is answered from there.
+    pub returns: Vec<IpAddr>,
 }
 
 /// A forwarding entry. With `vtep` it belongs to the VXLAN device itself, without it to the bridge

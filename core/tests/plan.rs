@@ -467,17 +467,17 @@ fn one_default_route_per_container() {
         });
     }
     let d = desired(&lab, 1);
-    let gateways: Vec<_> = (0..3)
-        .map(|n| {
-            d.veths[&veth_name(id(0x9000 + n))]
-                .peer
-                .gateways
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    assert_eq!(gateways, [vec![], vec!["10.1.1.1".to_owned()], vec![]]);
+    let peers: Vec<_> = (0..3).map(|n| &d.veths[&veth_name(id(0x9000 + n))].peer).collect();
+    let out = ip("10.1.1.1");
+    assert_eq!(
+        peers.iter().map(|p| p.gateways.clone()).collect::<Vec<_>>(),
+        [vec![], vec![out], vec![]]
+    );
+    // The one that is neither internal nor has the route answers its own clients.
+    assert_eq!(
+        peers.iter().map(|p| p.returns.clone()).collect::<Vec<_>>(),
+        [vec![], vec![], vec![ip("10.1.2.1")]]
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod netns;
 pub mod occupied;
 mod port;
 mod route;
+mod rule;
 mod socket;
 mod sockets;
 mod survey;

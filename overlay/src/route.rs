@@ -175,7 +175,7 @@ fn message(device: &Device, route: &Route) -> RouteMessage {
     m
 }
 
-fn header(family_of: IpAddr, prefix: u8) -> RouteMessage {
+pub(crate) fn header(family_of: IpAddr, prefix: u8) -> RouteMessage {
     let mut m = RouteMessage::default();
     m.header.address_family = link::family(family_of);
     m.header.destination_prefix_length = prefix;

@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     link::{self, Device},
     netns::Netns,
-    port, route,
+    port, route, rule,
     socket::Socket,
     sysctl::Sysctl,
 };
@@ -153,7 +153,7 @@ async fn finish<F: Future<Output = Result<(), Error>>>(
     link::mark(socket, device, mark).await
 }
 
-/// The container's side: loopback and interface up, addresses, default routes.
+/// The container's side: loopback and interface up, addresses, default routes, ways back.
 async fn configure(sandbox: &Socket, sysctl: &Sysctl, peer: &Peer) -> Result<(), Error> {
     let request = || format!("configure {} in {}", peer.ifname, peer.netns);
     let missing = |name: &str| Error::NoLink {
@@ -173,6 +173,12 @@ async fn configure(sandbox: &Socket, sysctl: &Sysctl, peer: &Peer) -> Result<(),
         match route::add_default(sandbox, &device, *gateway).await {
             Err(e) if e.is(&[libc::EEXIST]) => return Err(Error::DefaultRouteTaken { path: peer.netns.clone() }),
             done => done?,
+        }
+    }
+    for gateway in &peer.returns {
+        let from = peer.addrs.iter().filter(|a| a.addr().is_ipv4() == gateway.is_ipv4());
+        for addr in from {
+            rule::add(sandbox, &device, *addr, *gateway).await?;
         }
     }
     Ok(())

@@ -373,7 +373,7 @@ impl<'a> Podman<'a> {
         let dir = work.path(host);
         fs::create_dir_all(&dir)?;
         let containers = format!(
-            "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"{dir}/bin\"]\nnetwork_config_dir = \"{dir}/net.d\"\n\
+            "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"{dir}/bin\", \"/usr/lib/cni\"]\nnetwork_config_dir = \"{dir}/net.d\"\n\
              default_network = \"ov\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\nruntime = \"runc\"\n\
              tmp_dir = \"{dir}/tmp\"\n[containers]\nlog_driver = \"k8s-file\"\n\
              default_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n"
@@ -399,9 +399,35 @@ impl<'a> Podman<'a> {
         ]
     }
 
+    /// Podman's Docker-compatible API, at the socket where the host's meshd asks; ended when dropped.
+    fn service(&self) -> Result<Service> {
+        let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
+        let socket = format!("{dir}/{}/podman.sock", self.host);
+        let url = format!("unix://{socket}");
+        let words = self.words();
+        let mut words: Vec<_> = words.iter().map(String::as_str).collect();
+        words.extend(["system", "service", "--time", "0", &url]);
+        let mut command = self.lab.command(Place::Host(self.host), &words);
+        let service = Service(command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?);
+        until(20, "podman's socket to answer", || {
+            Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
+        })?;
+        Ok(service)
+    }
+
     fn podman(&self, command: &str) -> Result<mesh_tests::Done> {
         let line = format!("{} {command}", self.words().join(" "));
         self.lab.at(Place::Host(self.host), &line)
+    }
+}
+
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -448,4 +474,73 @@ fn podman() -> Result<()> {
         .collect();
     assert!(left.is_empty(), "{left:?}");
     Ok(())
+}
+
+/// A bridge of one host, with a default route, as Podman's own default network has it.
+const PLAIN: &str = r#"{"cniVersion": "0.4.0", "name": "plain", "plugins": [{"type": "bridge", "bridge": "plain0",
+    "isGateway": true, "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}],
+    "ranges": [[{"subnet": "10.88.0.0/24"}]]}}]}"#;
+
+/// `meshctl network connect` finds a container of Podman's by its API.
+#[test]
+fn a_podman_container_is_connected_by_name() -> Result<()> {
+    let lab = cluster()?;
+    let work = Work::new("podman-api")?;
+    let podman = Podman::new(&lab, &work, "h1")?;
+    fs::write(format!("{}/net.d/10-plain.conflist", podman.dir), PLAIN)?;
+    let absent = lab.ctl("h1", "network connect ov plain_one")?;
+    absent.refused(3, &["neither docker nor podman answers"])?;
+    let _service = podman.service()?;
+    lab.ctl("h1", "network connect ov plain_one")?
+        .refused(3, &["plain_one", "asked podman"])?;
+    lab.container("h2", "asker", "--network ov")?;
+    // One with a default route of its own, one with nothing.
+    for (name, network) in [("plain_one", "plain"), ("bare", "none")] {
+        let run = format!("run -d --name {name} --network {network} echo /bin/meshd-echo --http 80");
+        podman.podman(&run)?.ok()?;
+    }
+    lab.ctl("h1", "network connect --service web --alias first --publish 8081:80 ov plain_one")?
+        .ok()?;
+    let bare = podman.podman("inspect -f {{.Id}} bare")?.ok()?;
+    lab.ctl("h1", &format!("network connect --hostname bare ov {}", bare.trim()))?
+        .ok()?;
+    let routes = podman.podman("exec plain_one /bin/ip route")?.ok()?;
+    let way_out = routes.lines().find(|l| l.starts_with("default")).unwrap_or_default();
+    assert!(way_out.contains("10.88.0.1 dev eth0") && routes.contains("dev eth1"), "{routes}");
+    let routes = podman.podman("exec bare /bin/ip route")?.ok()?;
+    assert!(routes.contains("default") && routes.contains("dev eth0"), "{routes}");
+
+    // Names, the service from everywhere, and its own port: answered by the way that the question came.
+    for name in ["plain-one", "first", "bare", "web"] {
+        let ask = format!("meshd-echo client http {name}:80 --timeout 2");
+        lab.at(Place::In("asker"), &ask)?.ok()?;
+    }
+    for to in [
+        format!("{}:8000", address("h1")),
+        format!("{}:8000", address("h2")),
+        format!("{}:8081", address("h1")),
+    ] {
+        until(10, &format!("{to} to answer"), || Ok(lab.http(Place::Client, &to, 3).is_ok()))?;
+    }
+    // Again by the same name.
+    lab.ctl("h1", "network connect ov plain_one")?.refused(4, &["plain-one"])?;
+    lab.ctl("h1", "network disconnect ov plain_one")?.ok()?;
+    lab.ctl("h1", "network connect --service web ov plain_one")?.ok()?;
+    let rules = podman.podman("exec plain_one /bin/ip rule")?.ok()?;
+    assert_eq!(rules.matches("from 10.1.").count(), 1, "{rules}");
+    // A restart gives it another namespace. The former one is held open by Podman's service.
+    podman.podman("restart -t 0 plain_one")?.ok()?;
+    until(25, "the endpoint of the former namespace to go", || Ok(endpoints(&lab)?.len() == 2))?;
+    lab.ctl("h1", "network connect --service web ov plain_one")?.ok()?;
+    until(10, "the port to answer", || {
+        Ok(lab.http(Place::Client, &format!("{}:8000", address("h2")), 3).is_ok())
+    })?;
+
+    podman.podman("stop -t 0 plain_one")?.ok()?;
+    podman.podman("rm -f -t 0 bare")?.ok()?;
+    until(25, "both endpoints to go", || Ok(endpoints(&lab)? == ["asker"]))?;
+    lab.ctl("h1", "network connect ov plain_one")?
+        .refused(3, &["no running container"])?;
+    lab.lab(&["stop", "asker"])?.ok()?;
+    nothing_left(&lab)
 }

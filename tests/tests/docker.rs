@@ -317,8 +317,10 @@ fn a_docker_container_is_attached_without_the_driver() -> Result<()> {
     docker
         .at("h1", &format!("run -d --name plain_one --hostname plain lab {ECHO}"))?
         .ok()?;
-    lab.ctl("h1", "network connect ov plain_one")?.ok()?;
+    lab.ctl("h1", "network connect --publish 8083:80 ov plain_one")?.ok()?;
     docker.listed("plain-one")?;
+    let published = lab.http(Place::Client, &format!("{}:8083", address("h1")), 3)?;
+    assert_eq!(tally(&published).keys().collect::<Vec<_>>(), ["plain"]);
     let routes = docker.at("h1", "exec plain_one ip route")?.ok()?;
     let way_out = routes.lines().find(|l| l.starts_with("default")).unwrap_or_default();
     assert!(way_out.contains("dev eth0") && routes.contains("dev eth1"), "{routes}");

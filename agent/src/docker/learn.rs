@@ -164,12 +164,8 @@ fn names(container: &Container, theirs: &str) -> Learnt {
 
 /// Removes the endpoints of containers that ended, which Docker itself has not removed in time: it
 /// does not run, or was killed and has forgotten them.
-async fn remove_ended(app: &App, mine: &[Arc<Endpoint>], since: &mut BTreeMap<Id, Instant>) {
-    let is_gone = |e: &&Arc<Endpoint>| {
-        let there = || mesh_overlay::netns::inode(&e.sandbox.netns).ok();
-        e.sandbox.is_known() && there() != Some(e.sandbox.inode)
-    };
-    let gone: Vec<_> = mine.iter().filter(is_gone).map(|e| e.id).collect();
+pub(super) async fn remove_ended(app: &App, mine: &[Arc<Endpoint>], since: &mut BTreeMap<Id, Instant>) {
+    let gone: Vec<_> = mine.iter().filter(|e| has_ended(e)).map(|e| e.id).collect();
     since.retain(|id, _| gone.contains(id));
     let mut overdue = Vec::new();
     for id in gone {
@@ -177,7 +173,13 @@ async fn remove_ended(app: &App, mine: &[Arc<Endpoint>], since: &mut BTreeMap<Id
             overdue.push(id);
         }
     }
-    remove(app, &overdue, "its container ended, and docker did not say so").await;
+    remove(app, &overdue, "its container ended, and its engine did not say so").await;
+}
+
+/// The process is gone by which the container's namespace was found.
+pub(super) fn has_ended(e: &Endpoint) -> bool {
+    let there = || mesh_overlay::netns::inode(&e.sandbox.netns).ok();
+    e.sandbox.is_known() && there() != Some(e.sandbox.inode)
 }
 
 /// Removes endpoints for that reason, all at once; what no manager takes is tried again by the caller's next look.

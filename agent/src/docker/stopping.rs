@@ -1,11 +1,19 @@
-//! A container that Docker asks to stop takes no new flow from then on. Started by [`crate::run`].
+//! A container that Docker asks to stop takes no new flow from then on, and one that was connected by its
+//! name goes when it has ended. Started by [`crate::run`].
 //!
 //! The engine tells of the signal ([`super::kills`]); what follows is a command like any other's. Whoever
 //! has been sent the signal is marked with the time by which it has ended, and one that runs on then is
 //! not any more. Both can be told again after a restart, because the engine remembers its signals and the
 //! endpoint the time.
+//!
+//! A namespace can outlive its container: Podman's service keeps those that it was asked about open for up
+//! to a minute.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use mesh_core::{
@@ -18,6 +26,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{
     engine::{Container, Engine, EngineError},
     kills::{Kill, Kills},
+    learn,
 };
 use crate::{app::App, execute::chain};
 
@@ -42,6 +51,7 @@ pub async fn run(app: Arc<App>) {
     let mut has_any = false;
     let mut kills = None;
     let mut open: Vec<Kill> = Vec::new();
+    let mut ended = BTreeMap::new();
     loop {
         tokio::select! {
             heard = next(&mut kills) => match heard {
@@ -63,6 +73,7 @@ pub async fn run(app: Arc<App>) {
                     kills = None;
                 }
                 release(&app, &mine).await;
+                learn::remove_ended(&app, &abandoned(mine).await, &mut ended).await;
                 continue;
             }
             changed = applied.changed(), if !has_any => {
@@ -164,6 +175,28 @@ async fn release(app: &App, mine: &[Arc<Endpoint>]) {
     }
 }
 
+/// Those that were connected to a container that has ended, and whose namespace nobody else is in: others of
+/// a pod, or who shares a container's network, may live on.
+async fn abandoned(mine: Vec<Arc<Endpoint>>) -> Vec<Arc<Endpoint>> {
+    let left = |e: &Arc<Endpoint>| e.sandbox.handover.is_none() && learn::has_ended(e);
+    let left: Vec<_> = mine.into_iter().filter(left).collect();
+    if left.is_empty() {
+        return left;
+    }
+    let inhabited = tokio::task::spawn_blocking(inhabited).await.unwrap_or_default();
+    match inhabited {
+        Some(inhabited) => left.into_iter().filter(|e| !inhabited.contains(&e.sandbox.inode)).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The network namespaces that processes are in; `None` where that cannot be read.
+fn inhabited() -> Option<BTreeSet<u64>> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let spaces = processes.filter_map(|entry| mesh_overlay::netns::inode(&entry.path().join("ns/net").to_string_lossy()).ok());
+    Some(spaces.collect())
+}
+
 async fn propose(app: &App, ids: &[Id], until: Option<Timestamp>) -> Result<(), String> {
     let each = ids
         .iter()
@@ -223,6 +256,12 @@ mod tests {
             "State": {"Pid": 7, "StartedAt": "2026-01-01T00:00:00Z"}, "HostConfig": {"NetworkMode": "container:c1"},
         }));
         assert_eq!(until(&guest, 15, "2026-01-01T00:00:10Z"), None);
+    }
+
+    #[test]
+    fn namespaces_with_processes_are_inhabited() {
+        let own = mesh_overlay::netns::inode("/proc/self/ns/net").unwrap();
+        assert!(inhabited().unwrap().contains(&own) && !inhabited().unwrap().contains(&0));
     }
 
     #[test]

@@ -264,6 +264,7 @@ impl Network {
             mac: Mac::for_ip(addr.addr()),
             addrs: vec![addr],
             gateways: has_gateway.then_some(self.gateway).into_iter().collect(),
+            returns: Vec::new(),
         };
         (
             format!("mv-{endpoint}"),
