@@ -71,14 +71,14 @@ fn endpoint(n: u64, on: u64) -> Arc<Endpoint> {
         ip: [10, 1, 0, 2].into(),
         ip6: None,
         mac: mesh_core::Mac::for_ip([10, 1, 0, 2].into()),
-        aliases: Vec::new(),
+        aliases: Default::default(),
         service: None,
         sandbox: sandbox(),
         ifname: "eth0".into(),
         state: EndpointState::Ready,
         slot: 1,
         weight: 1,
-        ports: Vec::new(),
+        ports: Default::default(),
         stopping: None,
     };
     Arc::new(endpoint)

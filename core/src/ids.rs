@@ -4,7 +4,7 @@
 //! the kernel's 15. Ids are drawn by whoever proposes a command and checked for uniqueness when it
 //! is applied, so that applying stays deterministic.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, num::NonZeroU64, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -13,19 +13,25 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 pub const LEN: usize = 12;
 const MASK: u64 = (1 << 60) - 1;
 
-/// The id of an object.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Id(u64);
+/// The id of an object: its bits, and a one behind them, so that none takes no more room than one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(NonZeroU64);
+
+impl Default for Id {
+    fn default() -> Self {
+        Self::from_bits(0)
+    }
+}
 
 impl Id {
     /// Makes an id of the lowest 60 of `random` bits.
     pub fn from_bits(random: u64) -> Self {
-        Self(random & MASK)
+        Self(NonZeroU64::MIN | (random & MASK) << 1)
     }
 
     /// The 60 bits.
     pub fn bits(self) -> u64 {
-        self.0
+        self.0.get() >> 1
     }
 }
 
@@ -33,7 +39,7 @@ impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = [0u8; LEN];
         for (i, c) in out.iter_mut().enumerate() {
-            *c = ALPHABET[(self.0 >> (5 * (LEN - 1 - i)) & 31) as usize];
+            *c = ALPHABET[(self.bits() >> (5 * (LEN - 1 - i)) & 31) as usize];
         }
         f.pad(std::str::from_utf8(&out).unwrap_or_default())
     }
@@ -62,7 +68,7 @@ impl FromStr for Id {
             let v = ALPHABET.iter().position(|a| *a == c).ok_or_else(|| NotAnId(s.into()))?;
             bits = bits << 5 | v as u64;
         }
-        Ok(Self(bits))
+        Ok(Self::from_bits(bits))
     }
 }
 

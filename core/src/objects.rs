@@ -9,6 +9,7 @@ mod endpoint;
 mod endpoints;
 mod network;
 mod node;
+mod seldom;
 mod service;
 
 use std::{
@@ -25,6 +26,7 @@ pub use endpoint::{Endpoint, EndpointState, Handover, Sandbox};
 pub use endpoints::Endpoints;
 pub use network::{Network, Subnet};
 pub use node::{Availability, Cluster, Dataplane, HostRoute, Node, NodeState, Role};
+pub use seldom::Seldom;
 pub use service::{Algorithm, EndpointMode, LbReturn, Port, Protocol, PublishMode, Service, SourceRange, Vip};
 
 /// Labels of an object.

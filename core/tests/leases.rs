@@ -43,10 +43,10 @@ fn taken_over(n: u64, node: u64, ip: IpAddr) -> NewEndpoint {
         ip: Some(ip),
         sandbox: Sandbox {
             container: "docker:x".into(),
-            handover: Some(Handover {
+            handover: Some(Box::new(Handover {
                 endpoint: format!("engine-{n}"),
                 leased: false,
-            }),
+            })),
             ..Sandbox::default()
         },
         ..endpoint(n, node, "net", None)
@@ -187,9 +187,9 @@ fn names_are_learnt_and_never_taken_from_another() {
     }
     let all = lab.state.objects();
     let (first, second) = (&all.endpoints[&id(0x9001)], &all.endpoints[&id(0x9002)]);
-    assert_eq!((first.name.as_str(), first.aliases.as_slice()), ("web", &["www".to_owned()][..]));
+    assert_eq!((first.name.as_str(), &*first.aliases), ("web", &["www".to_owned()][..]));
     assert_eq!(
-        (second.name.as_str(), second.aliases.as_slice()),
+        (second.name.as_str(), &*second.aliases),
         ("c2", &["www".to_owned(), "web".to_owned()][..])
     );
     assert_eq!((first.ifname.as_str(), first.sandbox.inode), ("eth1", 7));

@@ -157,10 +157,10 @@ pub async fn create_endpoint(app: Arc<App>, request: CreateEndpoint) -> Result<V
         labels: Labels::new(),
         sandbox: Sandbox {
             container: format!("docker:{}", request.endpoint),
-            handover: Some(Handover {
+            handover: Some(Box::new(Handover {
                 endpoint: request.endpoint.clone(),
                 leased: false,
-            }),
+            })),
             ..Sandbox::default()
         },
         ifname: None,

@@ -276,6 +276,6 @@ mod tests {
             endpoint: "e".to_owned(),
             leased: false,
         };
-        assert!(is_engines(&sandbox("docker:e", Some(handover))));
+        assert!(is_engines(&sandbox("docker:e", Some(Box::new(handover)))));
     }
 }

@@ -83,7 +83,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         ip: ip.parse().unwrap(),
         ip6: None,
         mac: Mac::for_ip(ip.parse().unwrap()),
-        aliases: vec!["www".into()],
+        aliases: vec!["www".into()].into(),
         service: Some(id(WEB)),
         sandbox: Sandbox {
             container: format!("netns:web{n}"),
@@ -96,7 +96,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         state,
         slot: n as u32,
         weight: 1,
-        ports: Vec::new(),
+        ports: Default::default(),
         stopping: None,
     }
 }

@@ -192,7 +192,7 @@ mod tests {
             ip: "10.0.0.2".parse().unwrap(),
             ip6: None,
             mac: mesh_core::Mac::for_ip("10.0.0.2".parse().unwrap()),
-            aliases: vec![],
+            aliases: Default::default(),
             service: None,
             sandbox: Sandbox {
                 container: "netns:x".into(),
@@ -205,7 +205,7 @@ mod tests {
             state: EndpointState::Ready,
             slot: 1,
             weight: 1,
-            ports: Vec::new(),
+            ports: Default::default(),
             stopping: None,
         }))
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Labels, Port, both, v4, v6};
+use super::{Labels, Port, Seldom, both, v4, v6};
 use crate::{Id, Mac};
 
 /// Where an endpoint is in its life.
@@ -40,7 +40,7 @@ pub struct Sandbox {
     /// The container engine that takes the interface into the namespace, and configures it there,
     /// by itself; `None`: meshd does both.
     #[serde(default)]
-    pub handover: Option<Handover>,
+    pub handover: Option<Box<Handover>>,
 }
 
 impl Sandbox {
@@ -94,7 +94,7 @@ pub struct Endpoint {
     /// Its Ethernet address.
     pub mac: Mac,
     /// Further names in this network.
-    pub aliases: Vec<String>,
+    pub aliases: Seldom<String>,
     /// The service that it serves.
     pub service: Option<Id>,
     /// Its namespace.
@@ -110,7 +110,7 @@ pub struct Endpoint {
     pub weight: u32,
     /// Ports of its own, published on its node only ([`PublishMode::Host`]).
     #[serde(default)]
-    pub ports: Vec<Port>,
+    pub ports: Seldom<Port>,
     /// Its container was asked to stop, and has ended by then; one that runs on does not mean to stop. Its
     /// node says so, whatever the operator says by `state`.
     #[serde(default)]

@@ -99,14 +99,14 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         ip,
         ip6,
         mac,
-        aliases: new.aliases.clone(),
+        aliases: new.aliases.clone().into(),
         service: service.map(|s| s.id),
         sandbox,
         ifname,
         state: EndpointState::Starting,
         slot: services::take_slot(&mut cluster),
         weight: 1,
-        ports,
+        ports: ports.into(),
         stopping: None,
     };
     let reply = Reply::Endpoint(Box::new(endpoint.clone()));
@@ -243,10 +243,10 @@ pub(super) fn weigh(state: &State, id: Id, weight: u32, index: u64) -> Effect {
 pub(super) fn publish(state: &State, id: Id, ports: &[Port], ranges: &[PortRange], index: u64) -> Effect {
     let mut endpoint = Endpoint::clone(get(state, id)?);
     let ports = ports::of_endpoint(state, endpoint.node, Some(id), ports, ranges)?;
-    if endpoint.ports == ports {
+    if *endpoint.ports == *ports {
         return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
     }
-    endpoint.ports = ports;
+    endpoint.ports = ports.into();
     endpoint.version = index;
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
 }
@@ -269,12 +269,12 @@ pub(super) fn learn(state: &State, id: Id, learnt: &Learnt, index: u64) -> Effec
         endpoint.ifname = ifname.clone();
     }
     if let Some(aliases) = &learnt.aliases {
-        endpoint.aliases = aliases.clone();
+        endpoint.aliases = aliases.clone().into();
     }
     if let Some(name) = &learnt.name {
         check_name("endpoint", name)?;
         match state.named(Kind::Endpoint, Some(endpoint.network), name) {
-            Some(other) if other != id => endpoint.aliases.push(name.clone()),
+            Some(other) if other != id => endpoint.aliases = [&endpoint.aliases[..], std::slice::from_ref(name)].concat().into(),
             _ => endpoint.name = name.clone(),
         }
     }

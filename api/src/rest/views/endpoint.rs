@@ -192,7 +192,7 @@ impl EndpointView {
             mac: endpoint.mac,
             ifname: endpoint.ifname.clone(),
             container: endpoint.sandbox.container.clone(),
-            aliases: endpoint.aliases.clone(),
+            aliases: endpoint.aliases.to_vec(),
             service: endpoint.service.map(service),
             labels: endpoint.labels.clone(),
             state: StateView::of(endpoint, all),
