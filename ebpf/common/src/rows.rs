@@ -189,7 +189,7 @@ pub struct Flow {
     pub last_seen: u64,
     /// Where it goes.
     pub backend: u32,
-    /// See [`crate::flow`]; in the upper half, of a flow that is [`kind::CARRIED`], its stamp.
+    /// See [`crate::flow`]; in the upper half the stamp.
     pub bits: u32,
     /// The set that chose, with its flags.
     pub service: u32,
@@ -242,8 +242,8 @@ pub struct Reply {
 pub struct Config {
     /// Own Ethernet address there.
     pub ingress_mac: [u8; 6],
-    /// Goes up whenever a row that flows are led by is changed or removed: of `BACKENDS`, `PUBLISHED`, `BOUND`
-    /// or `NODE_ADDRS`.
+    /// Goes up whenever a row that flows are led by changes: one of `PUBLISHED` or `BOUND`, or one that was
+    /// there of `BACKENDS` or `NODE_ADDRS`.
     pub epoch: u16,
     /// Own IPv4 address there; 0: none.
     pub ingress_ip: u32,

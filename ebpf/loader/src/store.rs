@@ -251,7 +251,8 @@ impl Store {
         }
     }
 
-    /// To be called after a row of those that flows are led by was put or removed; `led`: there was another.
+    /// To be called after a row of those that flows are led by was put or removed; `led`: it now leads
+    /// elsewhere.
     fn led(&mut self, led: bool) -> Result<(), Error> {
         if led { self.next_epoch() } else { Ok(()) }
     }
@@ -261,7 +262,7 @@ impl Store {
         if let Some(p) = value {
             self.published.write(row, &[published_row(p)])?;
             let former = self.shadow.published.insert(key, p);
-            self.led(former.is_some_and(|former| former != p))
+            self.led(former != Some(p))
         } else {
             self.published.write(row, &[rows::Published::default()])?;
             let led = self.shadow.published.remove(&key).is_some();
@@ -277,7 +278,7 @@ impl Store {
         if let Some(p) = value {
             self.bound.put(row, Bytes(published_row(p)))?;
             let former = self.shadow.bound.insert(key, p);
-            self.led(former.is_some_and(|former| former != p))
+            self.led(former != Some(p))
         } else {
             self.bound.remove(&row)?;
             let led = self.shadow.bound.remove(&key).is_some();

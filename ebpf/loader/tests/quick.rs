@@ -12,7 +12,7 @@ use support::{
     frame::{ACK, RST, SYN},
     packet::Packet,
     table::{SENT, at},
-    world::{C, D, Family, INGRESS, Out, PASS, PEER, ROUTER, UPLINK, V4, V6, World, mac, tables},
+    world::{A, C, D, DROP, Family, GATEWAY_MAC, INGRESS, Out, PASS, PEER, ROUTER, UPLINK, V4, V6, World, mac, tables},
 };
 
 fn uplink(w: &World, p: &Packet) -> Out {
@@ -151,4 +151,40 @@ fn at_node(f: &Family) -> std::net::SocketAddr {
 
 fn uplink_raw(w: &World, bytes: &[u8], verdict: i32, counted: &str) {
     w.raw(Program::FromUplink, "up0", bytes).is(verdict, &[counted]);
+}
+
+/// At the backend's node: what is seen anew from time to time, and what is not, come to the same.
+#[test]
+fn a_carried_flow_is_delivered_alike_with_and_without_a_look() {
+    let mut w = World::new();
+    for (f, cport) in [(&V4, 3000), (&V6, 3001)] {
+        let p = |flags| Packet::tcp(at(f.client, cport), at(f.node2, 8080), flags, b"data");
+        let carried = |w: &World, flags, peer| w.raw(Program::FromOverlay, "mx-1", &p(flags).eth(peer, mac(A)).bytes());
+        let back = Packet::tcp(at(f.a, 8000), at(f.client, cport), SYN | ACK, b"").eth(mac(A), GATEWAY_MAC);
+        let answered = |w: &World| {
+            w.raw(Program::FromContainer, "mv-a", &back.bytes())
+                .is(SENT, &["reply_carried"])
+                .packet()
+        };
+        carried(&w, SYN, PEER).is(SENT, &["delivered"]);
+        assert_eq!(answered(&w).eth_dst, PEER);
+        carried(&w, ACK, PEER).is(SENT, &["delivered", "kept"]);
+        let first = carried(&w, ACK, PEER).is(SENT, &["delivered"]).packet();
+        assert_eq!((first.dst, first.src), (f.a, f.client));
+        let start = Instant::now();
+        // More than a tick of any kernel's clock.
+        while start.elapsed() < Duration::from_millis(1500) {
+            assert_eq!(carried(&w, ACK, PEER).is(SENT, &["delivered"]).packet(), first);
+        }
+        // The address asked has moved to another node: the answer follows at once.
+        let other = [2, 0x6d, 172, 30, 0, 9];
+        w.put(Row::Peer(mesh_core::Mac(other), true));
+        assert_eq!(carried(&w, ACK, other).is(SENT, &["delivered"]).packet(), first);
+        assert_eq!(answered(&w).eth_dst, other);
+        w.put(Row::Peer(mesh_core::Mac(other), false));
+        carried(&w, ACK, other).is(DROP, &["drop_unknown_peer"]);
+        // A reset, then another flow on the same ports.
+        carried(&w, RST, PEER).is(SENT, &["delivered"]);
+        carried(&w, SYN, PEER).is(SENT, &["delivered"]);
+    }
 }

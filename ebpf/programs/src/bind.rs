@@ -12,8 +12,9 @@ use mesh_ebpf_common::{
 
 use crate::{
     maps::{REPLIES, REPLIES_KEPT, count, count_packet},
+    quick,
     route::{self, touch},
-    skb::random,
+    skb::{jiffies, now, random},
     work::Work,
 };
 
@@ -48,6 +49,7 @@ fn replace(w: &Work, kept: bool) -> bool {
 fn prepare(w: &mut Work, f: *mut Flow, back: FlowKey, kind: u8, now: u64) {
     // SAFETY: a row looked up in this run.
     let f = unsafe { &*f };
+    w.kept = false;
     w.reply_key = back;
     w.reply = Reply {
         last_seen: now,
@@ -89,9 +91,11 @@ fn there(w: &mut Work, now: u64) -> There {
         }
         row.entry = want.entry;
         touch(&raw mut row.last_seen, &raw mut row.bits, w.flags, true, now);
+        w.kept = kept;
         if !kept && flow::proven(w.key.proto, w.flags, row.bits) {
             w.reply = *row;
             if REPLIES_KEPT.insert(&w.reply_key, &w.reply, NOEXIST).is_ok() {
+                w.kept = true;
                 let _ = REPLIES.remove(&w.reply_key);
             } else {
                 count(Reason::NotKept);
@@ -184,16 +188,14 @@ fn note(f: *mut Flow, cport: u16) -> u16 {
 /// Marks the rows of a flow by a packet that its backend sent. `w.key` is the packet's 5-tuple, `r`
 /// the row that it names; `client` and `asked` are the two ends as the client knows them.
 #[inline(always)]
-pub fn touch_reverse(w: &mut Work, r: *mut Reply, client: Addr, asked: Addr, now: u64) {
+pub fn touch_reverse(w: &mut Work, r: *mut Reply, client: Addr, asked: Addr) {
     // SAFETY: a row looked up in this run; so below.
     let row = unsafe { &mut *r };
     count_packet(row.stat, w.len, false);
-    // The flow's own row is written when this one is, which is seldom: it costs a look-up.
-    let due = flow::advance(w.flags, false) & !row.bits != 0 || now.saturating_sub(row.last_seen) > flow::TOUCH_NS;
-    if !due {
+    // Only the moment counts here, whatever the tables.
+    if flow::advance(w.flags, false) & !row.bits == 0 && quick::marked(row.bits, flow::stamp(jiffies(), 0)) {
         return;
     }
-    touch(&raw mut row.last_seen, &raw mut row.bits, w.flags, false, now);
     w.reply_key = FlowKey {
         src: client,
         dst: asked,
@@ -202,8 +204,22 @@ pub fn touch_reverse(w: &mut Work, r: *mut Reply, client: Addr, asked: Addr, now
         proto: w.key.proto,
         zero: [0; 3],
     };
+    touch_both(w, row);
+}
+
+/// Marks the way back, and the flow whose key is in [`Work::reply_key`]. A call of its own, seldom made: inlined
+/// it takes more of the stack than there is.
+#[inline(never)]
+fn touch_both(w: &Work, row: &mut Reply) {
+    quick::put(&raw mut row.bits, flow::stamp(jiffies(), 0));
+    let now = now();
+    // The flow's own row is written when this one is.
+    if flow::advance(w.flags, false) & !row.bits == 0 && now.saturating_sub(row.last_seen) <= flow::TOUCH_NS {
+        return;
+    }
+    touch(&raw mut row.last_seen, &raw mut row.bits, w.flags, false, now);
     if let Some((f, _)) = route::find(&w.reply_key) {
-        // SAFETY: as above.
+        // SAFETY: a row looked up in this run.
         unsafe { touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, false, now) };
     }
 }

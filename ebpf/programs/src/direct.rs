@@ -14,7 +14,7 @@ use crate::{
     maps::{LOCAL_BY_MAC, count},
     nat::{self, To},
     parse::{Packet, remember_fragment},
-    skb::{Skb, drop, now},
+    skb::{Skb, drop},
     work::Work,
 };
 
@@ -43,7 +43,7 @@ pub fn vip_reply(skb: Skb, w: &mut Work, packet: Packet) -> Option<*mut Reply> {
 }
 
 /// A VIP's backend answers, the client sees the VIP. False: the kernel refused to change the packet.
-#[inline(always)]
+#[inline(never)]
 pub fn show_vip(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> bool {
     let (eth_dst, eth_src) = (w.head.eth.dst, w.head.eth.src);
     if packet != Packet::Flow {
@@ -53,7 +53,7 @@ pub fn show_vip(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> bool {
     let row = unsafe { &*r };
     remember_fragment(w);
     let client = w.key.dst;
-    touch_reverse(w, r, client, row.dst, now());
+    touch_reverse(w, r, client, row.dst);
     w.to = To {
         src: row.dst,
         dst: client,

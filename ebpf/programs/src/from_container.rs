@@ -211,7 +211,7 @@ fn ingress_reply(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> i32 {
         }
         remember_fragment(w);
         let client = w.key.dst;
-        touch_reverse(w, r, client, row.dst, now());
+        touch_reverse(w, r, client, row.dst);
         w.to = To {
             src: row.dst,
             dst: client,
@@ -307,7 +307,7 @@ fn hairpin_reply(skb: Skb, w: &mut Work, local: &Local, r: *mut Reply) -> i32 {
     let (own, asked) = (w.key.src, w.key.dst);
     // SAFETY: a row looked up in this run.
     let row = unsafe { &*r };
-    touch_reverse(w, r, own, asked, now());
+    touch_reverse(w, r, own, asked);
     w.to = To {
         src: asked,
         dst: own,

@@ -12,10 +12,11 @@ use mesh_ebpf_common::{
 
 use crate::{
     answer,
-    from_uplink::{BY_ENTRY, deliver},
+    from_uplink::{BY_ENTRY, deliver, hand, local},
     icmp,
     maps::{LOCAL_BY_MAC, NODE_ADDRS, PEERS, begin, config, count, count_packet, published},
-    parse::{self, Kind, Packet, head, remember_fragment, same},
+    parse::{self, Kind, Packet, WHOLE, head, lifetime, remember_fragment, same},
+    quick,
     route::{self, ANY, New, Route, touch},
     skb::{Skb, drop, now, pass},
     work::Work,
@@ -30,6 +31,7 @@ pub fn run(skb: Skb) -> i32 {
     let Some(config) = config() else {
         return drop(Reason::DropUnconfigured);
     };
+    w.stamp = quick::stamp(config);
     if same(&w.head.eth.dst, &config.ingress_mac) {
         return own(skb, w, config);
     }
@@ -68,11 +70,28 @@ fn carried(skb: Skb, w: &mut Work, local: &Local) -> i32 {
         Packet::Orphan => return drop(Reason::DropFragment),
         Packet::Malformed => return drop(Reason::DropMalformed),
     }
+    let old = route::find(&w.key);
+    if let Some((f, true)) = old {
+        // SAFETY: a row looked up in this run.
+        let f = unsafe { &*f };
+        let own = local.addr(&w.key.dst);
+        // Its way back was there just now, and all that is looked at below was seen.
+        if quick::plain(w.flags)
+            && quick::marked(f.bits, w.stamp)
+            && f.backend == local.slot
+            && same(&f.entry, &entry)
+            && f.cport != 0
+            && !own.is_none()
+            && w.part == WHOLE
+            && lifetime(w) > 1
+        {
+            return hand(skb, w, local, own, f.cport, f.target);
+        }
+    }
     let now = now();
     let published = published(&w.key.dst, w.key.dport, w.key.proto);
     let opens = opens(w.key.proto, w.flags);
     let family = if w.v6 { V6 } else { 0 };
-    let old = route::find(&w.key);
     let known = old.filter(|(f, _)| {
         // SAFETY: a row looked up in this run; so below.
         let f = unsafe { &**f };
@@ -115,7 +134,7 @@ fn carried(skb: Skb, w: &mut Work, local: &Local) -> i32 {
     remember_fragment(w);
     // SAFETY: as above.
     let kind = unsafe { (*f).kind };
-    deliver(skb, w, f, local.mac, kind, now)
+    deliver(skb, w, f, Some(local), kind, now)
 }
 
 /// To this node itself: a backend's reply to a client that came in here, another node's own process
@@ -149,7 +168,10 @@ fn own(skb: Skb, w: &mut Work, config: &Config) -> i32 {
     match found {
         // SAFETY: a row looked up in this run.
         Some((f, _)) => unsafe {
-            touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, false, now());
+            let bits = (*f).bits;
+            if advance(w.flags, false) & !bits != 0 || !quick::marked(bits, w.stamp) {
+                touch(&raw mut (*f).last_seen, &raw mut (*f).bits, w.flags, false, now());
+            }
             count_packet((*f).stat, w.len, false);
         },
         // A flow that the table had no room for: the packet says all that is needed.
@@ -221,7 +243,7 @@ fn arrive(skb: Skb, w: &mut Work, published: &Published, entry: [u8; 6]) -> i32 
     match route::route(w, new, None, now) {
         Route::To(f, backend) => {
             count(Reason::FromPeerNode);
-            deliver(skb, w, f, backend.mac, kind::INGRESS, now)
+            deliver(skb, w, f, local(backend.mac), kind::INGRESS, now)
         }
         Route::Empty => answer::refuse(skb, w, Reason::ResetNoBackend),
         Route::Gone => answer::refuse(skb, w, Reason::ResetGone),

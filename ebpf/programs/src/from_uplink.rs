@@ -3,7 +3,7 @@
 use mesh_ebpf_common::{
     Reason,
     flow::DIRECT,
-    rows::{Config, Flow, Local, MacKey, Published, V6, kind},
+    rows::{Addr, Config, Flow, Local, MacKey, Published, V6, kind},
 };
 
 use crate::{
@@ -90,7 +90,7 @@ pub fn enter(skb: Skb, w: &mut Work, published: &Published, config: &Config, cli
         // SAFETY: a row looked up in this run.
         let direct = unsafe { (*f).bits } & DIRECT != 0;
         let kind = if direct { kind::DIRECT } else { kind::INGRESS };
-        return deliver(skb, w, f, backend.mac, kind, now);
+        return deliver(skb, w, f, local(backend.mac), kind, now);
     }
     if client.is_none() {
         quick::mark(w, f, &backend.mac);
@@ -114,11 +114,17 @@ fn carry(skb: Skb, w: &mut Work, mac: [u8; 6], config: &Config, by_entry: bool, 
     skb.send(config.ingress_ifindex, reason)
 }
 
+/// The endpoint on this host that has this Ethernet address.
+#[inline(always)]
+pub fn local(mac: [u8; 6]) -> Option<&'static Local> {
+    // SAFETY: rows of this map are replaced as a whole and outlive this run.
+    unsafe { LOCAL_BY_MAC.get(&MacKey::new(mac)) }
+}
+
 /// Gives the packet to an endpoint on this host. Also from_overlay's.
 #[inline(always)]
-pub fn deliver(skb: Skb, w: &mut Work, f: *mut Flow, mac: [u8; 6], kind: u8, now: u64) -> i32 {
-    // SAFETY: rows of this map are replaced as a whole and outlive this run.
-    let Some(local) = (unsafe { LOCAL_BY_MAC.get(&MacKey::new(mac)) }) else {
+pub fn deliver(skb: Skb, w: &mut Work, f: *mut Flow, local: Option<&Local>, kind: u8, now: u64) -> i32 {
+    let Some(local) = local else {
         return drop(Reason::DropNoInterface);
     };
     // SAFETY: a row looked up in this run.
@@ -136,6 +142,17 @@ pub fn deliver(skb: Skb, w: &mut Work, f: *mut Flow, mac: [u8; 6], kind: u8, now
     let Some(cport) = bind(w, f, own, target, kind, now) else {
         return drop(Reason::DropNoPort);
     };
+    // A container's own flow is followed by nobody who looks for a mark.
+    if w.kept && client == 0 {
+        // SAFETY: as above.
+        quick::put(unsafe { &raw mut (*f).bits }, w.stamp);
+    }
+    hand(skb, w, local, own, cport, target)
+}
+
+/// Translates the packet and gives it to the endpoint on this host that has the address `own`.
+#[inline(always)]
+pub fn hand(skb: Skb, w: &mut Work, local: &Local, own: Addr, cport: u16, target: u16) -> i32 {
     w.to = To {
         src: w.key.src,
         dst: own,
@@ -192,8 +209,7 @@ fn error(skb: Skb, w: &mut Work) -> i32 {
         };
         return carry(skb, w, backend.mac, config, false, Reason::IcmpCarried);
     }
-    // SAFETY: as above.
-    match unsafe { LOCAL_BY_MAC.get(&MacKey::new(backend.mac)) } {
+    match local(backend.mac) {
         Some(local) => icmp::deliver(skb, w, f, local),
         None => drop(Reason::DropNoInterface),
     }

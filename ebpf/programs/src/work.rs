@@ -61,8 +61,10 @@ pub struct Work {
     /// The set that chose, and the backend, for who watches.
     pub service: u32,
     pub backend: u32,
-    /// What flows are marked with; see [`crate::quick`]. from_uplink's only.
+    /// What flows are marked with; see [`crate::quick`].
     pub stamp: u16,
+    /// The way back in [`Self::reply_key`] is one that is kept.
+    pub kept: bool,
     /// Fragment's identity.
     pub fragment_key: FragmentKey,
     /// Row to be written.
