@@ -101,6 +101,7 @@ fn run_without_a_runtime() -> Result<()> {
     streams(&lab)?;
     ends(&lab)?;
     refusals(&lab)?;
+    two_networks(&lab)?;
     signals(&lab)?;
     assert_eq!(names(&lab)?, ["w1", "w2"], "what has ended is detached when meshctl ends");
     assert_eq!(cgroups()?.len(), 2, "{:?}", cgroups()?);
@@ -183,6 +184,40 @@ fn own_view(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// An interface in each of two networks, and names of both.
+fn two_networks(lab: &Lab) -> Result<()> {
+    lab.ctl("h1", "network create back")?.ok()?;
+    lab.start("h2", "store", "--network back", "meshd-echo --http 80")?;
+    let both = Running::start(
+        lab,
+        "h1",
+        "--network back --name both --alias alike",
+        &["meshd-echo", "--http", "80"],
+    )?;
+    let asked = |network: &str| {
+        let ask = format!("meshctl run --network {network} -- meshd-echo client http alike:80 --timeout 2");
+        let seen = until(10, &format!("a command in {network} to reach one in both"), || {
+            Ok(lab.at(Place::Host("h2"), &ask)?.status == 0)
+        });
+        seen.map_err(|e| e.to_string())
+    };
+    asked("demo")?;
+    asked("back")?;
+    both.signal(Signal::SIGTERM)?;
+    assert_eq!(both.ended()?, (143, String::new()));
+    let script = "ls -m /sys/class/net; ip route; meshd-echo client http store:80 && meshd-echo client http w2:80";
+    let out = run(lab, "h1", "--network back", &["sh", "-c", script])?.ok()?;
+    let gateway = lab.network("demo")?.subnets[0].gateway.clone();
+    assert!(
+        out.starts_with("eth0, eth1, lo\n") && out.contains(&format!("default via {gateway} dev eth0")),
+        "{out}"
+    );
+    assert!(out.contains("\"store\"") && out.contains("\"w2\""), "{out}");
+    lab.lab(&["stop", "store"])?.ok()?;
+    assert!(lab.network("back")?.endpoints.is_empty(), "what has ended is detached");
+    lab.ctl("h1", "network rm back")?.ok().map(drop)
+}
+
 fn streams(lab: &Lab) -> Result<()> {
     let out = run(lab, "h1", "", &["seq", "1", "20000"])?.ok()?;
     assert!(
@@ -221,7 +256,8 @@ fn refusals(lab: &Lab) -> Result<()> {
         ("--name w1", 4, "w1"),
         ("--ip 192.0.2.1", 1, "192.0.2.1"),
         ("--service none", 3, "none"),
-        ("--network none", 2, "network"),
+        ("--network none", 3, "none"),
+        ("--network demo", 4, "demo"),
         ("--name a_b", 2, "a_b"),
         ("--hostname a..b", 2, "empty"),
         ("--ifname way-too-long-name", 2, "interface name"),

@@ -1,5 +1,6 @@
 //! What can be typed. One file per noun; help texts teach by example.
 
+pub mod attach;
 pub mod cluster;
 pub mod endpoint;
 pub mod network;

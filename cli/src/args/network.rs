@@ -1,12 +1,12 @@
 //! network create, ls, inspect, rm, prune, connect, disconnect.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use mesh_core::{Mac, objects::Port};
 
-use crate::{ports, values};
+use super::attach::Attach;
+use crate::values;
 
 /// Manage networks
 #[derive(Debug, Subcommand)]
@@ -121,30 +121,11 @@ pub struct Connect {
     /// The container
     #[arg(value_name = "CONTAINER", value_parser = values::reference)]
     pub container: String,
-    /// Service that it serves
-    #[arg(long, value_name = "SERVICE", value_parser = values::reference)]
-    pub service: Option<String>,
-    /// Address [default: the next free one]
-    #[arg(long, value_name = "ADDRESS", value_parser = values::ip)]
-    pub ip: Option<IpAddr>,
-    /// IPv6 address in a network that has both [default: the next free one]
-    #[arg(long, value_name = "ADDRESS", value_parser = values::ip6)]
-    pub ip6: Option<Ipv6Addr>,
-    /// Ethernet address [default: made from the address]
-    #[arg(long, value_name = "MAC", value_parser = values::mac)]
-    pub mac: Option<Mac>,
-    /// Further name in this network; may be given several times
-    #[arg(long = "alias", value_name = "NAME")]
-    pub aliases: Vec<String>,
-    /// Label; may be given several times
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
-    pub labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub attach: Attach,
     /// Name of the endpoint [default: the container's]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
-    /// Port of the container that this host answers: [[ADDRESS:]PUBLISHED:]TARGET[/tcp|udp]; may be given several times
-    #[arg(short, long = "publish", value_name = "SPEC", value_parser = ports::parse_own)]
-    pub ports: Vec<Port>,
     /// Interface inside the container [default: the first free of eth0, eth1, …]
     #[arg(long, value_name = "NAME", value_parser = values::ifname)]
     pub ifname: Option<String>,

@@ -1,15 +1,11 @@
 //! run: a process in a network, without a container runtime.
 
-use std::{
-    ffi::OsString,
-    net::{IpAddr, Ipv6Addr},
-    path::PathBuf,
-};
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::Args;
-use mesh_core::{Mac, objects::Port};
 
-use crate::{ports, values};
+use super::attach::Attach;
+use crate::values;
 
 /// Run a command in a network of its own, without a container runtime
 #[derive(Args, Debug)]
@@ -20,43 +16,28 @@ its endpoint works. It runs in a cgroup of its own, whose processes end with it.
 on, and its exit code is meshctl's: 128+N after signal N, 127 when there is no such command, 126 when
 it cannot be run. The endpoint goes when the command ends, also when meshctl is killed.
 
+In a second network it has an interface more, eth1, with the same name, aliases and labels. Names of all
+its networks resolve; the default route is the first's that is not internal.
+
 Examples:
   meshctl run --network shop --service web -- nginx -g 'daemon off;'
   meshctl run --network shop --name db --ip 172.30.0.5 --user postgres -- postgres -D /srv/db
+  meshctl run --network shop --network db -- api
   meshctl run --network shop -- curl http://web/
   meshctl run --network shop -- bash                    a shell, to look around")]
 pub struct Run {
-    /// Name or id of the network
-    #[arg(long, value_name = "NETWORK", value_parser = values::reference)]
-    pub network: String,
-    /// Service that it serves
-    #[arg(long, value_name = "SERVICE", value_parser = values::reference)]
-    pub service: Option<String>,
-    /// Address [default: the next free one]
-    #[arg(long, value_name = "ADDRESS", value_parser = values::ip)]
-    pub ip: Option<IpAddr>,
-    /// IPv6 address in a network that has both [default: the next free one]
-    #[arg(long, value_name = "ADDRESS", value_parser = values::ip6)]
-    pub ip6: Option<Ipv6Addr>,
-    /// Ethernet address [default: made from the address]
-    #[arg(long, value_name = "MAC", value_parser = values::mac)]
-    pub mac: Option<Mac>,
-    /// Further name in this network; may be given several times
-    #[arg(long = "alias", value_name = "NAME")]
-    pub aliases: Vec<String>,
-    /// Label; may be given several times
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
-    pub labels: Vec<(String, String)>,
-    /// Port of the command that this host answers: [[ADDRESS:]PUBLISHED:]TARGET[/tcp|udp]; may be given several times
-    #[arg(short, long = "publish", value_name = "SPEC", value_parser = ports::parse_own)]
-    pub ports: Vec<Port>,
+    /// Name or id of the network; may be given several times, the first for eth0 and all that is said of the endpoint
+    #[arg(long = "network", value_name = "NETWORK", required = true, value_parser = values::reference)]
+    pub networks: Vec<String>,
+    #[command(flatten)]
+    pub attach: Attach,
     /// Name of the endpoint [default: the host name, or else made from the command's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Host name that the command sees [default: the endpoint's name]
     #[arg(long, value_name = "NAME", value_parser = values::hostname)]
     pub hostname: Option<String>,
-    /// Interface that the command sees
+    /// Interface in the first network
     #[arg(long, value_name = "NAME", default_value = "eth0", value_parser = values::ifname)]
     pub ifname: String,
     /// User, and group, to run as: names or numbers [default: meshctl's]

@@ -1,6 +1,6 @@
 //! network create, ls, inspect, rm, prune, connect, disconnect.
 
-use mesh_api::rest::{ConnectRequest, DisconnectRequest, EndpointView, NetworkView, PruneReply, paths};
+use mesh_api::rest::{DisconnectRequest, EndpointView, NetworkView, PruneReply, paths};
 use mesh_core::spec::{NetworkSpec, check_name};
 use serde::Deserialize;
 
@@ -85,24 +85,11 @@ async fn list(session: &Session) -> Result<(), Failure> {
 }
 
 async fn connect(session: &Session, args: Connect) -> Result<(), Failure> {
-    for alias in &args.aliases {
-        check_name("alias", alias)?;
-    }
+    args.attach.check()?;
     if let Some(hostname) = &args.hostname {
         check_name("endpoint", hostname)?;
     }
-    let request = ConnectRequest {
-        container: args.container,
-        service: args.service,
-        ip: args.ip,
-        ip6: args.ip6,
-        mac: args.mac,
-        aliases: args.aliases,
-        labels: args.labels.into_iter().collect(),
-        hostname: args.hostname,
-        ifname: args.ifname,
-        ports: args.ports,
-    };
+    let request = args.attach.request(args.container, args.hostname, args.ifname);
     let value = session.post(&paths::at(paths::NETWORK_CONNECT, &args.network), &request).await?;
     session.answer(&value, |_| Ok(format!("{}\n", EndpointView::deserialize(&value)?.ip)))
 }

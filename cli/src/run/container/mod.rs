@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::rest::{ConnectRequest, DisconnectRequest, EndpointView, paths};
+use mesh_api::rest::{DisconnectRequest, EndpointView, paths};
 use mesh_core::{Refusal, spec::check_name};
 use serde::Deserialize;
 use serde_json::Value;
@@ -63,14 +63,12 @@ pub async fn run(session: &Session, args: Run) -> Result<(), Failure> {
     let wish = Wish::of(&args)?;
     let mut signals = Signals::take()?;
     let janitor = Janitor::start()?;
-    let mut attached = None;
+    let mut attached = Vec::new();
     let outcome = carry_out(session, &args, &wish, &mut signals, &janitor, &mut attached).await;
     if !janitor.finish(&mut signals, LAST_STEPS).await {
         say("processes that the command left behind do not end: they are killed, and their cgroup removed, when they can be");
     }
-    if let Some(container) = attached {
-        detach(session, &args.network, container).await;
-    }
+    detach(session, attached).await;
     match outcome {
         Ok(0) => Ok(()),
         Ok(code) => Err(Failure::Reported(code)),
@@ -90,9 +88,7 @@ impl Wish {
         if !nix::unistd::geteuid().is_root() {
             return Err(Refusal::other("meshctl run makes namespaces and a cgroup: run it as root").into());
         }
-        for alias in &args.aliases {
-            check_name("alias", alias)?;
-        }
+        args.attach.check()?;
         let first = |hostname: &String| hostname.split('.').next().unwrap_or_default().to_owned();
         let name = (args.name.clone())
             .or_else(|| args.hostname.as_ref().map(first))
@@ -121,14 +117,15 @@ fn made_up(program: &OsStr) -> String {
     format!("{}-{number:06x}", if plain.is_empty() { "run" } else { plain })
 }
 
-/// From the new process to the command's exit code. `attached` tells what is to be detached again.
+/// From the new process to the command's exit code. `attached` tells what is to be detached again: network and
+/// container.
 async fn carry_out(
     session: &Session,
     args: &Run,
     wish: &Wish,
     signals: &mut Signals,
     janitor: &Janitor,
-    attached: &mut Option<String>,
+    attached: &mut Vec<(String, String)>,
 ) -> Result<u8, Failure> {
     let mut child = Child::start(args, wish.identity.as_ref(), janitor.cgroup())?;
     let ready = child.ready();
@@ -137,47 +134,41 @@ async fn carry_out(
         Err(code) => return Ok(code),
     }
     let container = format!("pid:{}", child.pid());
-    let request = request(args, wish, container.clone());
-    *attached = Some(container);
-    let path = paths::at(paths::NETWORK_CONNECT, &args.network);
-    let value: Value = match child.until(signals, session.post(&path, &request)).await? {
-        Ok(answer) => answer.inspect_err(|_| *attached = None)?,
-        Err(code) => return Ok(code),
-    };
-    let endpoint = EndpointView::deserialize(&value)?;
-    let setup = Setup::of(&wish.hostname, wish.identity.clone(), &endpoint)
+    let mut endpoints = Vec::new();
+    for network in &args.networks {
+        let request = match endpoints.is_empty() {
+            true => (args.attach.clone()).request(container.clone(), Some(wish.name.clone()), Some(args.ifname.clone())),
+            false => (args.attach.elsewhere()).request(container.clone(), Some(wish.name.clone()), None),
+        };
+        // Known before it is asked for: an answer that nobody waits for may still come true.
+        attached.push((network.clone(), container.clone()));
+        let path = paths::at(paths::NETWORK_CONNECT, network);
+        let value: Value = match child.until(signals, session.post(&path, &request)).await? {
+            Ok(answer) => answer.inspect_err(|_| drop(attached.pop()))?,
+            Err(code) => return Ok(code),
+        };
+        endpoints.push(EndpointView::deserialize(&value)?);
+    }
+    let setup = Setup::of(&wish.hostname, wish.identity.clone(), &endpoints)
         .ok_or_else(|| Refusal::other("meshd did not say the network's gateway: are meshd and this program of the same release?"))?;
     Ok(child.begin(&setup)?.ended(signals).await?)
 }
 
-fn request(args: &Run, wish: &Wish, container: String) -> ConnectRequest {
-    ConnectRequest {
-        container,
-        service: args.service.clone(),
-        ip: args.ip,
-        ip6: args.ip6,
-        mac: args.mac,
-        aliases: args.aliases.clone(),
-        labels: args.labels.iter().cloned().collect(),
-        hostname: Some(wish.name.clone()),
-        ifname: Some(args.ifname.clone()),
-        ports: args.ports.clone(),
-    }
-}
-
 /// Detaches at once: the command has ended. meshd would notice by itself that the namespace is gone.
-async fn detach(session: &Session, network: &str, container: String) {
-    let request = DisconnectRequest { container, force: true };
-    let path = paths::at(paths::NETWORK_DISCONNECT, network);
-    match tokio::time::timeout(LAST_STEPS, session.post(&path, &request)).await {
-        Ok(Ok(_)) => {}
-        // meshd was first.
-        Ok(Err(failure)) if failure.code() == 3 => {}
-        Ok(Err(failure)) => say(&format!(
-            "meshd detaches the endpoint later, by itself: {}",
-            failure.line().unwrap_or_default()
-        )),
-        Err(_) => say("meshd detaches the endpoint later, by itself: it did not answer in time"),
+async fn detach(session: &Session, attached: Vec<(String, String)>) {
+    for (network, container) in attached {
+        let request = DisconnectRequest { container, force: true };
+        let path = paths::at(paths::NETWORK_DISCONNECT, &network);
+        match tokio::time::timeout(LAST_STEPS, session.post(&path, &request)).await {
+            Ok(Ok(_)) => {}
+            // meshd was first.
+            Ok(Err(failure)) if failure.code() == 3 => {}
+            Ok(Err(failure)) => say(&format!(
+                "meshd detaches the endpoint later, by itself: {}",
+                failure.line().unwrap_or_default()
+            )),
+            Err(_) => say("meshd detaches the endpoint later, by itself: it did not answer in time"),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Setup {
     pub hostname: String,
     /// The endpoint's name.
     pub name: String,
-    /// The endpoint's addresses.
+    /// The endpoints' addresses, those of the first network first.
     pub addresses: Vec<IpAddr>,
     /// Where names are resolved.
     pub nameserver: IpAddr,
@@ -23,13 +23,14 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// For an endpoint as meshd describes it; none when that lacks the gateway.
-    pub fn of(hostname: &str, identity: Option<Identity>, endpoint: &EndpointView) -> Option<Self> {
+    /// For endpoints as meshd describes them; none when there is none, or the first lacks the gateway.
+    pub fn of(hostname: &str, identity: Option<Identity>, endpoints: &[EndpointView]) -> Option<Self> {
+        let first = endpoints.first()?;
         Some(Self {
             hostname: hostname.to_owned(),
-            name: endpoint.name.clone(),
-            addresses: [endpoint.ip].into_iter().chain(endpoint.ip6.map(IpAddr::from)).collect(),
-            nameserver: endpoint.gateway.or(endpoint.gateway6)?,
+            name: first.name.clone(),
+            addresses: endpoints.iter().flat_map(EndpointView::ips).collect(),
+            nameserver: first.gateway.or(first.gateway6)?,
             identity,
         })
     }
