@@ -11,7 +11,7 @@ use std::{
 use mesh_tests::{Docker, Lab, Place, Result, until};
 
 /// Containers that are started at once while meshd is killed.
-const MANY: usize = 64;
+const MANY: usize = 100;
 /// Containers that are started at once while dockerd is killed.
 const COUNT: usize = 32;
 /// Seconds within which all is settled after a kill.
