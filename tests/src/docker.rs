@@ -102,6 +102,9 @@ impl<'a> Docker<'a> {
     }
 }
 
+/// Dead, and nobody has asked how it ended. One whose other threads are still ending holds its files.
 fn is_zombie(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads <= 1
+        && fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
 }

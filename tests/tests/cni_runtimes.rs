@@ -246,7 +246,7 @@ fn containerd() -> Result<()> {
 }
 
 /// Containers that are started at once.
-const BURST: usize = 24;
+const BURST: usize = 100;
 /// For each NAME at once, in containerd's mount namespace; `RUN` or `END`. It prints the names that failed.
 const EACH: &str = r#"
     RUN() {

@@ -13,7 +13,7 @@ use mesh_tests::{Docker, Lab, Place, Result, until};
 /// Containers that are started at once while meshd is killed.
 const MANY: usize = 100;
 /// Containers that are started at once while dockerd is killed.
-const COUNT: usize = 32;
+const COUNT: usize = 100;
 /// Seconds within which all is settled after a kill.
 const SETTLED: u64 = 40;
 
