@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
     process::{Child, Stdio},
 };
 
 use mesh_tests::{Done, Lab, Place, Result, tally, until, within};
 use nix::{
+    poll::{PollFd, PollFlags, poll},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -33,10 +34,14 @@ impl Running {
         Ok(kill(Pid::from_raw(i32::try_from(self.0.id())?), signal)?)
     }
 
-    /// The next line that the command prints.
+    /// The next line that the command prints; it is waited for half a minute.
     fn line(&mut self) -> Result<String> {
+        let output = self.0.stdout.as_mut().ok_or("no output")?;
+        if poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLIN)], 30_000u16)? == 0 {
+            return Err("the command has printed nothing for 30 s".into());
+        }
         let mut line = String::new();
-        BufReader::with_capacity(1, self.0.stdout.as_mut().ok_or("no output")?).read_line(&mut line)?;
+        BufReader::with_capacity(1, output).read_line(&mut line)?;
         Ok(line)
     }
 
@@ -285,7 +290,8 @@ fn signals(lab: &Lab) -> Result<()> {
             "trap 'echo got; exit 5' {}; echo up; sleep 1000 & while :; do wait; done",
             signal.as_str()
         );
-        let mut running = Running::start(lab, "h1", "", &["bash", "-c", &trap])?;
+        // A shell cannot trap what was ignored when it began, as nohup has it.
+        let mut running = Running::start(lab, "h1", "", &["env", "--default-signal", "bash", "-c", &trap])?;
         assert_eq!(running.line()?, "up\n");
         running.signal(signal)?;
         assert_eq!(running.line()?, "got\n", "{signal}");
