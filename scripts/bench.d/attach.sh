@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # What a container runtime waits for: ADD and DEL of meshd-cni, which commits the address to the whole
-# cluster, against the reference plugins bridge and host-local, which know their own host only. One after
-# the other, and 20 and 100 at once. Sourced by scripts/bench.
+# cluster, against the reference plugins bridge and host-local, which know their own host only, and against
+# what dockerd does for `docker network connect` to an overlay of its own (asked without Docker's command, which
+# takes longer to start). One after the other, and 20 and 100 at once. Sourced by scripts/bench.
 
 # Containers one after the other in a round; and at once.
 ATTACH_EACH=30
@@ -40,10 +41,40 @@ burst)
     ;;
 esac'
 
+# Run by a shell on a host with Docker: connects a container to the overlay and disconnects it. Prints the
+# microseconds of each.
+# shellcheck disable=SC2016  # expanded by that shell
+ATTACH_DOCKER='
+for verb in connect disconnect; do
+    begun=${EPOCHREALTIME//[!0-9]/}
+    curl -sf --max-time 30 --unix-socket "${DOCKER_HOST#unix://}" -H "Content-Type: application/json" \
+        -d "{\"Container\": \"attach\"}" "http://docker/networks/attach/$verb" || exit 1
+    echo $((${EPOCHREALTIME//[!0-9]/} - begun))
+done'
+
+# A swarm of one host, with a container that is on the default network.
+attach_docker_begin() {
+    local root=$WORK/attach-image
+    $LAB dockerd h3
+    mkdir -p "$root/bin"
+    cp "$(command -v busybox)" "$root/bin/sleep"
+    tar -C "$root" -c . | $LAB exec h3 -- docker import - attach >/dev/null
+    # Its own ports, not meshd's.
+    $LAB exec h3 -- docker swarm init --advertise-addr 192.168.77.13 --listen-addr 192.168.77.13:2378 \
+        --data-path-port 4799 >/dev/null
+    $LAB exec h3 -- docker network create -d overlay --attachable attach >/dev/null
+    $LAB exec h3 -- docker run -d --name attach attach sleep 1000000 >/dev/null
+    # As of the others: the first one's price is no container's.
+    $LAB exec h3 -- docker network connect attach attach
+    $LAB exec h3 -- docker network disconnect attach attach
+}
+
 attach_begin() {
     local i way burst most=${ATTACH_BURSTS[-1]}
     goal 'ADD p50' most 0.5 bridge
+    goal 'ADD p50' most 0.5 docker
     goal 'DEL p50' most 0.2 bridge
+    goal 'DEL p50' most 0.5 docker
     for burst in "${ATTACH_BURSTS[@]}"; do
         goal "$burst ADDs at once" most 1.0 bridge
     done
@@ -51,6 +82,7 @@ attach_begin() {
     $LAB down
     $LAB up --nodes 3
     $LAB exec h1 -- meshctl network create attach >/dev/null
+    attach_docker_begin
     # A host without meshd; these names are among those that `lab down` removes.
     ip netns add mesh-p1
     ip -n mesh-p1 link set lo up
@@ -96,7 +128,15 @@ percentile() {
 }
 
 attach_round() {
-    local verb i way p burst
+    local verb i way p burst took
+    : >"$WORK/docker.ADD"
+    : >"$WORK/docker.DEL"
+    for ((i = 1; i <= ATTACH_EACH; i++)); do
+        mapfile -t took < <($LAB exec h3 -- bash -c "$ATTACH_DOCKER")
+        ((${#took[@]} == 2)) || die 1 "docker: connect and disconnect"
+        echo "${took[0]}" >>"$WORK/docker.ADD"
+        echo "${took[1]}" >>"$WORK/docker.DEL"
+    done
     for verb in ADD DEL; do
         for way in meshd bridge; do
             : >"$WORK/$way.$verb"
@@ -107,7 +147,7 @@ attach_round() {
             done
         done
         for p in 50 99; do
-            for way in meshd bridge; do
+            for way in meshd bridge docker; do
                 sample "$verb p$p" ms "$way" "$(percentile $p <"$WORK/$way.$verb")"
             done
         done
