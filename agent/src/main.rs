@@ -15,6 +15,7 @@ mod ledger;
 mod local_api;
 mod membership;
 mod metrics;
+mod promote;
 mod reasons;
 mod reconcile;
 mod run;

@@ -2,13 +2,12 @@
 //!
 //! Holds what exists only inside a cluster: the identity, the client of the managers, on managers
 //! the control plane itself, and the session's loops. Called by the local API and by [`crate::run`].
+//! [`role`] follows what the cluster makes of this host later: a manager, or a worker again.
 
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+mod address;
+pub mod role;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mesh_api::{
     query::Query,
@@ -19,14 +18,13 @@ use mesh_control::{
     consensus::{Consensus, Leadership},
     health::probe::IcmpProber,
     identity::{IdentityStore, NodeFile},
-    join::{self, Joining},
+    join,
     manager::{self, Founding, Manager},
     raft::RaftHost,
     server::Limits,
     transport::GrpcTransport,
 };
 use mesh_core::{Id, Refusal, command::Command, objects::Role};
-use mesh_overlay::Overlay;
 use tokio::{
     sync::{Mutex, RwLock, mpsc, oneshot, watch},
     time::timeout,
@@ -41,7 +39,7 @@ use crate::{
     execute::chain,
     founding,
     ledger::Ledger,
-    reconcile::{Applied, Member, Request, capped},
+    reconcile::{Applied, Member, Request},
     session::Session,
 };
 
@@ -51,6 +49,7 @@ const SETTLE_TIME: Duration = Duration::from_secs(15);
 /// What a host has while it is in a cluster.
 struct Joined {
     identity: Arc<IdentityStore>,
+    channels: Arc<Channels>,
     client: Arc<ControlClient>,
     manager: Option<Hosted>,
     stop: CancellationToken,
@@ -194,6 +193,8 @@ impl Membership {
     /// The control plane, on nodes that host it.
     async fn manager_for(&self, identity: &Arc<IdentityStore>, channels: &Arc<Channels>) -> Result<Option<Hosted>, Refusal> {
         if identity.file().role == Role::Worker {
+            // A demotion may have been cut off before its last step: what a manager knew is no worker's.
+            self.remove_raft().map_err(Refusal::other)?;
             return Ok(None);
         }
         let consensus = self.raft(identity, channels).await?;
@@ -235,7 +236,7 @@ impl Membership {
     /// Starts what a host does inside a cluster.
     async fn enter(&self, identity: Arc<IdentityStore>, channels: Arc<Channels>, manager: Option<Hosted>) {
         let file = identity.file();
-        let client = Arc::new(ControlClient::new(identity.clone(), channels));
+        let client = Arc::new(ControlClient::new(identity.clone(), channels.clone()));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let session = Session {
             node: file.node,
@@ -254,6 +255,7 @@ impl Membership {
         }));
         *self.joined.write().await = Some(Joined {
             identity,
+            channels,
             client,
             manager,
             stop,
@@ -488,78 +490,6 @@ impl Membership {
         }
     }
 
-    /// This host as it asks to be taken in.
-    async fn describe(&self, advertise: Option<IpAddr>, data_path: Option<IpAddr>, towards: Option<&str>) -> Result<Joining, Refusal> {
-        let addr = match advertise {
-            Some(addr) => addr,
-            None => self.own_address(towards).await?,
-        };
-        let data_path_addr = data_path.unwrap_or(addr);
-        let overlay = Overlay::new().map_err(other)?;
-        for a in [addr, data_path_addr] {
-            if a.is_loopback() || a.is_unspecified() || a.is_multicast() {
-                return Err(Refusal::malformed(format!(
-                    "address {a} is not one that other hosts can reach: give one of an interface"
-                )));
-            }
-        }
-        overlay.host_facts(addr).await.map_err(other)?;
-        let facts = capped(overlay.host_facts(data_path_addr).await.map_err(other)?);
-        Ok(Joining {
-            hostname: self.config.hostname.clone(),
-            addr,
-            control_port: self.config.control_port,
-            data_path_addr,
-            underlay_mtu: facts.mtu,
-            host_routes: facts.routes,
-        })
-    }
-
-    /// The address of the uplink, or the one that this host would reach the manager (or the world)
-    /// from. Asking the kernel for that by connecting a UDP socket sends nothing.
-    async fn own_address(&self, towards: Option<&str>) -> Result<IpAddr, Refusal> {
-        if let Some(uplink) = &self.config.uplink {
-            let all = nix::ifaddrs::getifaddrs().map_err(other)?;
-            let on_uplink: Vec<IpAddr> = all
-                .filter(|i| i.interface_name == *uplink)
-                .filter_map(|i| {
-                    let address = i.address?;
-                    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-                    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-                })
-                .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
-                .collect();
-            // IPv4 where there is some, unless the manager is reached by IPv6.
-            let by_ip6 = towards.is_some_and(|t| t.parse::<SocketAddr>().is_ok_and(|a| a.is_ipv6()));
-            let wanted = on_uplink.iter().find(|ip| ip.is_ipv6() == by_ip6);
-            return wanted
-                .or(on_uplink.first())
-                .copied()
-                .ok_or_else(|| Refusal::other(format!("interface {uplink} has no address: give --advertise-addr")));
-        }
-        // 192.0.2.1: TEST-NET-1 (RFC 5737), reached by the default route wherever there is one.
-        let to = towards.unwrap_or("192.0.2.1:9").to_owned();
-        let found = tokio::task::spawn_blocking(move || {
-            // Whichever family leads there: a name may have both.
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            let socket = match socket.connect(&to) {
-                Ok(()) => socket,
-                Err(_) => {
-                    let socket = UdpSocket::bind("[::]:0")?;
-                    socket.connect(&to)?;
-                    socket
-                }
-            };
-            socket.local_addr()
-        });
-        match found.await {
-            Ok(Ok(addr)) if !addr.ip().is_loopback() => Ok(addr.ip()),
-            _ => Err(Refusal::other(
-                "which of this host's addresses others reach is not clear: give --advertise-addr",
-            )),
-        }
-    }
-
     /// Waits until the first full list is here and the kernel has been brought to it.
     async fn settled(&self) -> Result<(), Refusal> {
         let mut applied = self.applied.clone();
@@ -573,16 +503,21 @@ impl Membership {
         )))
     }
 
+    /// Removes a manager's copy of the cluster's state.
+    fn remove_raft(&self) -> Result<(), String> {
+        match std::fs::remove_dir_all(self.raft_dir()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("cannot remove {}: {e}", self.raft_dir().display())),
+            _ => Ok(()),
+        }
+    }
+
     fn remove_files(&self) -> Vec<String> {
         let mut errors: Vec<String> = IdentityStore::remove(&self.config.data_dir)
             .err()
             .map(|e| chain(&e))
             .into_iter()
             .collect();
-        match std::fs::remove_dir_all(self.raft_dir()) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => errors.push(format!("cannot remove {}: {e}", self.raft_dir().display())),
-            _ => {}
-        }
+        errors.extend(self.remove_raft().err());
         // Last: as long as something is left, it is known why.
         if errors.is_empty()
             && let Err(e) = founding::end(&self.config.data_dir)

@@ -35,7 +35,7 @@ use crate::{
     founding,
     ledger::{Ledger, LedgerError},
     local_api,
-    membership::{Membership, Parts},
+    membership::{Membership, Parts, role},
     metrics::{self, Metrics, Passes},
     reconcile::{Applied, Memory, Reconciler},
     traffic::flows::Hub,
@@ -127,6 +127,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     });
     tokio::spawn(flows.run(rings));
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(role::follow(app.clone())));
     tokio::spawn(stop.clone().run_until_cancelled_owned(docker::stopping::run(app.clone())));
     let driver = tokio::spawn(serve_docker(app.clone(), docker_listener, stop.clone()));
     tokio::spawn(stop.clone().run_until_cancelled_owned(cri::run(app.clone(), pods)));

@@ -276,14 +276,16 @@ fn report_of(known: &Node, now: &HostState) -> Option<Command> {
 
 /// Waits that grow, each of a random length so that ten thousand agents do not come back at once.
 #[derive(Default)]
-struct Backoff(Option<Duration>);
+pub(crate) struct Backoff(Option<Duration>);
 
 impl Backoff {
-    fn reset(&mut self) {
+    /// The next wait is a short one again.
+    pub(crate) fn reset(&mut self) {
         self.0 = None;
     }
 
-    async fn wait(&mut self) {
+    /// Waits, longer each time, [`RETRY_LAST`] at most.
+    pub(crate) async fn wait(&mut self) {
         let next = self.0.map_or(RETRY_FIRST, |d| (d * 2).min(RETRY_LAST));
         self.0 = Some(next);
         let wait = rand::rng().random_range(next / 2..=next);

@@ -2,7 +2,7 @@
 //!
 //! Sent by the agent's local API, answered by control's server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use mesh_core::{
@@ -61,6 +61,9 @@ pub struct Answer {
     pub revision: u64,
     /// The managers.
     pub managers: Vec<Manager>,
+    /// Raft ids of those that vote or are being brought up to date, as the leader has them.
+    #[serde(default)]
+    pub members: BTreeSet<u64>,
     /// The manager's clock when it answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Timestamp>,

@@ -59,6 +59,16 @@ fn requests() {
             json!({"availability": "drain", "label_add": {"rack": "7"}, "label_rm": ["old"]}),
         ),
         (
+            "node promote h1",
+            "PATCH /v1/nodes/h1",
+            json!({"availability": null, "role": "manager", "label_add": {}, "label_rm": []}),
+        ),
+        (
+            "node demote h1",
+            "PATCH /v1/nodes/h1",
+            json!({"availability": null, "role": "worker", "label_add": {}, "label_rm": []}),
+        ),
+        (
             "network create kafka --driver overlay --subnet 172.30.0.0/16 --gateway 172.30.0.254 --ip-range 172.30.8.0/24 --aux-address r=172.30.0.2 --internal --attachable --opt mtu=1400 --label a=b",
             "POST /v1/networks",
             json!({"name": "kafka", "driver": "overlay", "subnets": ["172.30.0.0/16"], "ipv6": false, "gateways": ["172.30.0.254"], "ip_ranges": ["172.30.8.0/24"],

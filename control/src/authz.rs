@@ -74,6 +74,7 @@ pub fn sender(command: &Command) -> Sender {
     match command {
         C::Init { .. } | C::NodeJoin { .. } | C::NodeLiveness { .. } => Sender::Inside,
         C::NodeUpdate { .. }
+        | C::NodeRole { .. }
         | C::TokenRotate { .. }
         | C::NetworkCreate { .. }
         | C::NetworkRemove { .. }

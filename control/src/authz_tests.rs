@@ -193,6 +193,14 @@ fn commands() {
             Some(Forbidden),
         ),
         (
+            Command::NodeRole {
+                node: "h2".into(),
+                role: Role::Manager,
+            },
+            None,
+            Some(Forbidden),
+        ),
+        (
             Command::TokenRotate {
                 role: Role::Worker,
                 secret: "s".into(),
@@ -284,7 +292,7 @@ fn commands() {
     }
     let mut named: Vec<_> = table.iter().map(|(c, ..)| c.name()).collect();
     named.dedup();
-    assert_eq!(named.len(), 19, "every command has its row");
+    assert_eq!(named.len(), 20, "every command has its row");
 }
 
 #[test]

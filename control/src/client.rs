@@ -46,8 +46,8 @@ use crate::{identity::IdentityStore, pki, server::refusal_of, tls::TlsError};
 pub const BUDGET: Duration = Duration::from_secs(5);
 /// Time for one manager to answer; one that is frozen must not use up the budget.
 const ATTEMPT: Duration = Duration::from_secs(2);
-/// Time for a manager's removal of a node, and for one manager's answer to it, which a manager that leaves
-/// gets only when its vote is gone: more than the server gives itself for that.
+/// Time for a manager's removal or demotion of a node, and for one manager's answer to it, which a manager
+/// that leaves gets only when its vote is gone: more than the server gives itself for that.
 const REMOVAL_BUDGET: Duration = Duration::from_secs(20);
 const REMOVAL_ATTEMPT: Duration = Duration::from_secs(16);
 /// Time for a heartbeat: the next one is due a second later.
@@ -116,7 +116,7 @@ impl ControlClient {
     /// Has a command carried out: the revision of its entry, and what it answered.
     ///
     /// # Errors
-    /// Unavailable when no manager answers in [`BUDGET`], for a manager's removal of a node in 20 s
+    /// Unavailable when no manager answers in [`BUDGET`], for a manager's removal or demotion of a node in 20 s
     /// (the command may still be carried out),
     /// forbidden or malformed when a manager refuses it unseen. What the state refuses is in the
     /// outcome.
@@ -130,10 +130,12 @@ impl ControlClient {
                 Ok(said(reply.leader, (reply.revision, reply.outcome)))
             }
         };
-        let (budget, attempt) = match command {
-            // A worker can remove itself only.
-            Command::NodeRemove { .. } if self.identity.file().role == Role::Manager => (REMOVAL_BUDGET, REMOVAL_ATTEMPT),
-            _ => (BUDGET, ATTEMPT),
+        // A worker can remove itself only.
+        let takes_vote = command.leaver().is_some() && self.identity.file().role == Role::Manager;
+        let (budget, attempt) = if takes_vote {
+            (REMOVAL_BUDGET, REMOVAL_ATTEMPT)
+        } else {
+            (BUDGET, ATTEMPT)
         };
         let (revision, outcome) = self.ask(budget, attempt, &mut doubtful, call).await?;
         let outcome: Outcome = decode("outcome", &outcome)?;
@@ -195,7 +197,10 @@ impl ControlClient {
             }
         };
         let cert = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
-        self.identity.renew(cert, key).map_err(|e| other(&e))
+        self.identity.renew(cert, key).map_err(|e| other(&e))?;
+        // Connections that stand speak for the certificate that they were made with.
+        self.channels.renew();
+        Ok(())
     }
 
     /// When the certificate should be renewed: at a random point between 50 and 80 % of its life,

@@ -257,6 +257,19 @@ impl IdentityStore {
         Ok(())
     }
 
+    /// Keeps another raft id, and the address that the cluster knows this node's control plane by.
+    ///
+    /// # Errors
+    /// What could not be written; what is in memory then stays as it was.
+    pub fn set_place(&self, raft_id: u64, addr: IpAddr) -> Result<(), IdentityError> {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut identity, key) = (*self.current.load_full()).clone();
+        (identity.file.raft_id, identity.file.addr) = (raft_id, addr);
+        replace(&self.dir, NODE, &node_json(&identity.file))?;
+        self.current.store(Arc::new((identity, key)));
+        Ok(())
+    }
+
     /// Takes up a renewed certificate and its key; the role follows the certificate.
     ///
     /// # Errors
@@ -373,8 +386,11 @@ mod tests {
             "another key's"
         );
 
+        store.set_place(7, [10, 0, 0, 9].into()).unwrap();
+
         let again = IdentityStore::load(tmp.path()).unwrap().unwrap();
         assert_eq!(again.file().managers, ["a:1", "b:1"]);
+        assert_eq!((again.file().raft_id, again.file().addr), (7, IpAddr::from([10, 0, 0, 9])));
         assert_eq!(again.get().key_pem, renewed.key_pem);
         let dir = tmp.path().join("identity");
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);

@@ -169,6 +169,13 @@ pub enum Command {
         /// Labels to remove.
         label_rm: Vec<String>,
     },
+    /// Makes a worker a manager, or a manager a worker. What the node is already stays as it is.
+    NodeRole {
+        /// Id or host name.
+        node: String,
+        /// What it shall be.
+        role: Role,
+    },
     /// Removes a node and its endpoints.
     NodeRemove {
         /// Id or host name.
@@ -299,6 +306,14 @@ pub enum Command {
 }
 
 impl Command {
+    /// The node that this would take from the managers, if it is one of them: id or host name.
+    pub fn leaver(&self) -> Option<&str> {
+        match self {
+            Self::NodeRemove { node, .. } | Self::NodeRole { node, role: Role::Worker } => Some(node),
+            _ => None,
+        }
+    }
+
     /// For logs and the table of who may call what.
     pub fn name(&self) -> &'static str {
         match self {
@@ -307,6 +322,7 @@ impl Command {
             Self::NodeReport { .. } => "node_report",
             Self::NodeLiveness { .. } => "node_liveness",
             Self::NodeUpdate { .. } => "node_update",
+            Self::NodeRole { .. } => "node_role",
             Self::NodeRemove { .. } => "node_remove",
             Self::TokenRotate { .. } => "token_rotate",
             Self::NetworkCreate { .. } => "network_create",

@@ -10,6 +10,8 @@ mod nodes;
 mod ports;
 mod services;
 
+pub use nodes::may_stop_managing;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -140,6 +142,7 @@ impl State {
                     n.labels.extend(label_add.clone());
                 })
             }
+            C::NodeRole { node, role } => nodes::set_role(self, node, *role, index),
             C::NodeRemove { node, force } => nodes::remove(self, node, *force, index),
             C::TokenRotate { role, secret } => {
                 let mut cluster = self.cluster()?.clone();

@@ -421,6 +421,50 @@ fn managers_keep_their_majority() {
     lab.refused(remove(4, true), K::Conflict, &["only manager"]);
 }
 
+#[test]
+fn roles_change_as_long_as_there_is_a_quorum() {
+    let mut lab = Lab::new(3);
+    let role = |n: u64, role| C::NodeRole {
+        node: format!("h{n}"),
+        role,
+    };
+    let state = |n, state| C::NodeLiveness {
+        id: node_id(n),
+        state,
+        dataplane: Dataplane::Reachable,
+    };
+    let raft_id = |lab: &Lab, n| lab.state.objects().nodes[&node_id(n)].raft_id;
+    lab.refused(role(1, Role::Worker), K::Conflict, &["h1", "only manager", "promote"]);
+    lab.refused(role(9, Role::Manager), K::NotFound, &["h9"]);
+    lab.refused(role(2, Role::Manager), K::Conflict, &["h2", "was not heard yet"]);
+    lab.ok(state(1, NodeState::Ready));
+    lab.ok(state(2, NodeState::Down));
+    lab.refused(role(2, Role::Manager), K::Conflict, &["h2", "is down"]);
+    lab.ok(state(2, NodeState::Ready));
+    lab.ok(state(3, NodeState::Ready));
+    lab.ok(role(2, Role::Manager));
+    lab.ok(role(3, Role::Manager));
+    let first = raft_id(&lab, 2);
+    assert!(first > 1 && raft_id(&lab, 3) > first);
+    // Repeated, it changes nothing.
+    lab.ok(role(2, Role::Manager));
+    assert_eq!(raft_id(&lab, 2), first);
+
+    lab.ok(state(3, NodeState::Down));
+    lab.refused(
+        role(2, Role::Worker),
+        K::Conflict,
+        &["h2", "quorum", "1 of the other 2 is down", "h3"],
+    );
+    lab.ok(role(3, Role::Worker));
+    assert_eq!(raft_id(&lab, 3), 0);
+    lab.ok(role(2, Role::Worker));
+    lab.ok(role(2, Role::Manager));
+    assert!(raft_id(&lab, 2) > first, "a raft id is never given twice");
+    lab.ok(role(1, Role::Worker));
+    lab.refused(role(2, Role::Worker), K::Conflict, &["only manager"]);
+}
+
 /// A step of a random history.
 fn step() -> impl Strategy<Value = C> {
     let n = 0..6u64;

@@ -160,16 +160,19 @@ async fn node(State(app): Ctx, Ref(r): Ref<String>) -> Answer<NodeView> {
 
 async fn node_update(State(app): Ctx, Ref(r): Ref<String>, Body(p): Body<NodePatch>) -> Answer<NodeView> {
     let update = async {
-        done(
-            &app,
-            Command::NodeUpdate {
+        if let Some(role) = p.role {
+            let (worker, node) = (app.clone(), r.clone());
+            whole(async move { worker.set_role(&node, role).await }).await?;
+        }
+        if p.availability.is_some() || !p.label_add.is_empty() || !p.label_rm.is_empty() {
+            let command = Command::NodeUpdate {
                 node: r.clone(),
                 availability: p.availability,
                 label_add: p.label_add,
                 label_rm: p.label_rm,
-            },
-        )
-        .await?;
+            };
+            done(&app, command).await?;
+        }
         read_node(&app, &r).await.map(|(n, leads)| NodeView::of(&n, leads))
     };
     answer(update.await)

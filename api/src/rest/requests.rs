@@ -107,6 +107,10 @@ pub struct NodePatch {
     /// active, pause or drain.
     #[schema(value_type = Option<String>)]
     pub availability: Option<Availability>,
+    /// manager or worker: promotes or demotes. Answered when the vote is there, or gone.
+    #[schema(value_type = Option<String>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Labels to set.
     pub label_add: BTreeMap<String, String>,
     /// Keys of labels to remove.

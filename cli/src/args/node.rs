@@ -1,4 +1,4 @@
-//! node ls, inspect, rm, update.
+//! node ls, inspect, rm, promote, demote, update.
 
 use clap::{Args, Subcommand};
 use mesh_core::objects::Availability;
@@ -42,6 +42,32 @@ Examples:
         /// Also nodes that are ready
         #[arg(short, long)]
         force: bool,
+    },
+    /// Make workers managers
+    #[command(after_long_help = "\
+Returns when the node votes. Three managers stand the loss of one, five that of two; an even number
+stands no more than one less. A node that is down can not be promoted.
+
+Examples:
+  meshctl node promote h2 h3
+  meshctl node ls                 the column MANAGER says who leads and who is reached")]
+    Promote {
+        /// Host names or ids
+        #[arg(value_name = "NODE", required = true, value_parser = values::reference)]
+        nodes: Vec<String>,
+    },
+    /// Make managers workers again
+    #[command(after_long_help = "\
+Returns when the node's vote is gone. A manager that leads hands over first. Refused for the only manager,
+and when no majority of the others is up. The node forgets the cluster's secrets; if somebody may have read
+them there, rotate the join tokens (meshctl token manager --rotate).
+
+Examples:
+  meshctl node demote h3")]
+    Demote {
+        /// Host names or ids
+        #[arg(value_name = "NODE", required = true, value_parser = values::reference)]
+        nodes: Vec<String>,
     },
     /// Change a node
     Update(Update),

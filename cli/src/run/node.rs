@@ -1,4 +1,4 @@
-//! node ls, inspect, rm, update.
+//! node ls, inspect, rm, promote, demote, update.
 
 use mesh_api::rest::{NodePatch, NodeView, paths};
 use mesh_core::{
@@ -6,9 +6,15 @@ use mesh_core::{
     objects::{Dataplane, NodeState, Role},
 };
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::inspect;
-use crate::{args::node::Node, failure::Failure, render::Table, session::Session};
+use crate::{
+    args::node::Node,
+    failure::{Failure, say},
+    render::{Table, printable},
+    session::Session,
+};
 
 /// Carries a node command out.
 pub async fn run(session: &Session, command: Node) -> Result<(), Failure> {
@@ -19,9 +25,12 @@ pub async fn run(session: &Session, command: Node) -> Result<(), Failure> {
             let query = if force { "?force=true" } else { "" };
             session.remove(&nodes, |n| format!("{}{query}", paths::at(paths::NODE, n))).await
         }
+        Node::Promote { nodes } => set_role(session, &nodes, Role::Manager).await,
+        Node::Demote { nodes } => set_role(session, &nodes, Role::Worker).await,
         Node::Update(args) => {
             let patch = NodePatch {
                 availability: args.availability,
+                role: None,
                 label_add: args.label_add.into_iter().collect(),
                 label_rm: args.label_rm,
             };
@@ -32,6 +41,31 @@ pub async fn run(session: &Session, command: Node) -> Result<(), Failure> {
             session.answer(&value, |_| Ok(format!("{}\n", args.node)))
         }
     }
+}
+
+/// Promotes or demotes one node after the other: goes on after an error, and ends with the first one's code.
+async fn set_role(session: &Session, nodes: &[String], role: Role) -> Result<(), Failure> {
+    let patch = NodePatch {
+        role: Some(role),
+        ..NodePatch::default()
+    };
+    let (mut done, mut first) = (Vec::new(), None);
+    for node in nodes {
+        match session.patch(&paths::at(paths::NODE, node), &patch).await {
+            Ok(value) => done.push(value),
+            Err(e) => {
+                e.line().iter().for_each(|line| say(line));
+                first.get_or_insert(e.code());
+            }
+        }
+    }
+    let done = Value::Array(done);
+    session.answer(&done, |_| {
+        let views = Vec::<NodeView>::deserialize(&done)?;
+        let line = |n: &NodeView| format!("Node {} is a {} now.\n", printable(&n.hostname), n.role.as_str());
+        Ok(views.iter().map(line).collect())
+    })?;
+    first.map_or(Ok(()), |code| Err(Failure::Reported(code)))
 }
 
 async fn list(session: &Session) -> Result<(), Failure> {

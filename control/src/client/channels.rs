@@ -67,6 +67,11 @@ impl Channels {
             .or_insert_with(|| lazy(addr, self.tls.clone(), self.name.clone()))
             .clone()
     }
+
+    /// Makes every connection anew when it is used next; calls under way end on those that they began on.
+    pub fn renew(&self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 fn lazy(addr: &str, tls: Arc<ClientConfig>, name: ServerName<'static>) -> Channel {

@@ -11,6 +11,7 @@ use mesh_core::{
     Refusal,
     command::Command,
     objects::{NodeState, Role},
+    state::may_stop_managing,
 };
 use tonic::{Request, Response, Status};
 
@@ -22,7 +23,7 @@ use crate::{
     token,
 };
 
-/// How long the removal of a manager may take from its application until the vote is gone.
+/// How long the removal or demotion of a manager may take from its application until the vote is gone.
 const VOTE_TIME: Duration = Duration::from_secs(10);
 
 pub(super) struct Service(pub Arc<Shared>);
@@ -50,8 +51,8 @@ impl Control for Service {
             }
         }
         let name = command.name();
-        let is_removal = matches!(command, Command::NodeRemove { .. });
-        if self.removes_me(&command)
+        let takes_vote = command.leaver().is_some();
+        if self.ends_me(&command)
             && let Some(leader) = self.hand_over().await?
         {
             return led_by(leader);
@@ -59,7 +60,7 @@ impl Control for Service {
         match self.0.consensus.propose(pinned(command, caller)).await {
             Ok(applied) => {
                 tracing::debug!(command = name, by = %caller.node, revision = applied.revision, ok = applied.outcome.is_ok(), "command carried out");
-                if is_removal {
+                if takes_vote {
                     self.take_votes().await.map_err(|refusal| status_of(&refusal))?;
                 }
                 let outcome = json(&applied.outcome)?;
@@ -123,14 +124,15 @@ impl Control for Service {
 }
 
 impl Service {
-    /// Whether a command removes this manager.
-    fn removes_me(&self, command: &Command) -> bool {
-        let Command::NodeRemove { node, .. } = command else { return false };
+    /// Whether a command ends this manager, and will not be refused for it.
+    fn ends_me(&self, command: &Command) -> bool {
+        let Some(leaver) = command.leaver() else { return false };
         let (_, all) = self.0.consensus.objects();
-        all.node(node).is_some_and(|n| n.id == self.0.identity.file().node)
+        let own = all.node(leaver).filter(|n| n.id == self.0.identity.file().node);
+        own.is_some_and(|n| n.role == Role::Manager && may_stop_managing(&all, n).is_ok())
     }
 
-    /// Hands leadership to a manager that is up, because this one is to be removed: whoever leads
+    /// Hands leadership to a manager that is up, because this one is to go: whoever leads
     /// takes the vote away, and can not take its own. Returns the new leader's `host:port`; `None`
     /// when this is the only voter.
     async fn hand_over(&self) -> Result<Option<String>, Status> {
@@ -148,8 +150,8 @@ impl Service {
         }
     }
 
-    /// Takes the votes of managers that were removed, before they are told so: they stop then, and if
-    /// their votes still counted the others might have no majority to take them. Also when a removal
+    /// Takes the votes of managers that were removed or demoted, before they are told so: they stop then,
+    /// and if their votes still counted the others might have no majority to take them. Also when a removal
     /// was repeated and found nothing: the first one may not have come this far.
     async fn take_votes(&self) -> Result<(), Refusal> {
         let managers = lead::managers(&self.0.consensus.objects().1);
@@ -168,7 +170,7 @@ impl Service {
             Err(_) => format!("no answer within {} s", VOTE_TIME.as_secs()),
         };
         Err(Refusal::other(format!(
-            "the manager is removed from the list of nodes, but its vote still counts towards the quorum ({why}): it is tried again, leave meshd running there until then"
+            "the node is no manager any more, but its vote still counts towards the quorum ({why}): it is tried again, leave meshd running there until then"
         )))
     }
 
@@ -187,6 +189,7 @@ impl Service {
         Ok(Answer {
             revision,
             managers: managers(&all, &leadership),
+            members: leadership.voters.keys().chain(leadership.learners.keys()).copied().collect(),
             time: Some(Timestamp::now()),
             objects: query::select(&all, query)?,
             applied,

@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{Peer, status_of};
+use super::{Peer, control_addr, status_of};
 use crate::{
     authz::{self, Member, Rpc, Who},
     consensus::{Batch, Consensus, ConsensusError},
@@ -97,19 +97,37 @@ impl Roll {
 
     /// Whether a manager may speak raft here. A manager that is behind, or has nothing yet, can not
     /// know those that joined meanwhile, and one of them may be the leader that would tell it: there
-    /// only what is known to be removed is refused, and raft's own votes decide the rest.
+    /// only what is known to be removed is refused, and raft's own votes decide the rest. For the same reason one
+    /// whose certificate says manager, and which is a worker in what this manager has, is refused only by a
+    /// leader, or while another one is heard: it was either demoted since, or promoted and this manager is
+    /// behind.
     ///
     /// # Errors
     /// Forbidden for a node that was removed, or is a worker.
     pub fn raft(&self, name: &NodeName) -> Result<(), Refusal> {
         match self.local(name) {
             Some(Ok(member)) if member.role == mesh_core::objects::Role::Manager => Ok(()),
-            Some(Ok(member)) => Err(Refusal::forbidden(format!("node {} is no manager", member.node))),
+            Some(Ok(member)) if !self.may_be_promoted(member.node) => {
+                Err(Refusal::forbidden(format!("node {} is no manager", member.node)))
+            }
+            Some(Ok(_)) => Ok(()),
             Some(Err(e)) => Err(e),
             // The leader's own state is never behind that of a manager it has not let in.
             None if self.consensus.leadership().borrow().is_leader => Err(authz::removed(name.node)),
             None => Ok(()),
         }
+    }
+}
+
+impl Roll {
+    /// Whether a node, a worker as far as is known here, may be a manager by now. A leader that this manager is
+    /// too far behind to have heard of has no address yet.
+    fn may_be_promoted(&self, id: Id) -> bool {
+        let leadership = self.consensus.leadership();
+        let now = leadership.borrow();
+        let (_, all) = self.consensus.objects();
+        let own = all.nodes.get(&id).map(|n| control_addr(n));
+        !now.is_leader && (now.leader_addr.is_none() || now.leader_addr == own)
     }
 }
 

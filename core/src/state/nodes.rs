@@ -10,7 +10,7 @@ use crate::{
     Id, Refusal,
     command::{NewNode, Reply},
     ipam,
-    objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Protocol, Role, Subnet, vxlan_overhead},
+    objects::{Availability, Cluster, Dataplane, Kind, Network, Node, NodeState, Object, Objects, Protocol, Role, Subnet, vxlan_overhead},
     spec::{IPV6_MIN_MTU, MIN_MTU, check_name, check_unicast, overlap},
 };
 
@@ -247,15 +247,7 @@ pub(super) fn change(state: &State, id: Id, index: u64, f: impl FnOnce(&mut Node
 pub(super) fn remove(state: &State, r: &str, force: bool, index: u64) -> Effect {
     let node = state.find_node(r)?;
     let all = &state.objects;
-    if node.role == Role::Manager && all.nodes.values().filter(|n| n.role == Role::Manager).count() == 1 {
-        return Err(Refusal::conflict(format!(
-            "node {} is the only manager: add another one first (meshctl token manager)",
-            node.hostname
-        )));
-    }
-    if node.role == Role::Manager {
-        keep_majority(state, node)?;
-    }
+    may_stop_managing(all, node)?;
     if node.state == NodeState::Ready && !force {
         return Err(Refusal::conflict(format!(
             "node {} is ready: run meshctl leave there, or use --force",
@@ -276,11 +268,51 @@ pub(super) fn remove(state: &State, r: &str, force: bool, index: u64) -> Effect 
     Ok((Reply::Done, changes))
 }
 
-/// Refuses to let a manager go when no majority of the others is up: nothing could be changed any
-/// more. One that was not heard yet counts as up: it has just joined.
-fn keep_majority(state: &State, leaver: &Node) -> Result<(), Refusal> {
-    let all = state.objects.nodes.values();
-    let rest: Vec<_> = all.filter(|n| n.role == Role::Manager && n.id != leaver.id).collect();
+/// Makes a node a manager or a worker. A new manager gets a raft id of its own every time: what a node
+/// promised as one voter must not count for another.
+pub(super) fn set_role(state: &State, r: &str, role: Role, index: u64) -> Effect {
+    let node = state.find_node(r)?;
+    if node.role == role {
+        return Ok((Reply::Node(Box::new(Node::clone(node))), Vec::new()));
+    }
+    match role {
+        Role::Worker => may_stop_managing(&state.objects, node)?,
+        Role::Manager if node.state != NodeState::Ready => {
+            let how = if node.state == NodeState::Down {
+                "is down"
+            } else {
+                "was not heard yet"
+            };
+            return Err(Refusal::conflict(format!(
+                "node {} {how}: a manager that does not answer counts against the quorum; promote it once it is ready",
+                node.hostname
+            )));
+        }
+        Role::Manager => {}
+    }
+    change(state, node.id, index, |n| {
+        n.role = role;
+        n.raft_id = if role == Role::Manager { index } else { 0 };
+    })
+}
+
+/// Refuses to let a manager go that is the only one, or when no majority of the others is up: nothing could
+/// be changed any more. One that was not heard yet counts as up: it has just joined. Workers may always go.
+///
+/// # Errors
+/// A conflict that names the managers in question.
+pub fn may_stop_managing(all: &Objects, leaver: &Node) -> Result<(), Refusal> {
+    if leaver.role == Role::Worker {
+        return Ok(());
+    }
+    let others = all.nodes.values().filter(|n| n.role == Role::Manager && n.id != leaver.id);
+    let rest: Vec<_> = others.collect();
+    if rest.is_empty() {
+        return Err(Refusal::conflict(format!(
+            "node {} is the only manager: make another one first (meshctl node promote NODE)",
+            leaver.hostname
+        )));
+    }
     let down: Vec<_> = rest.iter().filter(|n| n.state == NodeState::Down).collect();
     if down.len() * 2 < rest.len() {
         return Ok(());
