@@ -313,7 +313,7 @@ pub mod method {
     pub const FLOW: u8 = 3;
 }
 
-/// Value of `SERVICES`: names the members that count.
+/// Value of `SERVICES`: a set's list of backends, or which of those in `MEMBERS` it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Service {
@@ -321,7 +321,7 @@ pub struct Service {
     pub turn: u64,
     /// How many members.
     pub count: u32,
-    /// Which of the two lists in `MEMBERS` is valid: 0 or 1.
+    /// Which of the two lists in `MEMBERS` is valid, 0 or 1, if there are more members than [`FEW`].
     pub bank: u32,
     /// Seconds for which a client comes back to its backend; 0: it does not.
     pub affinity: u32,
@@ -331,6 +331,9 @@ pub struct Service {
     pub ranged: u8,
     /// Zero.
     pub zero: [u8; 2],
+    /// The members, if there are no more than that: keys of `BACKENDS`. Places behind the last are zero, which
+    /// is nobody's.
+    pub members: [u32; FEW as usize],
 }
 
 /// Key of `MEMBERS`.
@@ -345,22 +348,25 @@ pub struct MemberKey {
     pub part: u32,
 }
 
-/// How many members are in one row of `MEMBERS`: a row of a hash costs as much as they do.
-pub const PART: u32 = 8;
+/// How many members are in the row of their service: most services have no more.
+pub const FEW: u32 = 8;
+
+/// How many members are in one row of `MEMBERS`: a row of a hash costs as much as a dozen of them.
+pub const PART: u32 = 32;
 
 /// Value of `MEMBERS`; places behind the list's last are zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Members(pub [Member; PART as usize]);
+pub struct Members(pub [u32; PART as usize]);
 
-/// A member of a list.
+/// A set of backends without flags, and one of its backends: key of `STAT_ROWS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Member {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Pair {
+    /// The set.
+    pub service: u32,
     /// Key of `BACKENDS`.
     pub backend: u32,
-    /// Row of `STATS` for this backend of this service.
-    pub stat: u32,
 }
 
 /// Key of `SOURCES`, a longest-prefix-match map, behind the number of bits that count (`struct
@@ -620,7 +626,7 @@ impl Event {
 
 plain! {
     Addr = 16, MacKey = 8, FlowKey = 40, Flow = 40, Reply = 48, Config = 56, PortKey = 4, BoundKey = 20, Published = 8,
-    Service = 24, MemberKey = 12, Members = 64, Member = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
+    Service = 56, MemberKey = 12, Members = 128, Pair = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
     Local = 80, Network = 20, Vip = 8, FragmentKey = 40, FragmentPorts = 4, Namespace = 36, SocketKey = 32, Socket = 24,
     Event = 72,
 }

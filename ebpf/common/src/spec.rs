@@ -20,6 +20,8 @@ pub enum MapKind {
     LruHash = 9,
     /// BPF_MAP_TYPE_LPM_TRIE.
     LpmTrie = 11,
+    /// BPF_MAP_TYPE_QUEUE.
+    Queue = 22,
 }
 
 /// One map.
@@ -71,10 +73,10 @@ pub const PUBLISHED: MapSpec = spec::<u32, rows::Published>("PUBLISHED", MapKind
 pub const BOUND: MapSpec = hash::<rows::BoundKey, rows::Published>("BOUND", 65_536);
 /// Virtual addresses.
 pub const VIPS: MapSpec = hash::<rows::Addr, rows::Vip>("VIPS", 131_072);
-/// Sets of backends.
-pub const SERVICES: MapSpec = hash::<u32, rows::Service>("SERVICES", 262_144);
-/// Members of services, [`rows::PART`] to a row.
-pub const MEMBERS: MapSpec = hash::<rows::MemberKey, rows::Members>("MEMBERS", 262_144);
+/// Sets of backends, with those of them that have few.
+pub const SERVICES: MapSpec = hash::<u32, rows::Service>("SERVICES", 131_072);
+/// Members of the others, [`rows::PART`] to a row.
+pub const MEMBERS: MapSpec = hash::<rows::MemberKey, rows::Members>("MEMBERS", 65_536);
 /// Clients of services that are admitted (1) or not (0).
 pub const SOURCES: MapSpec = spec::<(u32, rows::Source), u32>("SOURCES", MapKind::LpmTrie, 262_144, NO_PREALLOC);
 /// Backends.
@@ -105,11 +107,15 @@ pub const NAMESPACES: MapSpec = hash::<u64, rows::Namespace>("NAMESPACES", 16_38
 pub const SOCKETS: MapSpec = lru::<rows::SocketKey, rows::Socket>("SOCKETS", 32_768);
 /// Counters by [`crate::Reason`].
 pub const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", MapKind::PerCpuArray, 128, 0);
-/// Counters of each backend of each service. Row 0: those that had no room.
-pub const STATS: MapSpec = spec::<u32, rows::Stat>("STATS", MapKind::PerCpuArray, 16_384, 0);
+/// Counters of each backend of each service that was given a flow here. Row 0: those that had no room.
+pub const STATS: MapSpec = spec::<u32, rows::Stat>("STATS", MapKind::PerCpuArray, 32_768, 0);
+/// Their rows of [`STATS`].
+pub const STAT_ROWS: MapSpec = hash::<rows::Pair, u32>("STAT_ROWS", 32_768);
+/// Rows of [`STATS`] that are nobody's.
+pub const STAT_FREE: MapSpec = spec::<(), u32>("STAT_FREE", MapKind::Queue, 32_768, 0);
 
 /// All maps that are pinned.
-pub const ALL: [MapSpec; 23] = [
+pub const ALL: [MapSpec; 25] = [
     CONFIG,
     NODE_ADDRS,
     PUBLISHED,
@@ -133,6 +139,8 @@ pub const ALL: [MapSpec; 23] = [
     SOCKETS,
     COUNTERS,
     STATS,
+    STAT_ROWS,
+    STAT_FREE,
 ];
 
 /// The ring buffer of [`rows::Event`]s, in bytes; not pinned, it is of use while somebody reads it.

@@ -121,8 +121,8 @@ pub fn flows(former: &[PathBuf], maps: &Path, store: &mut Store) -> Result<u64, 
         let old = version.join("maps");
         if version.ends_with("v2") {
             rows += flows_of_2(&old, maps)?;
-        } else if version.ends_with("v3") {
-            rows += flows_of_3(&old, maps, store)?;
+        } else if version.ends_with("v3") || version.ends_with("v4") {
+            rows += flows_of_4(&old, maps, store)?;
         }
     }
     Ok(rows)
@@ -139,8 +139,8 @@ fn flows_of_2(old: &Path, maps: &Path) -> Result<u64, Error> {
     Ok(flows + replies)
 }
 
-/// The rows of version 3 have today's shape; which row of `STATS` is whose has changed.
-fn flows_of_3(old: &Path, maps: &Path, store: &mut Store) -> Result<u64, Error> {
+/// The rows of versions 3 and 4 have today's shape; which row of `STATS` is whose has changed.
+fn flows_of_4(old: &Path, maps: &Path, store: &mut Store) -> Result<u64, Error> {
     let (now, mut rows) = (sys::boot_ns(), 0);
     let mut stats = BTreeMap::from([(UNCOUNTED, UNCOUNTED), (0, 0)]);
     for table in [&spec::FLOWS_KEPT, &spec::FLOWS] {
@@ -150,7 +150,7 @@ fn flows_of_3(old: &Path, maps: &Path, store: &mut Store) -> Result<u64, Error> 
             }
             let stat = match stats.get(&f.stat) {
                 Some(stat) => *stat,
-                None => *stats.entry(f.stat).or_insert(store.stat_row(f.service, f.backend)),
+                None => *stats.entry(f.stat).or_insert(store.stat_row(f.service, f.backend)?),
             };
             Ok(Some(Flow { stat, ..*f }))
         })?;

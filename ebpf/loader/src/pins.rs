@@ -11,7 +11,10 @@ use std::{
 };
 
 use aya::{maps::MapInfo, util::nr_cpus};
-use mesh_ebpf_common::spec::{self, MapSpec};
+use mesh_ebpf_common::{
+    rows::Stat,
+    spec::{self, MapSpec},
+};
 use nix::{
     mount::{MsFlags, mount, umount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -20,7 +23,7 @@ use nix::{
 use crate::{Error, hooks};
 
 /// The version of the pins.
-const VERSION: &str = "v4";
+const VERSION: &str = "v5";
 /// Where a bpffs is mounted by custom.
 const USUAL: &str = "/sys/fs/bpf";
 
@@ -87,9 +90,9 @@ pub fn sized(spec: MapSpec, flow_table_size: u32) -> MapSpec {
         flow_table_size
     } else if is(&[spec::FLOWS, spec::REPLIES, spec::AFFINITY, spec::SOCKETS]) {
         (flow_table_size / 8).max(YOUNG)
-    } else if is(&[spec::STATS]) {
-        let row = spec.value_size as usize * nr_cpus().unwrap_or(1);
-        u32::try_from(STATS_BYTES / row).map_or(spec.max_entries, |rows| rows.clamp(1024, 131_072))
+    } else if is(&[spec::STATS, spec::STAT_ROWS, spec::STAT_FREE]) {
+        let row = size_of::<Stat>() * nr_cpus().unwrap_or(1);
+        u32::try_from(STATS_BYTES / row).map_or(spec.max_entries, |rows| rows.clamp(1024, spec.max_entries))
     } else {
         spec.max_entries
     };

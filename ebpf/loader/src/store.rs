@@ -7,14 +7,14 @@
 mod array;
 mod lists;
 mod places;
+mod stats;
 mod table;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
+    maps::{Array, MapData},
 };
 use ipnet::IpNet;
 use mesh_core::{
@@ -29,8 +29,8 @@ use mesh_ebpf_common::{
 
 use crate::Error;
 use array::Rows;
-use lists::Stats;
 use places::{raw4, raw6, read4, read6};
+use stats::Stats;
 use table::{Bytes, Table, Trie};
 
 /// All tables of a host.
@@ -49,7 +49,6 @@ pub struct Store {
     networks: Table<u32, Bytes<rows::Network>>,
     peers: Table<Bytes<rows::MacKey>, u32>,
     namespaces: Table<u64, Bytes<rows::Namespace>>,
-    stat_rows: PerCpuArray<MapData, Bytes<rows::Stat>>,
     stats: Stats,
     shadow: Tables,
     /// The row as the kernel has it.
@@ -60,7 +59,7 @@ pub struct Store {
     own_networks: BTreeMap<String, u32>,
 }
 
-/// What went through one backend of one service since the service had it.
+/// What went through one backend of one service since it was first given a flow here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stat {
     /// The set of backends, without flags; 0: all pairs that had no room for rows of their own.
@@ -85,9 +84,6 @@ impl Store {
         let name = spec::CONFIG.name;
         let config = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
         let config = config.try_into().map_err(|source| Error::map(name, "open", source))?;
-        let name = spec::STATS.name;
-        let stat_rows = ebpf.take_map(name).ok_or(Error::NotInObject { name })?;
-        let stat_rows: PerCpuArray<_, _> = stat_rows.try_into().map_err(|source| Error::map(name, "open", source))?;
         let mut store = Self {
             config,
             node_addrs: Table::take(ebpf, &spec::NODE_ADDRS)?,
@@ -103,8 +99,7 @@ impl Store {
             networks: Table::take(ebpf, &spec::NETWORKS)?,
             peers: Table::take(ebpf, &spec::PEERS)?,
             namespaces: Table::take(ebpf, &spec::NAMESPACES)?,
-            stats: Stats::new(stat_rows.len()),
-            stat_rows,
+            stats: Stats::take(ebpf)?,
             shadow: Tables::default(),
             own: rows::Config::default(),
             own_locals: BTreeMap::new(),
@@ -125,7 +120,6 @@ impl Store {
         compact(&mut t.vips);
         compact(&mut t.services);
         compact(&mut t.backends);
-        self.stats.compact();
     }
 
     /// What the maps hold.
@@ -322,42 +316,15 @@ impl Store {
         Ok(())
     }
 
-    fn clear_stat(&mut self, row: u32) -> Result<(), Error> {
-        let failed = |source| Error::map(spec::STATS.name, "write to", source);
-        let cpus = nr_cpus().map_err(|(_, source)| failed(aya::maps::MapError::IoError(source)))?;
-        let zero = PerCpuValues::try_from(vec![Bytes(rows::Stat::default()); cpus]);
-        let zero = zero.map_err(|source| failed(aya::maps::MapError::IoError(source)))?;
-        self.stat_rows.set(row, zero, 0).map_err(failed)
+    /// The row of the counters of a backend of a set; 0: that of those that had no room.
+    pub fn stat_row(&mut self, set: u32, backend: u32) -> Result<u32, Error> {
+        let service = lists::base(set);
+        self.stats.row(rows::Pair { service, backend })
     }
 
-    /// The row of the counters of a backend of a set; 0: that of those that have none of their own.
-    pub fn stat_row(&self, set: u32, backend: u32) -> u32 {
-        self.stats.row(set, backend)
-    }
-
-    /// What went through each backend of each service.
+    /// What went through each backend of each service that was given a flow here.
     pub fn stats(&self) -> Result<Vec<Stat>, Error> {
-        let read = |row| {
-            let values = self.stat_rows.get(&row, 0);
-            values.map_err(|source| Error::map(spec::STATS.name, "read", source))
-        };
-        let rows = std::iter::once(((0, 0), 0)).chain(self.stats.pairs());
-        rows.map(|((service, backend), row)| {
-            let mut sum = Stat {
-                service,
-                backend,
-                ..Stat::default()
-            };
-            for Bytes(s) in read(row)?.iter() {
-                sum.flows += s.flows;
-                sum.packets += s.packets;
-                sum.bytes += s.bytes;
-                sum.reply_packets += s.reply_packets;
-                sum.reply_bytes += s.reply_bytes;
-            }
-            Ok(sum)
-        })
-        .collect()
+        self.stats.read()
     }
 }
 

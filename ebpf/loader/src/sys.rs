@@ -204,6 +204,19 @@ pub fn update_batch<V: Plain>(map: &MapData, keys: &[u32], values: &[V]) -> io::
     bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
 }
 
+/// Waits until no program runs any more that runs now: membarrier(2) with MEMBARRIER_CMD_GLOBAL, which
+/// is synchronize_rcu in the kernel. Takes some 20 ms.
+#[expect(clippy::disallowed_methods, reason = "nothing tells when a program has ended")]
+pub fn wait_for_programs() {
+    /// MEMBARRIER_CMD_GLOBAL.
+    const GLOBAL: libc::c_long = 1;
+    // SAFETY: only numbers.
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0 {
+        // A kernel with nohz_full refuses. A program runs for microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
 /// `union bpf_attr` for BPF_MAP_*_ELEM.
 #[repr(C)]
 struct Elem {

@@ -10,6 +10,7 @@ use mesh_ebpf_common::{
     flow::hash_flow,
     rows::{Addr, FlowKey, TCP},
 };
+use mesh_loader::Stat;
 use support::{
     frame::{ACK, Frame, SYN},
     world::{A, C, CLIENT, D, GATEWAY_MAC, NODE, REDIRECT, World, mac, turn},
@@ -76,7 +77,7 @@ fn room_for_many_tables_and_their_changes() {
     for set in 1000..1100 {
         w.put(Row::Service(set, Some(table(0))));
     }
-    assert_eq!(usage(&mut w, "MEMBERS"), before + 100 * 2048);
+    assert_eq!(usage(&mut w, "MEMBERS"), before + 100 * 512);
     w = w.reopen();
     assert_eq!(w.loader.observe().unwrap().0.services[&1099], table(0));
     // More than what is left has room for, if nothing came back.
@@ -111,12 +112,17 @@ fn a_client_comes_back_to_its_backend_wherever_that_is_in_the_list() {
     };
     w.put(with(&[3]));
     assert_eq!(open(&w, 1), mac(C));
-    for (port, place) in (2..).zip([1, 7, 8, 15, 16, 63]) {
+    for (port, place) in (2..).zip([1, 7, 8, 31, 32, 63]) {
         w.put(with(&far(place)));
         assert_eq!(open(&w, port), mac(C), "place {place}");
     }
+    // In lists that are in the service's own row.
+    w.put(with(&[1000, 4, 3]));
+    assert_eq!(open(&w, 100), mac(C));
+    w.put(with(&[1000, 1000, 1000, 1000, 1000, 1000, 4, 3]));
+    assert_eq!(open(&w, 101), mac(C));
     w.put(with(&[4]));
-    assert_eq!(open(&w, 101), mac(D));
+    assert_eq!(open(&w, 102), mac(D));
 }
 
 #[test]
@@ -128,8 +134,62 @@ fn turns_go_on_when_the_list_changes() {
     assert_eq!((open(&w, 2), open(&w, 3)), (mac(D), mac(C)));
 }
 
+/// Of every length at which a list is kept another way.
 #[test]
-fn flows_of_version_3_go_on() {
+fn lists_of_all_lengths() {
+    let mut w = World::new();
+    let mut port = 0;
+    for len in [1, 2, 7, 8, 9, 31, 32, 33, 64, 65, 8, 1] {
+        let list: Vec<u32> = (0..len).map(|i| 3 + (i + i / 5) % 2).collect();
+        w.put(Row::Service(1, Some(turn(&list))));
+        w = w.reopen();
+        assert_eq!(w.loader.observe().unwrap().0.services[&1].list, list);
+        let mut seen = BTreeMap::new();
+        for _ in 0..len {
+            port += 1;
+            *seen.entry(open(&w, port)).or_insert(0) += 1;
+        }
+        let of = |slot| list.iter().filter(|s| **s == slot).count();
+        assert_eq!(seen.get(&mac(C)).copied().unwrap_or(0), of(3), "{list:?}");
+        assert_eq!(seen.get(&mac(D)).copied().unwrap_or(0), of(4), "{list:?}");
+    }
+    assert_eq!(usage(&mut w, "MEMBERS"), 0);
+}
+
+#[test]
+fn counters_are_given_out_with_the_first_flow() {
+    let mut w = World::new();
+    let of = |w: &World| w.loader.stats().unwrap().into_iter().skip(1).collect::<Vec<_>>();
+    assert_eq!(of(&w), []);
+    open(&w, 1);
+    let stat = |backend, flows| Stat {
+        service: 1,
+        backend,
+        flows,
+        packets: flows,
+        bytes: 54 * flows,
+        ..Stat::default()
+    };
+    assert_eq!(of(&w), [stat(3, 1)]);
+    open(&w, 2);
+    open(&w, 3);
+    assert_eq!(of(&w), [stat(3, 2), stat(4, 1)]);
+    w = w.reopen();
+    assert_eq!(of(&w), [stat(3, 2), stat(4, 1)]);
+    w.put(Row::Service(1, Some(turn(&[4]))));
+    assert_eq!(of(&w).len(), 2, "the set of IPv6 still has it");
+    w.put(Row::Service(1 | mesh_core::lb::V6, Some(turn(&[4]))));
+    assert_eq!(of(&w), [stat(4, 1)]);
+}
+
+#[test]
+fn flows_of_versions_3_and_4_go_on() {
+    for former in ["v3", "v4"] {
+        flows_go_on(former);
+    }
+}
+
+fn flows_go_on(former: &str) {
     let w = World::new();
     let syn = |port| Frame::tcp((CLIENT, port), (NODE, 8080), SYN, b"");
     let ack = |port| Frame::tcp((CLIENT, port), (NODE, 8080), ACK, b"");
@@ -139,7 +199,7 @@ fn flows_of_version_3_go_on() {
         .is(SENT, &["reply_sent"]);
     w.client(&ack(1)).is(SENT, &["delivered", "kept"]);
     w.client(&syn(2)).is(SENT, &["new_flow", "delivered"]);
-    let mut w = w.upgrade("v3");
+    let mut w = w.upgrade(former);
     w.fill();
     w.loader.observe().unwrap();
     assert_eq!(["FLOWS", "FLOWS_KEPT", "REPLIES", "REPLIES_KEPT"].map(|m| usage(&mut w, m)), [1; 4]);

@@ -297,13 +297,6 @@ fn more_rows_than_are_read_at_once() {
     }
     let mut world = world.reopen();
     assert_eq!(world.loader.observe().unwrap().0, want);
-    // Rows of statistics were taken over, none is given out twice.
-    let mut rows: Vec<_> = world.loader.stats().unwrap().iter().map(|s| (s.service, s.backend)).collect();
-    let all = rows.len();
-    rows.sort_unstable();
-    rows.dedup();
-    assert_eq!(rows.len(), all);
-    assert!(all > 9_000, "{all}");
 }
 
 #[test]
@@ -439,7 +432,7 @@ fn containers_have_filters() {
         let mut loader = Loader::open(&opts(None)).unwrap();
         loader.apply(&BpfAction::Attach(hook.clone())).unwrap();
         assert!(has(&mut loader) && filters() == 1);
-        let pin = std::fs::read_dir(pins.join("v4/links")).unwrap().next().unwrap().unwrap().path();
+        let pin = std::fs::read_dir(pins.join("v5/links")).unwrap().next().unwrap().unwrap().path();
         std::fs::remove_file(&pin).unwrap();
         assert!(!has(&mut loader));
         loader.apply(&BpfAction::Attach(hook.clone())).unwrap();

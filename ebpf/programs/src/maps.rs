@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, lpm_trie::Key},
 };
 use mesh_ebpf_common::{
     Reason,
@@ -39,6 +39,7 @@ hash! {
     FLOWS_KEPT: rows::FlowKey => rows::Flow,
     REPLIES_KEPT: rows::FlowKey => rows::Reply,
     NAMESPACES: u64 => rows::Namespace,
+    STAT_ROWS: rows::Pair => u32,
 }
 lru! {
     FLOWS: rows::FlowKey => rows::Flow,
@@ -63,6 +64,9 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(spec::COUNTERS
 #[map]
 static STATS: PerCpuArray<rows::Stat> = PerCpuArray::with_max_entries(spec::STATS.max_entries, spec::STATS.flags);
 
+#[map]
+static STAT_FREE: Queue<u32> = Queue::with_max_entries(spec::STAT_FREE.max_entries, spec::STAT_FREE.flags);
+
 /// One [`Work`] per CPU; not pinned, it holds nothing between packets.
 #[map]
 static SCRATCH: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
@@ -82,6 +86,30 @@ pub fn count(reason: Reason) {
         // SAFETY: this CPU's own slot; programs do not nest.
         unsafe { *n += 1 }
     }
+}
+
+/// BPF_NOEXIST.
+const NOEXIST: u64 = 1;
+
+/// The row of `STATS` of a backend of a set: its own from the first flow that it is given; 0 if there is
+/// no room.
+#[inline(always)]
+pub fn stat_row(set: u32, backend: u32) -> u32 {
+    let pair = rows::Pair {
+        service: set & !(rows::V6 | rows::LOCAL),
+        backend,
+    };
+    // SAFETY: a copy of a row looked up in this run; so below.
+    if let Some(row) = unsafe { STAT_ROWS.get(&pair) } {
+        return *row;
+    }
+    let Ok(Some(row)) = STAT_FREE.pop() else { return 0 };
+    if STAT_ROWS.insert(&pair, &row, NOEXIST).is_ok() {
+        return row;
+    }
+    // Another CPU was first.
+    let _ = STAT_FREE.push(&row, 0);
+    unsafe { STAT_ROWS.get(&pair) }.copied().unwrap_or(0)
 }
 
 /// Counts a new flow of a backend of a service.

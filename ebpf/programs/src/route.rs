@@ -7,12 +7,12 @@ use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 use mesh_ebpf_common::{
     Reason,
     flow::{self, Judgement},
-    rows::{Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, Member, MemberKey, Members, PART, Service, TCP, kind, method},
+    rows::{Addr, Affinity, AffinityKey, Backend, FEW, Flow, FlowKey, MemberKey, PART, Service, TCP, kind, method},
 };
 
 use crate::{
     event,
-    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, admitted, count, count_flow, count_packet},
+    maps::{AFFINITY, BACKENDS, FLOWS, FLOWS_KEPT, MEMBERS, SERVICES, admitted, count, count_flow, count_packet, stat_row},
     skb::random,
     work::Work,
 };
@@ -154,20 +154,21 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         return Route::Stray;
     }
     w.service = new.service;
-    let (member, chosen) = match choose(new.service, &w.key, own, new.admitted, now) {
-        Choice::Member(member, backend) => (member, backend),
+    let (slot, chosen) = match choose(new.service, &w.key, own, new.admitted, now) {
+        Choice::Backend(slot, backend) => (slot, backend),
         Choice::Empty => return Route::Empty,
         Choice::Denied => return Route::Denied,
     };
-    w.backend = member.backend;
+    w.backend = slot;
+    let stat = stat_row(new.service, slot);
     let carried = new.kind == kind::INGRESS && new.client == 0 && chosen.local == 0;
     w.flow = Flow {
         last_seen: now,
-        backend: member.backend,
+        backend: slot,
         bits: flow::advance(w.flags, true) | if new.direct { flow::DIRECT } else { 0 },
         service: new.service,
         client: new.client,
-        stat: member.stat,
+        stat,
         cport: 0,
         target: new.target,
         entry: if carried { chosen.mac } else { new.entry },
@@ -181,7 +182,7 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
     };
     // SAFETY: as above.
     let first = unsafe { (*f).backend };
-    let backend = if first == member.backend {
+    let backend = if first == slot {
         chosen
     } else {
         // SAFETY: as above.
@@ -191,16 +192,16 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         }
     };
     count(Reason::NewFlow);
-    count_flow(member.stat);
-    count_packet(member.stat, w.len, true);
+    count_flow(stat);
+    count_packet(stat, w.len, true);
     event::flow();
     Route::To(f, backend)
 }
 
 /// A backend for a new flow.
 pub enum Choice {
-    /// This one.
-    Member(Member, &'static Backend),
+    /// This one, by its number.
+    Backend(u32, &'static Backend),
     /// There is none.
     Empty,
     /// The client is not admitted.
@@ -217,20 +218,21 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
         return Choice::Empty;
     };
     // SAFETY: as above.
-    let mut list = unsafe { *row };
+    let mut list: &Service = unsafe { &*row };
     if list.ranged != 0 && !is_admitted && !admitted(service, &key.src) {
         return Choice::Denied;
     }
-    if list.count == 0 {
+    let mut count = list.count;
+    if count == 0 {
         return Choice::Empty;
     }
     let client = AffinityKey { service, addr: key.src };
     if list.affinity != 0
-        && let Some(member) = former(&client, &list, now)
+        && let Some(slot) = former(&client, list, now)
         // SAFETY: as above.
-        && let Some(backend) = unsafe { BACKENDS.get(&member.backend) }
+        && let Some(backend) = unsafe { BACKENDS.get(&slot) }
     {
-        return Choice::Member(member, backend);
+        return Choice::Backend(slot, backend);
     }
     let start = match list.method {
         method::RANDOM => random().into(),
@@ -240,49 +242,54 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
         // SAFETY: eight aligned bytes of a row looked up in this run.
         _ => unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(&raw mut (*row).turn, 1) },
     };
-    // No backend has the number 0.
-    let mut fallback = Member { backend: 0, stat: 0 };
+    // No backend has this number.
+    let mut fallback = 0;
     for i in 0..TRIES {
         let at = start + u64::from(i);
-        let found = match member(service, &list, (at % u64::from(list.count)) as u32) {
+        let mut place = (at % u64::from(count)) as u32;
+        let found = match member(service, list, place) {
             Some(found) => found,
             None => {
                 // The list was replaced between the two look-ups.
                 // SAFETY: as above.
-                list = match unsafe { SERVICES.get(&service) } {
-                    Some(list) if list.count != 0 => *list,
-                    _ => return Choice::Empty,
+                let Some(newer) = (unsafe { SERVICES.get(&service) }) else {
+                    return Choice::Empty;
                 };
-                let Some(found) = member(service, &list, (at % u64::from(list.count)) as u32) else {
+                (list, count) = (newer, newer.count);
+                if count == 0 {
+                    return Choice::Empty;
+                }
+                place = (at % u64::from(count)) as u32;
+                let Some(found) = member(service, list, place) else {
                     continue;
                 };
                 found
             }
         };
         // SAFETY: as above.
-        let Some(backend) = (unsafe { BACKENDS.get(&found.backend) }) else {
+        let Some(backend) = (unsafe { BACKENDS.get(&found) }) else {
             continue;
         };
         match own {
             Some(own) if own.same(&backend.addr(&own)) => fallback = found,
             _ => {
                 if list.affinity != 0 {
-                    remember(&client, &list, found, at, now);
+                    remember(&client, found, place, now);
                 }
-                return Choice::Member(found, backend);
+                return Choice::Backend(found, backend);
             }
         }
     }
     // SAFETY: as above.
-    match unsafe { BACKENDS.get(&fallback.backend) } {
-        Some(backend) => Choice::Member(fallback, backend),
+    match unsafe { BACKENDS.get(&fallback) } {
+        Some(backend) => Choice::Backend(fallback, backend),
         None => Choice::Empty,
     }
 }
 
 /// The client's former backend, if that was not too long ago and it still takes new flows.
 #[inline(always)]
-fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<Member> {
+fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<u32> {
     let row = AFFINITY.get_ptr_mut(client)?;
     // SAFETY: a row looked up in this run.
     let row = unsafe { &mut *row };
@@ -290,57 +297,67 @@ fn former(client: &AffinityKey, list: &Service, now: u64) -> Option<Member> {
         return None;
     }
     let former = row.backend;
-    let mut found = Member { backend: 0, stat: 0 };
-    if row.index < list.count
-        && let Some(member) = member(client.service, list, row.index)
-        && member.backend == former
-    {
-        found = member;
-    }
-    for number in 0..SEARCH / PART {
-        if found.backend != 0 || number * PART >= list.count {
-            break;
-        }
-        let Some(part) = part(client.service, list, number) else { break };
-        // What is behind the list's last member is 0.
-        for (i, member) in (0..).zip(&part.0) {
-            if member.backend == former {
-                row.index = number * PART + i;
-                found = *member;
+    let mut found = row.index < list.count && member(client.service, list, row.index).is_some_and(|member| member == former);
+    // What is behind the list's last member is 0.
+    if list.count <= FEW {
+        found = found || search(&list.members, former, 0, &mut row.index);
+    } else {
+        for number in 0..SEARCH / PART {
+            if found || number * PART >= list.count {
+                break;
             }
+            let Some(part) = part(client.service, list, number) else { break };
+            found = search(part, former, number * PART, &mut row.index);
         }
     }
     // Who is not in the list takes no new flows.
-    if found.backend == 0 {
+    if !found {
         return None;
     }
     row.last_seen = now;
-    Some(found)
+    Some(former)
+}
+
+/// Whether `former` is among these members, and where, from the place `first` of the first of them on.
+#[inline(always)]
+fn search(members: &[u32], former: u32, first: u32, place: &mut u32) -> bool {
+    let mut found = false;
+    for (i, member) in (first..).zip(members) {
+        if *member == former {
+            *place = i;
+            found = true;
+        }
+    }
+    found
 }
 
 #[inline(always)]
-fn remember(client: &AffinityKey, list: &Service, found: Member, at: u64, now: u64) {
+fn remember(client: &AffinityKey, found: u32, place: u32, now: u64) {
     let row = Affinity {
         last_seen: now,
-        backend: found.backend,
-        index: (at % u64::from(list.count)) as u32,
+        backend: found,
+        index: place,
     };
     // A failure costs the client its backend, no more.
     let _ = AFFINITY.insert(client, &row, ANY);
 }
 
 #[inline(always)]
-fn member(service: u32, list: &Service, index: u32) -> Option<Member> {
-    Some(part(service, list, index / PART)?.0[(index % PART) as usize])
+fn member(service: u32, list: &Service, index: u32) -> Option<u32> {
+    if list.count <= FEW {
+        return Some(list.members[(index % FEW) as usize]);
+    }
+    Some(part(service, list, index / PART)?[(index % PART) as usize])
 }
 
+/// A row of a list that is not in its service's row.
 #[inline(always)]
-fn part(service: u32, list: &Service, number: u32) -> Option<&'static Members> {
+fn part(service: u32, list: &Service, number: u32) -> Option<&'static [u32; PART as usize]> {
     let key = MemberKey {
         service,
         bank: list.bank,
         part: number,
     };
     // SAFETY: as in `choose`.
-    unsafe { MEMBERS.get(&key) }
+    unsafe { MEMBERS.get(&key) }.map(|row| &row.0)
 }

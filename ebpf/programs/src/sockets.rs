@@ -18,7 +18,7 @@ use mesh_ebpf_common::{
 };
 
 use crate::{
-    maps::{BACKENDS, NAMESPACES, NODE_ADDRS, SOCKETS, VIPS, count, count_flow, published},
+    maps::{BACKENDS, NAMESPACES, NODE_ADDRS, SOCKETS, VIPS, count, count_flow, published, stat_row},
     route::{Choice, choose},
     skb::now,
 };
@@ -204,7 +204,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
         proto,
         zero: [0; 3],
     };
-    let Choice::Member(member, backend) = choose(want.service, &key, None, true, now) else {
+    let Choice::Backend(slot, backend) = choose(want.service, &key, None, true, now) else {
         // A container's packet is answered by from_container.
         if ns.host == 0 || !connects {
             return PROCEED;
@@ -223,7 +223,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
     }
     let origin = Socket {
         addr,
-        backend: member.backend,
+        backend: slot,
         port,
         zero: [0; 2],
     };
@@ -232,14 +232,14 @@ pub fn out(call: Call, connects: bool) -> i32 {
     if proto == UDP {
         let given = Socket {
             addr: to,
-            backend: member.backend,
+            backend: slot,
             port: to_port,
             zero: [0; 2],
         };
         let _ = SOCKETS.insert(call.key(addr, port, true), &given, ANY);
     }
     call.set(&to, to_port);
-    count_flow(member.stat);
+    count_flow(stat_row(want.service, slot));
     count(if connects { Reason::SocketConnected } else { Reason::SocketSent });
     PROCEED
 }

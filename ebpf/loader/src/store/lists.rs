@@ -1,101 +1,28 @@
 //! Services and the lists of their members, for [`super::Store`].
 //!
-//! A list is written as a second one beside the valid one; one update of the service's row makes it
-//! valid. Every backend of every service has a row of `STATS` of its own, which it keeps while it is in
-//! the list; freed rows are given out again as late as possible, for flows that still count in them.
+//! A short list is in the service's row. A longer one is written as a second one beside the valid one; one
+//! update of the service's row makes it valid.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::lb::{self, Method, Pool};
-use mesh_ebpf_common::rows::{self, PART, method};
+use mesh_ebpf_common::rows::{self, FEW, Members, PART, Pair, method};
 
-use super::{Store, compact, table::Bytes};
+use super::{Store, table::Bytes};
 use crate::Error;
 
-/// A service without flags, and a backend.
-type Pair = (u32, u32);
-
-/// Rows of `STATS`.
-#[derive(Debug, Default)]
-pub struct Stats {
-    given: BTreeMap<Pair, Given>,
-    free: VecDeque<u32>,
+/// Parts of a list that are rows of `MEMBERS`.
+fn parts(count: u32) -> u32 {
+    if count <= FEW { 0 } else { count.div_ceil(PART) }
 }
 
-/// What a pair has; there are very many.
-#[derive(Clone, Copy, Debug, Default)]
-struct Given {
-    /// 0: there was no room.
-    row: u32,
-    /// Sets that name the pair, a bit for each: that of each family, everywhere and on this host.
-    sets: u8,
-}
-
-impl Stats {
-    /// Row 0 is for those that find no room.
-    pub fn new(capacity: u32) -> Self {
-        Self {
-            free: (1..capacity).collect(),
-            ..Self::default()
-        }
+/// As many as a row has room for.
+fn filled<const N: usize>(backends: &[u32]) -> [u32; N] {
+    let mut row = [0; N];
+    for (member, backend) in row.iter_mut().zip(backends) {
+        *member = *backend;
     }
-
-    /// Who has which row.
-    pub fn pairs(&self) -> impl Iterator<Item = (Pair, u32)> {
-        let all = self.given.iter().map(|(pair, given)| (*pair, given.row));
-        all.filter(|(_, row)| *row != 0)
-    }
-
-    /// Gives back memory.
-    pub fn compact(&mut self) {
-        compact(&mut self.given);
-    }
-
-    /// The row of a pair; 0: it has none.
-    pub fn row(&self, set: u32, backend: u32) -> u32 {
-        self.given.get(&(base(set), backend)).map_or(0, |given| given.row)
-    }
-
-    fn adopt(&mut self, set: u32, backend: u32, row: u32) {
-        let given = self.given.entry((base(set), backend)).or_default();
-        given.sets |= bit(set);
-        if row != 0 {
-            given.row = row;
-        }
-    }
-
-    /// Once all are adopted: their rows are not free.
-    fn adopted(&mut self) {
-        let taken: BTreeSet<u32> = self.pairs().map(|(_, row)| row).collect();
-        self.free.retain(|row| !taken.contains(row));
-    }
-
-    /// The row, and whether it was given out just now.
-    fn take(&mut self, set: u32, backend: u32) -> (u32, bool) {
-        let given = self.given.entry((base(set), backend)).or_default();
-        given.sets |= bit(set);
-        if given.row != 0 {
-            return (given.row, false);
-        }
-        given.row = self.free.pop_front().unwrap_or(0);
-        (given.row, given.row != 0)
-    }
-
-    fn release(&mut self, set: u32, backend: u32) {
-        let pair = (base(set), backend);
-        let Some(given) = self.given.get_mut(&pair) else { return };
-        given.sets &= !bit(set);
-        if given.sets == 0 {
-            self.free.extend(Some(given.row).filter(|row| *row != 0));
-            self.given.remove(&pair);
-        }
-    }
-}
-
-/// Which of the four sets of its number this is: [`lb::V6`] and [`lb::LOCAL`] are the two highest bits.
-fn bit(set: u32) -> u8 {
-    const { assert!(lb::V6 | lb::LOCAL == 3 << 30) };
-    1 << (set >> 30)
+    row
 }
 
 /// A set's number without flags.
@@ -125,11 +52,11 @@ impl Store {
     /// Reads all services with their valid lists.
     pub(super) fn read_services(&mut self) -> Result<(), Error> {
         let valid: BTreeMap<u32, rows::Service> = self.services.rows()?.into_iter().map(|(set, Bytes(s))| (set, s)).collect();
-        let mut lists: BTreeMap<u32, BTreeMap<u32, rows::Members>> = BTreeMap::new();
+        let mut lists: BTreeMap<u32, BTreeMap<u32, Members>> = BTreeMap::new();
         for (key, Bytes(members)) in self.members.rows()? {
             let Bytes(k) = key;
             match valid.get(&k.service) {
-                Some(s) if s.bank == k.bank && k.part < s.count.div_ceil(PART) => {
+                Some(s) if s.bank == k.bank && k.part < parts(s.count) => {
                     lists.entry(k.service).or_default().insert(k.part, members);
                 }
                 // Left by a loader that was stopped between writing a list and making it valid.
@@ -137,20 +64,21 @@ impl Store {
             }
         }
         for (set, row) in valid {
-            let parts = lists.remove(&set).unwrap_or_default().into_values();
-            let members: Vec<rows::Member> = parts.flat_map(|part| part.0).take(row.count as usize).collect();
-            for m in &members {
-                self.stats.adopt(set, m.backend, m.stat);
-            }
+            let long = lists.remove(&set).unwrap_or_default().into_values();
+            let short = (row.count <= FEW).then_some(row.members);
+            let all = long.flat_map(|part| part.0).chain(short.into_iter().flatten());
             let pool = Pool {
                 method: named(row.method),
                 affinity_secs: row.affinity,
                 ranged: row.ranged == 1,
-                list: members.iter().map(|m| m.backend).collect(),
+                list: all.take(row.count as usize).collect(),
             };
             self.shadow.services.insert(set, pool);
         }
-        self.stats.adopted();
+        let counted = self.stats.pairs()?;
+        for pair in counted {
+            self.forget(pair.service, [pair.backend])?;
+        }
         Ok(())
     }
 
@@ -159,19 +87,11 @@ impl Store {
         if old.is_some() && self.shadow.services.get(&set) == Some(pool) {
             return Ok(());
         }
+        let count = u32::try_from(pool.list.len()).unwrap_or(u32::MAX);
         let bank = old.map_or(0, |s| s.bank ^ 1);
-        let mut count = 0;
-        for (part, backends) in (0..).zip(pool.list.chunks(PART as usize)) {
-            let mut row = rows::Members::default();
-            for (member, backend) in row.0.iter_mut().zip(backends) {
-                let (stat, fresh) = self.stats.take(set, *backend);
-                if fresh {
-                    self.clear_stat(stat)?;
-                }
-                *member = rows::Member { backend: *backend, stat };
-                count += 1;
-            }
-            self.members.put(Bytes(rows::MemberKey { service: set, bank, part }), Bytes(row))?;
+        for (part, backends) in (0..parts(count)).zip(pool.list.chunks(PART as usize)) {
+            let key = rows::MemberKey { service: set, bank, part };
+            self.members.put(Bytes(key), Bytes(Members(filled(backends))))?;
         }
         let row = rows::Service {
             // Turns that are taken between this look and the next line are taken twice.
@@ -182,16 +102,19 @@ impl Store {
             method: number(pool.method),
             ranged: pool.ranged.into(),
             zero: [0; 2],
+            members: if parts(count) == 0 { filled(&pool.list) } else { [0; FEW as usize] },
         };
         self.services.put(set, Bytes(row))?;
         let former = self.shadow.services.insert(set, pool.clone());
-        self.forget(set, former, &pool.list);
-        old.map_or(Ok(()), |old| self.remove_list(set, &old))
+        if let Some(old) = old {
+            self.remove_list(set, &old)?;
+        }
+        self.forget(set, former.into_iter().flat_map(|p| p.list))
     }
 
     /// Removes the list that a service's former row named.
     fn remove_list(&mut self, service: u32, old: &rows::Service) -> Result<(), Error> {
-        for part in 0..old.count.div_ceil(PART) {
+        for part in 0..parts(old.count) {
             let bank = old.bank;
             self.members.remove(&Bytes(rows::MemberKey { service, bank, part }))?;
         }
@@ -200,56 +123,39 @@ impl Store {
 
     /// Rows of `MEMBERS` that are in use.
     pub fn members(&self) -> usize {
-        self.shadow.services.values().map(|p| p.list.len().div_ceil(PART as usize)).sum()
+        let rows = self
+            .shadow
+            .services
+            .values()
+            .map(|p| parts(u32::try_from(p.list.len()).unwrap_or(u32::MAX)));
+        rows.map(|parts| parts as usize).sum()
     }
 
-    /// Frees the rows of `STATS` of backends that are no longer in the list.
-    fn forget(&mut self, set: u32, former: Option<Pool>, list: &[u32]) {
-        let stay: BTreeSet<_> = list.iter().collect();
-        for backend in former.into_iter().flat_map(|p| p.list) {
-            if !stay.contains(&backend) {
-                self.stats.release(set, backend);
+    /// Frees the counters of those of `backends` that are in no list of the service any more.
+    fn forget(&mut self, set: u32, backends: impl IntoIterator<Item = u32>) -> Result<(), Error> {
+        let service = base(set);
+        let mut gone: BTreeSet<u32> = backends.into_iter().collect();
+        for flags in [0, lb::V6, lb::LOCAL, lb::V6 | lb::LOCAL] {
+            if gone.is_empty() {
+                break;
+            }
+            for backend in self.shadow.services.get(&(service | flags)).into_iter().flat_map(|p| &p.list) {
+                gone.remove(backend);
             }
         }
+        for backend in gone {
+            self.stats.release(Pair { service, backend })?;
+        }
+        Ok(())
     }
 
     pub(super) fn remove_service(&mut self, set: u32) -> Result<(), Error> {
         let old = self.services.get(&set)?;
         self.services.remove(&set)?;
         let former = self.shadow.services.remove(&set);
-        self.forget(set, former, &[]);
-        old.map_or(Ok(()), |Bytes(old)| self.remove_list(set, &old))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_statistics_are_shared_by_families_and_rest_when_freed() {
-        let mut s = Stats::new(4);
-        assert_eq!(s.take(7, 1), (1, true));
-        assert_eq!(s.take(7 | lb::V6, 1), (1, false), "the same backend of the same service");
-        assert_eq!(s.take(8, 1), (2, true), "of another service");
-        s.release(7, 1);
-        assert_eq!(s.take(7, 1), (1, false), "still in use");
-        s.release(7, 1);
-        s.release(7 | lb::V6, 1);
-        assert_eq!(s.take(9, 9), (3, true), "the freed one comes last");
-        assert_eq!(s.take(9, 10), (1, true));
-        assert_eq!(s.take(9, 11), (0, false), "no room");
-        s.release(9, 11);
-        assert_eq!(s.pairs().count(), 3);
-    }
-
-    #[test]
-    fn rows_of_statistics_are_taken_over() {
-        let mut s = Stats::new(4);
-        s.adopt(7, 1, 1);
-        s.adopt(7 | lb::LOCAL, 1, 1);
-        s.adopted();
-        assert_eq!(s.take(7, 1), (1, false));
-        assert_eq!(s.take(7, 2), (2, true));
+        if let Some(Bytes(old)) = old {
+            self.remove_list(set, &old)?;
+        }
+        self.forget(set, former.into_iter().flat_map(|p| p.list))
     }
 }

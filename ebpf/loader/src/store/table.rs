@@ -17,6 +17,8 @@ use crate::{Error, sys};
 
 /// BPF_ANY.
 pub const ANY: u64 = 0;
+/// BPF_NOEXIST.
+const NOEXIST: u64 = 1;
 
 /// A row as aya wants it.
 #[repr(transparent)]
@@ -54,6 +56,14 @@ impl<K: Pod, V: Pod> Table<K, V> {
         self.map
             .insert(key, value, ANY)
             .map_err(|source| Error::map(self.name, "write to", source))
+    }
+
+    /// Puts a row where none is.
+    pub fn put_new(&mut self, key: impl Borrow<K>, value: impl Borrow<V>) -> Result<(), Error> {
+        match self.map.insert(key, value, NOEXIST) {
+            Err(MapError::SyscallError(SyscallError { io_error, .. })) if io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other.map_err(|source| Error::map(self.name, "write to", source)),
+        }
     }
 
     /// Removes a row; what is gone is gone.
