@@ -44,6 +44,14 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// What meshd starts for Docker's plugin socket, its standard input.
+    #[command(hide = true)]
+    DockerFront {
+        /// Where that socket is.
+        plugin: PathBuf,
+        /// meshd's own.
+        to: PathBuf,
+    },
     /// Write the manual pages.
     Man {
         /// Directory to write them to.
@@ -325,6 +333,11 @@ impl Config {
     /// The socket of the local API.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("meshd.sock")
+    }
+
+    /// The socket by which Docker's driver is asked, by the process that has [`DockerPlugin::path`].
+    pub fn docker_front(&self) -> PathBuf {
+        self.run_dir.join(crate::docker::front::SOCKET)
     }
 }
 

@@ -67,6 +67,9 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Some(Command::Cleanup { force }) => runtime().and_then(|rt| rt.block_on(run::cleanup(&config, force))),
+        Some(Command::DockerFront { plugin, to }) => log(&config)
+            .and_then(|()| front_runtime())
+            .and_then(|rt| rt.block_on(docker::front::process::run(plugin, to))),
         None | Some(Command::Man { .. }) => log(&config).and_then(|()| runtime()).and_then(|rt| rt.block_on(run::agent(config))),
     };
     match result {
@@ -94,7 +97,10 @@ fn man(dir: &Path) -> std::io::Result<()> {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     page(&command, dir)?;
-    command.get_subcommands().try_for_each(|sub| page(sub, dir))
+    command
+        .get_subcommands()
+        .filter(|sub| !sub.is_hide_set())
+        .try_for_each(|sub| page(sub, dir))
 }
 
 /// Why meshd ends, for the person who started it.
@@ -127,6 +133,11 @@ impl<E: std::error::Error> From<E> for Exit {
 
 fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Of the process that only hands requests on.
+fn front_runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 fn log(config: &Config) -> Result<(), Exit> {

@@ -16,7 +16,7 @@ use mesh_loader::Loader;
 use mesh_overlay::Overlay;
 use sd_notify::NotifyState;
 use tokio::{
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     time::timeout,
@@ -29,7 +29,7 @@ use crate::{
     attachments::Attachments,
     config::Config,
     cri::{self, Pods},
-    docker,
+    docker::{self, front::keep},
     events::EventLog,
     execute::{Executor, chain},
     founding,
@@ -82,7 +82,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let degraded = executor.loader.degraded();
     let socket = config.socket();
     let listener = local_api::listen(&socket).await?;
-    let docker_listener = listen_for_docker(&config).await?;
+    let docker_sockets = listen_for_docker(&config).await?;
     let scraped = metrics::listen(config.metrics).await?;
 
     let (fatal, mut fatal_errors) = mpsc::channel(4);
@@ -129,7 +129,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
     tokio::spawn(stop.clone().run_until_cancelled_owned(role::follow(app.clone())));
     tokio::spawn(stop.clone().run_until_cancelled_owned(docker::stopping::run(app.clone())));
-    let driver = tokio::spawn(serve_docker(app.clone(), docker_listener, stop.clone()));
+    let driver = tokio::spawn(serve_docker(app.clone(), docker_sockets, stop.clone()));
     tokio::spawn(stop.clone().run_until_cancelled_owned(cri::run(app.clone(), pods)));
     if let Some(listener) = scraped {
         let metrics = Metrics {
@@ -181,32 +181,41 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     ended
 }
 
-/// The socket for Docker's driver. One that nobody asked for is done without where it can not be had.
-async fn listen_for_docker(config: &Config) -> Result<Option<UnixListener>, Exit> {
+/// What Docker's driver is asked by.
+struct DockerSockets {
+    /// Where the front hands requests on to.
+    listener: UnixListener,
+    /// Lasts as long as the front.
+    front: UnixStream,
+}
+
+/// The sockets for Docker's driver. One that nobody asked for is done without where it can not be had.
+async fn listen_for_docker(config: &Config) -> Result<Option<DockerSockets>, Exit> {
     let Some(plugin) = &config.docker_plugin else { return Ok(None) };
-    match local_api::listen(&plugin.path).await {
-        Ok(listener) => Ok(Some(listener)),
+    let listener = local_api::listen(&config.docker_front()).await?;
+    match keep::ensure(&plugin.path, &config.docker_front()).await {
+        Ok(front) => Ok(Some(DockerSockets { listener, front })),
         Err(e) if plugin.asked => Err(e.into()),
         Err(e) => {
-            tracing::warn!(error = %e, "docker's containers cannot use the driver mesh");
+            tracing::warn!(error = %chain(&e), "docker's containers cannot use the driver mesh");
             Ok(None)
         }
     }
 }
 
-/// Docker's driver, until `stop`. Its socket goes before the last requests are finished: Docker waits
-/// for one that is there and does not answer.
-async fn serve_docker(app: Arc<App>, listener: Option<UnixListener>, stop: CancellationToken) {
-    let (Some(listener), Some(plugin)) = (listener, app.config.docker_plugin.clone()) else {
+/// Docker's driver, until `stop`. Docker's socket goes before the last requests are finished.
+async fn serve_docker(app: Arc<App>, sockets: Option<DockerSockets>, stop: CancellationToken) {
+    let (Some(sockets), Some(plugin)) = (sockets, app.config.docker_plugin.clone()) else {
         return;
     };
+    let own = app.config.docker_front();
+    let front = tokio::spawn(keep::run(plugin.path, own.clone(), sockets.front, stop.clone()));
     let learn = tokio::spawn(stop.clone().run_until_cancelled_owned(docker::learn::run(app.clone())));
-    let serve = tokio::spawn(docker::serve(app, listener, stop.clone()));
-    stop.cancelled().await;
-    if let Err(e) = std::fs::remove_file(&plugin.path) {
-        tracing::debug!(error = %e, "docker's socket");
+    let serve = tokio::spawn(docker::serve(app, sockets.listener, stop));
+    drop((front.await, learn.await, serve.await));
+    if let Err(e) = std::fs::remove_file(&own) {
+        tracing::debug!(error = %e, "the socket of docker's driver");
     }
-    drop((learn.await, serve.await));
 }
 
 fn notify(state: &[NotifyState<'_>]) {
@@ -227,7 +236,7 @@ async fn watchdog() {
 
 /// Removes what meshd made on this host. Collects all errors; what can be removed is.
 pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
-    if tokio::net::UnixStream::connect(config.socket()).await.is_ok() {
+    if UnixStream::connect(config.socket()).await.is_ok() {
         return Err(Exit::new(format!("meshd is running ({} answers): stop it first", config.socket().display())).with_code(4));
     }
     let mut errors = Vec::new();
@@ -238,11 +247,17 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
     let overlay = Overlay::new()?;
     said(overlay.sweep().await.map_err(|all| all.iter().map(|e| chain(e)).collect()));
     said(Loader::cleanup(&config.bpffs).map_err(|e| vec![chain(&e)]));
+    // It may wait for a meshd that was killed to be started again.
+    if let Some(plugin) = &config.docker_plugin
+        && keep::end(&plugin.path, &config.docker_front()).await
+    {
+        said(Ok(vec![plugin.path.display().to_string()]));
+    }
     // The lock is meshd-cni's, whose calls for one container take turns by it.
-    said(remove(&config.run_dir, &["meshd.sock", "cni.lock"]));
+    said(remove(&config.run_dir, &["meshd.sock", "cni.lock", docker::front::SOCKET]));
     if let Some(plugin) = config.docker_plugin.as_ref().filter(|p| p.path.exists())
         // Where another meshd answers, it is that one's.
-        && tokio::net::UnixStream::connect(&plugin.path).await.is_err()
+        && UnixStream::connect(&plugin.path).await.is_err()
     {
         said(match std::fs::remove_file(&plugin.path) {
             Ok(()) => Ok(vec![plugin.path.display().to_string()]),

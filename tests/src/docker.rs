@@ -88,7 +88,8 @@ impl<'a> Docker<'a> {
         let ids = ids.split_whitespace().collect::<Vec<_>>().join(" ");
         let told = self.at(host, &format!("inspect -f {format} {ids}"))?.ok()?;
         let pair = |line: &str| {
-            let (name, ip) = line.trim_start_matches('/').split_once('=')?;
+            // One that a killed dockerd had not written down runs on without a network, as far as Docker knows.
+            let (name, ip) = line.trim_start_matches('/').split_once('=').filter(|(_, ip)| !ip.is_empty())?;
             Some((name.to_owned(), ip.to_owned()))
         };
         Ok(told.lines().filter_map(pair).collect())

@@ -1,7 +1,7 @@
 //! Docker's containers on mesh networks, with Docker's own commands and a real dockerd on each host
 //! (issue "Runtimes", BEHAVIOURS 59 and 60).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, process::Command};
 
 use mesh_tests::{Docker, Lab, Place, Result, address, tally, until};
 
@@ -221,6 +221,18 @@ fn both_families(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The process that has Docker's socket on a host: there is one.
+fn front(host: &str) -> Result<String> {
+    let script = "for p in $(ip netns pids mesh-HOST); do tr '\\0' ' ' 2>/dev/null </proc/$p/cmdline | grep -q ' docker-front ' && echo $p; done; true";
+    let found = Command::new("sh").args(["-c", &script.replace("HOST", host)]).output()?;
+    let found = String::from_utf8(found.stdout)?;
+    let mut pids = found.split_whitespace();
+    match (pids.next(), pids.next()) {
+        (Some(pid), None) => Ok(pid.to_owned()),
+        _ => Err(format!("{host} has not one process of docker's socket: {found:?}").into()),
+    }
+}
+
 #[test]
 fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     let lab = Lab::up("--nodes 2")?;
@@ -241,6 +253,21 @@ fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     docker.listed("one")?;
     assert_eq!(docker.addresses()?, before);
     assert_eq!(ask(&docker, "h1", "one", "two")?, "two");
+
+    // The process that has Docker's socket is the same, until it is killed as well or meshd is stopped.
+    let kept = front("h1")?;
+    lab.lab(&["kill", "h1"])?.ok()?;
+    lab.lab(&["restart", "h1"])?.ok()?;
+    assert_eq!(front("h1")?, kept);
+    lab.at(Place::Host("h1"), &format!("kill -KILL {kept}"))?.ok()?;
+    until(10, "another process to have docker's socket", || {
+        Ok(front("h1").is_ok_and(|pid| pid != kept))
+    })?;
+    docker.at("h1", "run --rm --network ov lab true")?.ok()?;
+    let kept = front("h1")?;
+    lab.lab(&["restart", "h1"])?.ok()?;
+    assert_ne!(front("h1")?, kept);
+    docker.at("h1", "run --rm --network ov lab true")?.ok()?;
 
     // dockerd started anew beneath its containers.
     docker.end("h1", "-TERM")?;

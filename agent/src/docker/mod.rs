@@ -1,5 +1,5 @@
-//! Docker's plugin: a libnetwork remote network driver and IPAM driver, both named `mesh`, on a unix
-//! socket where dockerd looks for plugins. Started by [`crate::run`].
+//! Docker's plugin: a libnetwork remote network driver and IPAM driver, both named `mesh`. Docker's requests come
+//! by the [`front`], a process that has the socket where dockerd looks for plugins. Started by [`crate::run`].
 //!
 //! Handlers translate ([`wire`]); what they ask for are commands like any other's ([`driver`]): the
 //! reconcile loop makes the interface, Docker takes it into its container, and [`learn`] finds out
@@ -9,6 +9,7 @@
 mod driver;
 pub mod engine;
 mod forgotten;
+pub mod front;
 mod kills;
 pub mod learn;
 pub mod stopping;

@@ -206,7 +206,7 @@ pub struct OfAddress {
 
 /// Reads a body. Docker's plugin client sends a request whose connection broke again, of which it has
 /// read the body to its end already (callWithRetry in moby's pkg/plugins/client.go): what it wanted is
-/// nowhere then.
+/// nowhere then, where the [`super::front`] was killed too.
 ///
 /// # Errors
 /// Malformed.
