@@ -2,6 +2,7 @@
 
 mod app;
 mod attachments;
+mod ca;
 mod config;
 mod cri;
 mod detach;

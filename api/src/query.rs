@@ -35,8 +35,21 @@ pub enum Query {
     Token(Role),
     /// Every node, and the revision that each has applied.
     Applied,
+    /// The roots that the cluster trusts, every node, and which of them have a certificate of the present one.
+    Authority,
     /// Nothing but the answer's head.
     Head,
+}
+
+/// The roots that a cluster trusts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Roots {
+    /// Certificates, PEM: first the one that signs, then those before it, the last one first.
+    pub certs: Vec<String>,
+    /// Since when each of those before is to be forgotten.
+    pub replaced_at: Vec<Timestamp>,
+    /// The nodes that have said that they have a certificate of the first.
+    pub known_by: BTreeSet<Id>,
 }
 
 /// A manager as others see it.
@@ -73,6 +86,9 @@ pub struct Answer {
     /// heard since the leader leads are absent.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub applied: BTreeMap<Id, u64>,
+    /// For [`Query::Authority`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roots: Option<Roots>,
     /// The whole join token, for [`Query::Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
@@ -85,7 +101,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
     let mut out = Vec::new();
     match query {
         Query::Head | Query::Token(_) => {}
-        Query::Nodes | Query::Applied => out.extend(nodes()),
+        Query::Nodes | Query::Applied | Query::Authority => out.extend(nodes()),
         Query::Node(r) => {
             let node = all.node(r).ok_or_else(|| none("node", r))?;
             out.push(Object::Node(node.clone()));

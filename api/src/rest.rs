@@ -6,6 +6,7 @@
 //! are made by POSTing [`mesh_core::spec::NetworkSpec`] and [`mesh_core::spec::ServiceSpec`].
 
 mod attachments;
+mod ca;
 mod events;
 mod flows;
 mod requests;
@@ -19,6 +20,7 @@ mod views;
 pub use attachments::{
     AttachRequest, AttachmentView, AttachmentsQuery, DetachReply, DetachRequest, InsideLinkView, InsideRouteView, InsideView,
 };
+pub use ca::{CaNode, CaView, FormerRootView};
 pub use events::{Event, EventAction, EventsQuery, NotAPoint, Since};
 pub use flows::{FlowBackend, FlowEvent, FlowLine, FlowsQuery};
 pub use requests::{
@@ -52,6 +54,10 @@ pub mod paths {
     pub const TOKEN: &str = "/v1/tokens/{role}";
     /// POST → [`super::TokenReply`]
     pub const TOKEN_ROTATE: &str = "/v1/tokens/{role}/rotate";
+    /// GET [`super::CaView`]
+    pub const CA: &str = "/v1/ca";
+    /// POST → [`super::CaView`]
+    pub const CA_ROTATE: &str = "/v1/ca/rotate";
     /// GET list of [`super::NodeView`]
     pub const NODES: &str = "/v1/nodes";
     /// GET [`super::NodeView`], PATCH [`super::NodePatch`] → [`super::NodeView`], DELETE `?force=true`

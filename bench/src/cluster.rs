@@ -131,6 +131,7 @@ impl Maker {
             subnet_prefix: 24,
             ca_cert: String::new(),
             ca_key: String::new(),
+            former_roots: Vec::new(),
             worker_secret: String::new(),
             manager_secret: String::new(),
             next_vni: vnis.max().unwrap_or_default() + 1,

@@ -49,6 +49,8 @@ fn requests() {
         ),
         ("token manager", "GET /v1/tokens/manager", Value::Null),
         ("token worker --rotate", "POST /v1/tokens/worker/rotate", Value::Null),
+        ("ca show", "GET /v1/ca", Value::Null),
+        ("ca rotate", "POST /v1/ca/rotate", Value::Null),
         ("node ls", "GET /v1/nodes", Value::Null),
         ("node inspect h1", "GET /v1/nodes/h1", Value::Null),
         ("node rm h1", "DELETE /v1/nodes/h1", Value::Null),
@@ -189,6 +191,11 @@ fn printed() {
         ("service ps web -q", format!("{ID}\n")),
         ("service inspect web -q", format!("{ID}\n")),
         ("token worker -q", "MESH-1-a-b\n".to_owned()),
+        ("ca show -q", "ab12\n".to_owned()),
+        (
+            "ca show --pem",
+            "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_owned(),
+        ),
         ("status -q", format!("{ID}\n")),
     ] {
         assert_eq!(done(&s, line).0, text, "{line}");
@@ -204,6 +211,8 @@ fn printed() {
         words(table.lines().nth(1).unwrap()),
         [ID, "h1", "ready", "active", "Leader", "192.168.77.11"]
     );
+    let rotated = done(&s, "ca rotate").0;
+    assert!(rotated.contains("1 of 2 nodes") && rotated.contains("h2 (down)") && rotated.contains("join tokens have changed"));
     assert!(done(&s, "service ls").0.contains("1/1") && done(&s, "service ls").0.contains("8888->80/tcp"));
     assert!(done(&s, "service inspect web").0.contains("published=8888  target=80"));
     assert!(!done(&s, "node ls").0.contains('\x1b'), "no colours into a pipe");

@@ -72,10 +72,11 @@ const CALLS: [(&str, Rpc, Who); 10] = [
 pub fn sender(command: &Command) -> Sender {
     use Command as C;
     match command {
-        C::Init { .. } | C::NodeJoin { .. } | C::NodeLiveness { .. } => Sender::Inside,
+        C::Init { .. } | C::NodeJoin { .. } | C::NodeLiveness { .. } | C::CaForget { .. } => Sender::Inside,
         C::NodeUpdate { .. }
         | C::NodeRole { .. }
         | C::TokenRotate { .. }
+        | C::CaRotate { .. }
         | C::NetworkCreate { .. }
         | C::NetworkRemove { .. }
         | C::NetworkPrune {}
@@ -206,6 +207,7 @@ pub fn may_query(member: Member, query: &Query, all: &Objects) -> Result<(), Ref
             | Query::Endpoints
             | Query::Endpoint(_)
             | Query::Applied
+            | Query::Authority
             | Query::Head,
             Role::Worker,
         ) => Ok(()),

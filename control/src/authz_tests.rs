@@ -209,6 +209,16 @@ fn commands() {
             Some(Forbidden),
         ),
         (
+            Command::CaRotate {
+                from: String::new(),
+                at: Default::default(),
+                made: None,
+            },
+            None,
+            Some(Forbidden),
+        ),
+        (Command::CaForget { roots: Vec::new() }, Some(Forbidden), Some(Forbidden)),
+        (
             Command::NetworkCreate {
                 id: id(5),
                 at: Default::default(),
@@ -292,7 +302,7 @@ fn commands() {
     }
     let mut named: Vec<_> = table.iter().map(|(c, ..)| c.name()).collect();
     named.dedup();
-    assert_eq!(named.len(), 20, "every command has its row");
+    assert_eq!(named.len(), 22, "every command has its row");
 }
 
 #[test]
@@ -316,6 +326,7 @@ fn queries() {
         Query::Service(x()),
         Query::Endpoints,
         Query::Endpoint(x()),
+        Query::Authority,
         Query::Head,
     ];
     for query in open {

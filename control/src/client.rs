@@ -34,7 +34,10 @@ use mesh_core::{
     objects::{Change, Role},
 };
 use rand::seq::SliceRandom as _;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
 use tonic::{Status, transport::Channel};
 
 pub(crate) use channels::endpoint;
@@ -52,6 +55,8 @@ const REMOVAL_BUDGET: Duration = Duration::from_secs(20);
 const REMOVAL_ATTEMPT: Duration = Duration::from_secs(16);
 /// Time for a heartbeat: the next one is due a second later.
 const BEAT: Duration = Duration::from_secs(1);
+/// Time over which nodes spread their renewals when the root was replaced.
+const SPREAD: Duration = Duration::from_secs(2);
 /// Largest answer to a read, in bytes: a list of 200,000 endpoints.
 const MAX_ANSWER: usize = 256 << 20;
 /// Largest message of a watch, in bytes: 512 objects, or what one command changed.
@@ -92,6 +97,8 @@ pub struct ControlClient {
     identity: Arc<IdentityStore>,
     channels: Arc<Channels>,
     leader: ArcSwapOption<String>,
+    /// The cluster trusts other roots than this node: the certificate is to be renewed now.
+    stale: Notify,
 }
 
 impl ControlClient {
@@ -101,6 +108,7 @@ impl ControlClient {
             identity,
             channels,
             leader: ArcSwapOption::empty(),
+            stale: Notify::new(),
         }
     }
 
@@ -160,21 +168,27 @@ impl ControlClient {
         decode::<Result<Answer, Refusal>>("answer", &answer)?
     }
 
-    /// "I am here", and have applied `revision`. Takes note of the managers that the leader names.
+    /// "I am here", and have applied `revision`. Takes note of the managers that the leader names, and has the
+    /// certificate renewed when the cluster trusts other roots than this node.
     ///
     /// # Errors
     /// Unavailable when the leader is not reached in a second; forbidden when this node was removed.
     pub async fn beat(&self, revision: u64) -> Result<(), Refusal> {
-        let call = |channel| async move {
-            let reply = AgentsClient::new(channel)
-                .beat(BeatRequest {
-                    applied_revision: revision,
-                })
-                .await?
-                .into_inner();
-            Ok(said(reply.leader, reply.managers))
+        let (root, trust) = (self.identity.root(), self.identity.trust());
+        let call = |channel| {
+            let request = BeatRequest {
+                applied_revision: revision,
+                root: root.clone(),
+            };
+            async move {
+                let reply = AgentsClient::new(channel).beat(request).await?.into_inner();
+                Ok(said(reply.leader, (reply.managers, reply.trust)))
+            }
         };
-        let managers = self.ask(BEAT, BEAT, &mut false, call).await?;
+        let (managers, trusted) = self.ask(BEAT, BEAT, &mut false, call).await?;
+        if !trusted.is_empty() && trusted != trust {
+            self.stale.notify_one();
+        }
         if let Err(error) = self.identity.set_managers(managers) {
             tracing::warn!(%error, "can not keep the list of managers");
         }
@@ -193,11 +207,11 @@ impl ControlClient {
             let csr = csr.clone();
             async move {
                 let reply = Stub::new(channel).renew(RenewRequest { csr }).await?.into_inner();
-                Ok(said(reply.leader, reply.cert))
+                Ok(said(reply.leader, (reply.cert, reply.ca)))
             }
         };
-        let cert = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
-        self.identity.renew(cert, key).map_err(|e| other(&e))?;
+        let (cert, ca) = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
+        self.identity.renew(cert, ca, key).map_err(|e| other(&e))?;
         // Connections that stand speak for the certificate that they were made with.
         self.channels.renew();
         Ok(())
@@ -213,21 +227,31 @@ impl ControlClient {
         SystemTime::UNIX_EPOCH + Duration::from_secs(begin) + Duration::from_secs(life).mul_f64(rand::random_range(0.5..0.8))
     }
 
-    /// Renews the certificate whenever it is due, for as long as it is polled.
+    /// Renews the certificate whenever it is due or its root was replaced, for as long as it is polled.
     pub async fn keep_renewed(&self) {
         loop {
             let due = self.renewal_due();
-            // Looked at every hour, because the clock may be set while the task sleeps.
-            while let Ok(left) = due.duration_since(SystemTime::now())
-                && !left.is_zero()
-            {
-                sleep(left.min(Duration::from_secs(3600))).await;
-            }
+            let wait = async {
+                // Looked at every hour, because the clock may be set while the task sleeps.
+                while let Ok(left) = due.duration_since(SystemTime::now())
+                    && !left.is_zero()
+                {
+                    sleep(left.min(Duration::from_secs(3600))).await;
+                }
+            };
+            let again = tokio::select! {
+                () = wait => Duration::from_secs(60),
+                () = self.stale.notified() => {
+                    // Every node is told in the same second.
+                    sleep(SPREAD.mul_f64(rand::random_range(0.0..1.0))).await;
+                    SPREAD
+                }
+            };
             match self.renew().await {
                 Ok(()) => tracing::info!("certificate renewed"),
                 Err(error) => {
-                    tracing::warn!(%error, "can not renew the certificate; trying again in a minute");
-                    sleep(Duration::from_secs(60).mul_f64(rand::random_range(0.8..1.2))).await;
+                    tracing::warn!(%error, "can not renew the certificate; trying again in {} s", again.as_secs());
+                    sleep(again.mul_f64(rand::random_range(0.8..1.2))).await;
                 }
             }
         }

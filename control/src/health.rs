@@ -44,7 +44,7 @@ pub struct Verdict {
     pub dataplane: Dataplane,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Track {
     /// Since when silence counts: this manager began to listen, or the node joined.
     since: Instant,
@@ -52,6 +52,8 @@ struct Track {
     answer: Option<Instant>,
     /// Revision that it said it has applied.
     applied: u64,
+    /// Fingerprint of the root that it said its certificate is of.
+    root: String,
 }
 
 impl Track {
@@ -87,6 +89,19 @@ impl Health {
         (track.beat, track.applied) = (Some(now), revision);
     }
 
+    /// A node says which root its certificate is of.
+    pub fn certified(&mut self, id: Id, now: Instant, root: &str) {
+        let track = self.track(id, now);
+        if track.root != root {
+            root.clone_into(&mut track.root);
+        }
+    }
+
+    /// Fingerprints of the roots that the nodes have said their certificates are of.
+    pub fn roots(&self) -> BTreeMap<Id, String> {
+        self.tracks.iter().map(|(id, t)| (*id, t.root.clone())).collect()
+    }
+
     /// The revisions that nodes have said to have applied.
     pub fn applied(&self) -> BTreeMap<Id, u64> {
         let heard = self.tracks.iter().filter(|(_, t)| t.beat.is_some());
@@ -104,6 +119,7 @@ impl Health {
             beat: None,
             answer: None,
             applied: 0,
+            root: String::new(),
         })
     }
 
@@ -122,7 +138,7 @@ impl Health {
     }
 
     fn judge(&mut self, now: Instant, own: Id, node: &Node) -> Option<Verdict> {
-        let track = *self.track(node.id, now);
+        let track = self.track(node.id, now).clone();
         let heard = node.id == own || track.heard(now);
         let grace = if node.state == NodeState::Unknown { JOINING } else { SILENCE };
         let silent = track.silence(now) > grace;

@@ -16,11 +16,14 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh_core::{Id, objects::Role};
-use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 
-use crate::pki::{self, NodeName};
+use crate::{
+    pki::{self, NodeName},
+    roots,
+};
 
 const CA: &str = "ca.pem";
 const CERT: &str = "cert.pem";
@@ -80,9 +83,9 @@ pub struct NodeFile {
 pub struct Identity {
     /// Names and addresses.
     pub file: NodeFile,
-    /// Certificate of the cluster's CA, PEM.
+    /// The roots that the cluster trusts, PEM, the one that signs first ([`crate::roots::bundle`]).
     pub ca_pem: String,
-    /// The node's certificate, PEM.
+    /// The node's certificate, PEM, and what leads from former roots to it ([`crate::roots::chain`]).
     pub cert_pem: String,
     /// The node's private key, PEM.
     pub key_pem: String,
@@ -100,18 +103,19 @@ impl Identity {
     /// # Errors
     /// Why the texts do not belong together, or are not this node's.
     pub fn certified_key(&self) -> Result<CertifiedKey, String> {
-        let cert = pki::certificate(&self.cert_pem).map_err(|e| e.to_string())?;
-        let name = NodeName::of_member(&cert, self.file.cluster).map_err(|e| e.to_string())?;
+        let mut chain = pki::certificates(&self.cert_pem).map_err(|e| e.to_string())?;
+        let cert = chain.first().ok_or("there is no certificate")?;
+        let name = NodeName::of_member(cert, self.file.cluster).map_err(|e| e.to_string())?;
         if name.node != self.file.node {
             return Err(format!(
                 "the certificate is that of node {}, and this is node {}",
                 name.node, self.file.node
             ));
         }
-        let ca = pki::certificate(&self.ca_pem).map_err(|e| e.to_string())?;
+        // Joiners look for it: they know its digest only.
+        chain.push(pki::certificate(&self.ca_pem).map_err(|e| e.to_string())?);
         let key = PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).map_err(|e| format!("the private key can not be read: {e}"))?;
-        CertifiedKey::from_der(vec![cert, ca], key, &rustls::crypto::ring::default_provider())
-            .map_err(|e| format!("certificate and key: {e}"))
+        CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(|e| format!("certificate and key: {e}"))
     }
 }
 
@@ -270,16 +274,37 @@ impl IdentityStore {
         Ok(())
     }
 
-    /// Takes up a renewed certificate and its key; the role follows the certificate.
+    /// The roots that this node trusts.
+    ///
+    /// # Errors
+    /// Why what is kept can not be used.
+    pub fn roots(&self) -> Result<Arc<RootCertStore>, String> {
+        let mut roots = RootCertStore::empty();
+        for ca in pki::certificates(&self.current.load().0.ca_pem).map_err(|e| e.to_string())? {
+            roots.add(ca).map_err(|e| e.to_string())?;
+        }
+        Ok(Arc::new(roots))
+    }
+
+    /// Digest of the roots that this node trusts; empty when they can not be read.
+    pub fn trust(&self) -> String {
+        roots::digest(&self.current.load().0.ca_pem).unwrap_or_default()
+    }
+
+    /// Fingerprint of the root that this node's certificate is of; empty when it can not be read.
+    pub fn root(&self) -> String {
+        roots::fingerprint(&self.current.load().0.ca_pem).unwrap_or_default()
+    }
+
+    /// Takes up a renewed certificate, its key, and what the cluster trusts now; the role follows the certificate.
     ///
     /// # Errors
     /// [`IdentityError::Damaged`] when they do not belong together or to this node; else what could
     /// not be written.
-    pub fn renew(&self, cert_pem: String, key_pem: String) -> Result<(), IdentityError> {
+    pub fn renew(&self, cert_pem: String, ca_pem: String, key_pem: String) -> Result<(), IdentityError> {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut identity = self.current.load().0.clone();
-        identity.cert_pem = cert_pem;
-        identity.key_pem = key_pem;
+        (identity.cert_pem, identity.ca_pem, identity.key_pem) = (cert_pem, ca_pem, key_pem);
         let damaged = |why| IdentityError::Damaged {
             path: self.dir.join(CERT),
             why,
@@ -293,6 +318,8 @@ impl IdentityStore {
         replace(&self.dir, CERT, &identity.cert_pem)?;
         fs::rename(self.dir.join(NEXT_KEY), self.dir.join(KEY)).map_err(failed("rename", &self.dir.join(NEXT_KEY)))?;
         replace(&self.dir, NODE, &node_json(&identity.file))?;
+        // Last: who is found to have a root as its first has a certificate of it.
+        replace(&self.dir, CA, &identity.ca_pem)?;
         self.current.store(Arc::new((identity, Arc::new(key))));
         Ok(())
     }
@@ -376,13 +403,19 @@ mod tests {
         store.set_managers(vec!["b:1".into(), "a:1".into(), "b:1".into()]).unwrap();
         store.set_managers(vec![]).unwrap();
         let renewed = identity(&ca, 2);
-        store.renew(renewed.cert_pem.clone(), renewed.key_pem.clone()).unwrap();
+        store
+            .renew(renewed.cert_pem.clone(), ca.cert_pem().into(), renewed.key_pem.clone())
+            .unwrap();
         assert!(
-            store.renew(identity(&ca, 3).cert_pem, renewed.key_pem.clone()).is_err(),
+            store
+                .renew(identity(&ca, 3).cert_pem, ca.cert_pem().into(), renewed.key_pem.clone())
+                .is_err(),
             "another node's"
         );
         assert!(
-            store.renew(identity(&ca, 2).cert_pem, renewed.key_pem.clone()).is_err(),
+            store
+                .renew(identity(&ca, 2).cert_pem, ca.cert_pem().into(), renewed.key_pem.clone())
+                .is_err(),
             "another key's"
         );
 

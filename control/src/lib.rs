@@ -11,6 +11,7 @@ pub mod join;
 pub mod manager;
 pub mod pki;
 pub mod raft;
+pub mod roots;
 pub mod server;
 pub mod tls;
 pub mod token;

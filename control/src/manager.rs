@@ -28,6 +28,7 @@ use crate::{
     identity::{Identity, IdentityStore, NodeFile},
     join::Joining,
     pki::{self, Authority, PkiError},
+    roots,
     server::{self, Limits, Roll, Shared, listen},
     tls::{self, TlsError},
     token, watch,
@@ -197,6 +198,7 @@ impl Manager {
             ring,
             health,
             heard,
+            trust: roots::Known::default(),
             stop: stop.clone(),
         });
         tasks.spawn(async move {

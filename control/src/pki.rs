@@ -201,6 +201,27 @@ pub fn certificate(pem: &str) -> Result<CertificateDer<'static>, PkiError> {
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| PkiError::Pem(e.to_string()))
 }
 
+/// Reads every certificate of a PEM text, in order.
+///
+/// # Errors
+/// [`PkiError::Pem`], also when there is none.
+pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, PkiError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match all {
+        Ok(all) if all.is_empty() => Err(PkiError::Pem("there is none in it".into())),
+        all => all.map_err(|e| PkiError::Pem(e.to_string())),
+    }
+}
+
+/// Whom a certificate is about, in the form of RFC 4514.
+///
+/// # Errors
+/// [`PeerError::Unreadable`].
+pub fn subject(der: &CertificateDer<'_>) -> Result<String, PeerError> {
+    let (_, cert) = X509Certificate::from_der(der).map_err(|e| PeerError::Unreadable(e.to_string()))?;
+    Ok(cert.subject().to_string())
+}
+
 /// From when to when a certificate is valid, in seconds since 1970.
 ///
 /// # Errors
@@ -262,19 +283,28 @@ impl Authority {
             source,
         };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
-        let now = SystemTime::now();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("mesh cluster {cluster}"));
+        let mut params = root_params(cluster);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.serial_number = Some(serial());
-        params.not_before = (now - SKEW).into();
-        params.not_after = (now + CA_LIFETIME).into();
         let cert = params.self_signed(&key).map_err(make)?;
         Self::load(cluster, &cert.pem(), &key.serialize_pem())
+    }
+
+    /// The root `next`, which replaces this one, as signed by this one: whoever trusts this one follows it to
+    /// certificates of the next; PEM.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn cross_sign(&self, next: &Self) -> Result<String, PkiError> {
+        let make = |source| PkiError::Make {
+            what: "sign the cluster's new authority",
+            source,
+        };
+        let key = KeyPair::from_pem(&next.key_pem).map_err(make)?;
+        let mut params = root_params(self.cluster);
+        // Another one like it may follow, when the next root is replaced in its turn.
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(&key, &self.issuer).map_err(make)?.pem())
     }
 
     /// Takes up an authority from its PEM texts.
@@ -361,6 +391,21 @@ impl Authority {
             .push(SanType::DnsName(server_name(self.cluster).try_into().map_err(make)?));
         Ok(params.signed_by(&request.public_key, &self.issuer).map_err(make)?.pem())
     }
+}
+
+/// What all forms of a root have in common.
+fn root_params(cluster: Id) -> CertificateParams {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("mesh cluster {cluster}"));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(serial());
+    params.not_before = (now - SKEW).into();
+    params.not_after = (now + CA_LIFETIME).into();
+    params
 }
 
 /// A node id that follows from the key of a signing request, so that a request which is repeated

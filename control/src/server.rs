@@ -41,6 +41,7 @@ use crate::{
     consensus::{Consensus, ConsensusError, Leadership},
     health::Health,
     identity::IdentityStore,
+    roots,
     watch::Ring,
 };
 
@@ -65,6 +66,8 @@ pub struct Shared {
     pub health: Arc<Mutex<Health>>,
     /// Woken when a node is heard again.
     pub heard: Arc<Notify>,
+    /// What the cluster trusts.
+    pub trust: roots::Known,
     /// Ends the watches.
     pub stop: CancellationToken,
 }

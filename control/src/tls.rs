@@ -1,7 +1,7 @@
 //! TLS between nodes: 1.3 only, both sides with a certificate of the cluster.
 //!
 //! The server side is used by `server`, the client side by `client`, `transport` and `join`. Own
-//! certificates come from the [`IdentityStore`] at every handshake. Sessions are never resumed: a
+//! certificates and the trusted roots come from the [`IdentityStore`] at every handshake. Sessions are never resumed: a
 //! resumed one would be let in by a certificate that may have expired since.
 
 mod connect;
@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use mesh_core::Id;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    client::{ResolvesClientCert, Resumption, WebPkiServerVerifier},
+    ClientConfig, ServerConfig,
+    client::{ResolvesClientCert, Resumption},
     crypto::CryptoProvider,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
     version::TLS13,
 };
@@ -66,24 +66,14 @@ impl ResolvesClientCert for Own {
     }
 }
 
-fn roots(ca_pem: &str) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let ca = pki::certificate(ca_pem).map_err(|e| TlsError::Ca(e.to_string()))?;
-    roots.add(ca).map_err(|e| TlsError::Ca(e.to_string()))?;
-    Ok(Arc::new(roots))
-}
-
 /// The server side. A client may come without a certificate, for enrolment; one that it shows must
-/// be signed by the cluster's CA and in date.
+/// be signed by a root that the cluster trusts, and in date.
 ///
 /// # Errors
-/// [`TlsError`] when the identity's CA can not be used.
+/// [`TlsError`] when the identity's roots can not be used.
 pub fn server_config(identity: &Arc<IdentityStore>) -> Result<Arc<ServerConfig>, TlsError> {
-    let roots = roots(&identity.get().ca_pem)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| TlsError::Ca(e.to_string()))?;
+    identity.roots().map_err(TlsError::Ca)?;
+    let verifier = Arc::new(verify::NodeVerifier(identity.clone()));
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Config)?
@@ -98,13 +88,10 @@ pub fn server_config(identity: &Arc<IdentityStore>) -> Result<Arc<ServerConfig>,
 /// The client side of a node: it talks to managers of its own cluster only.
 ///
 /// # Errors
-/// [`TlsError`] when the identity's CA can not be used.
+/// [`TlsError`] when the identity's roots can not be used.
 pub fn client_config(identity: &Arc<IdentityStore>) -> Result<Arc<ClientConfig>, TlsError> {
-    let roots = roots(&identity.get().ca_pem)?;
-    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider())
-        .build()
-        .map_err(|e| TlsError::Ca(e.to_string()))?;
-    let verifier = verify::ManagerVerifier::new(inner, identity.file().cluster);
+    identity.roots().map_err(TlsError::Ca)?;
+    let verifier = verify::ManagerVerifier(identity.clone());
     let mut config = client_builder(Arc::new(verifier))?.with_client_cert_resolver(Arc::new(Own(identity.clone())));
     finish(&mut config);
     Ok(Arc::new(config))

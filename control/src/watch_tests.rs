@@ -71,6 +71,7 @@ fn secret(version: u64) -> Change {
         subnet_prefix: 24,
         ca_cert: "SECRET".into(),
         ca_key: "SECRET".into(),
+        former_roots: Vec::new(),
         worker_secret: "SECRET".into(),
         manager_secret: "SECRET".into(),
         next_vni: 1,

@@ -102,6 +102,17 @@ pub struct Learnt {
     pub service: Option<String>,
 }
 
+/// A new root of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewRoot {
+    /// Its certificate, PEM.
+    pub cert: String,
+    /// Its private key, PEM.
+    pub key: String,
+    /// The same root, signed by the one before, PEM.
+    pub cross: String,
+}
+
 /// An entry of the raft log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -189,6 +200,20 @@ pub enum Command {
         role: Role,
         /// The new secret.
         secret: String,
+    },
+    /// Replaces the cluster's root; the former one stays trusted until [`Command::CaForget`].
+    CaRotate {
+        /// Certificate of the root that shall be replaced, PEM: a repetition replaces nothing.
+        from: String,
+        /// Now.
+        at: Timestamp,
+        /// The new root: the leader makes it, who has the old one's key.
+        made: Option<NewRoot>,
+    },
+    /// Trusts former roots no more.
+    CaForget {
+        /// Their certificates, PEM.
+        roots: Vec<String>,
     },
     /// Makes a network.
     NetworkCreate {
@@ -325,6 +350,8 @@ impl Command {
             Self::NodeRole { .. } => "node_role",
             Self::NodeRemove { .. } => "node_remove",
             Self::TokenRotate { .. } => "token_rotate",
+            Self::CaRotate { .. } => "ca_rotate",
+            Self::CaForget { .. } => "ca_forget",
             Self::NetworkCreate { .. } => "network_create",
             Self::NetworkRemove { .. } => "network_remove",
             Self::NetworkPrune {} => "network_prune",

@@ -3,6 +3,7 @@
 //! control's raft applies every committed command here, on every manager; the result depends on
 //! nothing but the state and the command. A refused command changes nothing.
 
+mod authority;
 mod endpoints;
 mod leases;
 mod networks;
@@ -106,6 +107,7 @@ impl State {
                     subnet_prefix: *subnet_prefix,
                     ca_cert: ca_cert.clone(),
                     ca_key: ca_key.clone(),
+                    former_roots: Vec::new(),
                     worker_secret: worker_secret.clone(),
                     manager_secret: manager_secret.clone(),
                     next_vni: networks::FIRST_VNI,
@@ -153,6 +155,8 @@ impl State {
                 } = secret.clone();
                 Ok((Reply::Done, vec![put(Object::Cluster(Arc::new(cluster)))]))
             }
+            C::CaRotate { from, at, made } => authority::rotate(self, from, *at, made.as_ref(), index),
+            C::CaForget { roots } => authority::forget(self, roots, index),
             C::NetworkCreate { id, at, spec } => networks::create(self, *id, *at, spec, index),
             C::NetworkRemove { network } => networks::remove(self, network),
             C::NetworkPrune {} => networks::prune(self),

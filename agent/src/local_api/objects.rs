@@ -1,4 +1,4 @@
-//! Handlers for nodes, networks, services, endpoints and tokens.
+//! Handlers for nodes, networks, services, endpoints, tokens and the root.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use mesh_api::{
     query::{Answer as Read, Query},
     rest::{
-        ConnectRequest, DisconnectRequest, EndpointPatch, EndpointView, ForceQuery, NetworkView, NodePatch, NodeView, PruneReply,
+        CaView, ConnectRequest, DisconnectRequest, EndpointPatch, EndpointView, ForceQuery, NetworkView, NodePatch, NodeView, PruneReply,
         ServiceUpdate, ServiceView, TokenReply, paths,
     },
 };
@@ -29,6 +29,8 @@ pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route(paths::TOKEN, get(token))
         .route(paths::TOKEN_ROTATE, post(token_rotate))
+        .route(paths::CA, get(ca))
+        .route(paths::CA_ROTATE, post(ca_rotate))
         .route(paths::NODES, get(nodes))
         .route(paths::NODE, get(node).patch(node_update).delete(node_remove))
         .route(paths::NETWORKS, get(networks).post(network_create))
@@ -141,6 +143,14 @@ async fn token_rotate(State(app): Ctx, Ref(role): Ref<String>) -> Answer<TokenRe
         read_token(&app, &role).await
     };
     answer(rotate.await)
+}
+
+async fn ca(State(app): Ctx) -> Answer<CaView> {
+    answer(app.ca().await)
+}
+
+async fn ca_rotate(State(app): Ctx) -> Answer<CaView> {
+    answer(whole(async move { app.ca_rotate().await }).await)
 }
 
 async fn nodes(State(app): Ctx) -> Answer<Vec<NodeView>> {

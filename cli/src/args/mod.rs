@@ -1,6 +1,7 @@
 //! What can be typed. One file per noun; help texts teach by example.
 
 pub mod attach;
+pub mod ca;
 pub mod cluster;
 pub mod endpoint;
 pub mod network;
@@ -78,6 +79,9 @@ pub enum Command {
     Leave(cluster::Leave),
     /// Show or rotate a join token
     Token(cluster::Token),
+    /// Manage the root of the nodes' certificates
+    #[command(subcommand)]
+    Ca(ca::Ca),
     /// Show how this host is
     #[command(after_long_help = "\
 Examples:

@@ -1,5 +1,6 @@
 //! Carries a command out. One file per noun.
 
+mod ca;
 mod cluster;
 pub mod container;
 mod endpoint;
@@ -28,6 +29,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Join(args) => cluster::join(&session, args).await,
         Command::Leave(args) => cluster::leave(&session, &args).await,
         Command::Token(args) => cluster::token(&session, &args).await,
+        Command::Ca(command) => ca::run(&session, &command).await,
         Command::Status => cluster::status(&session).await,
         Command::Doctor { plan } => cluster::doctor(&session, plan).await,
         Command::Events { since } => cluster::events(&session, since).await,

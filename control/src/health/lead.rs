@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
 use mesh_core::{
     Id,
     command::Command,
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Health, STEP, Verdict, probe::Prober};
 use crate::{
     consensus::{Consensus, Leadership},
+    roots,
     server::control_addr,
 };
 
@@ -95,7 +97,27 @@ impl Duties {
             if let Some(source) = source {
                 self.probe(source, suspects, &probing);
             }
+            self.forget_roots().await;
             stream::iter(verdicts).for_each_concurrent(PROPOSALS, |v| self.record(v)).await;
+        }
+    }
+
+    /// Ends the rotation of the cluster's root once nobody needs the former one.
+    async fn forget_roots(&self) {
+        let (_, all) = self.consensus.objects();
+        if all.cluster.as_ref().is_none_or(|c| c.former_roots.is_empty()) {
+            return;
+        }
+        let said = self.health().roots();
+        let over = roots::forgettable(&all, &said, Timestamp::now());
+        drop(all);
+        if over.is_empty() {
+            return;
+        }
+        match self.consensus.propose(Command::CaForget { roots: over }).await {
+            Ok(_) => tracing::info!("a former root of the cluster is trusted no more"),
+            // The next step says it again, here or at the next leader.
+            Err(error) => tracing::warn!(%error, "can not have a former root forgotten"),
         }
     }
 

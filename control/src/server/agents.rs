@@ -28,7 +28,10 @@ impl Agents for Service {
 
     async fn beat(&self, request: Request<BeatRequest>) -> Result<Response<BeatReply>, Status> {
         let node = member(&request)?.node;
-        let revision = request.get_ref().applied_revision;
+        let BeatRequest {
+            applied_revision: revision,
+            root,
+        } = request.into_inner();
         let (_, all) = self.0.consensus.objects();
         let managers = manager_addrs(&all);
         let leadership = self.0.consensus.leadership().borrow().clone();
@@ -37,19 +40,24 @@ impl Agents for Service {
             return Ok(Response::new(BeatReply {
                 leader: leadership.leader_addr.ok_or_else(none)?,
                 managers,
+                trust: String::new(),
             }));
         }
-        self.0
-            .health
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .beat(node, Instant::now(), revision);
+        {
+            let (mut health, now) = (
+                self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+                Instant::now(),
+            );
+            health.beat(node, now, revision);
+            health.certified(node, now, &root);
+        }
         if all.nodes.get(&node).is_some_and(|n| n.state != NodeState::Ready) {
             self.0.heard.notify_one();
         }
         Ok(Response::new(BeatReply {
             leader: String::new(),
             managers,
+            trust: all.cluster.as_deref().map(|c| self.0.trust.of(c)).unwrap_or_default(),
         }))
     }
 }

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use mesh_api::{
     proto::{ProposeReply, ProposeRequest, QueryReply, QueryRequest, RenewReply, RenewRequest, control_server::Control},
-    query::{self, Answer, Query},
+    query::{self, Answer, Query, Roots},
 };
 use mesh_core::{
     Refusal,
     command::Command,
-    objects::{NodeState, Role},
+    objects::{NodeState, Objects, Role},
     state::may_stop_managing,
 };
 use tonic::{Request, Response, Status};
@@ -20,7 +20,7 @@ use crate::{
     authz::{self, Member},
     health::lead,
     pki::Authority,
-    token,
+    roots, token,
 };
 
 /// How long the removal or demotion of a manager may take from its application until the vote is gone.
@@ -57,6 +57,7 @@ impl Control for Service {
         {
             return led_by(leader);
         }
+        let command = self.filled(command).map_err(|refusal| status_of(&refusal))?;
         match self.0.consensus.propose(pinned(command, caller)).await {
             Ok(applied) => {
                 tracing::debug!(command = name, by = %caller.node, revision = applied.revision, ok = applied.outcome.is_ok(), "command carried out");
@@ -116,14 +117,47 @@ impl Control for Service {
             .map_err(|e| refuse(Refusal::malformed(e.to_string())))?;
         tracing::info!(node = %caller.node, role = role.as_str(), "certificate renewed");
         Ok(Response::new(RenewReply {
-            cert,
-            ca: ca.cert_pem().to_owned(),
+            cert: roots::chain(cluster, &cert),
+            ca: roots::bundle(cluster),
             leader: String::new(),
         }))
     }
 }
 
 impl Service {
+    /// A command with what only a manager can fill in: a new root, which the present one has to sign.
+    fn filled(&self, command: Command) -> Result<Command, Refusal> {
+        let Command::CaRotate { from, at, .. } = command else {
+            return Ok(command);
+        };
+        let (_, all) = self.0.consensus.objects();
+        let cluster = all
+            .cluster
+            .as_ref()
+            .ok_or_else(|| Refusal::unavailable("this manager is being brought up to date"))?;
+        let made = roots::next(cluster).map_err(|e| Refusal::other(format!("can not make a new root: {e}")))?;
+        Ok(Command::CaRotate {
+            from,
+            at,
+            made: Some(made),
+        })
+    }
+
+    /// What the cluster trusts, and which nodes have said that they do.
+    fn roots(&self, all: &Objects) -> Option<Roots> {
+        let cluster = all.cluster.as_deref()?;
+        let said = self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).roots();
+        let former = || cluster.former_roots.iter();
+        Some(Roots {
+            certs: std::iter::once(&cluster.ca_cert)
+                .chain(former().map(|r| &r.cert))
+                .cloned()
+                .collect(),
+            replaced_at: former().map(|r| r.replaced_at).collect(),
+            known_by: roots::known_by(cluster, &said),
+        })
+    }
+
     /// Whether a command ends this manager, and will not be refused for it.
     fn ends_me(&self, command: &Command) -> bool {
         let Some(leaver) = command.leaver() else { return false };
@@ -193,6 +227,7 @@ impl Service {
             time: Some(Timestamp::now()),
             objects: query::select(&all, query)?,
             applied,
+            roots: matches!(query, Query::Authority).then(|| self.roots(&all)).flatten(),
             token,
         })
     }

@@ -15,7 +15,7 @@ use super::{Shared, hint, json, manager_addrs, read_json, status_of};
 use crate::{
     client::Purpose,
     pki::{self, Authority},
-    token,
+    roots, token,
 };
 
 /// Marks a request that came through another manager, so that it is not sent on again.
@@ -105,8 +105,8 @@ impl Service {
         Ok(Response::new(EnrollReply {
             node: json(&node)?,
             cluster: cluster.id.to_string(),
-            cert,
-            ca: cluster.ca_cert.clone(),
+            cert: roots::chain(&cluster, &cert),
+            ca: roots::bundle(&cluster),
             managers: manager_addrs(&all),
         }))
     }

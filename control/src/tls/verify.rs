@@ -2,35 +2,39 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_core::{Id, objects::Role};
+use mesh_core::objects::Role;
 use rustls::{
-    CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{verify_tls12_signature, verify_tls13_signature},
+    server::{
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::pki::{self, Digest, NodeName, PeerError};
+use crate::{
+    identity::IdentityStore,
+    pki::{self, Digest, NodeName, PeerError},
+};
 
 /// Verifies chain and dates by webpki, then that the peer is a manager of the cluster: workers have
-/// certificates of the same CA, and must not pass for managers.
+/// certificates of the same CA, and must not pass for managers. The roots are those that the node trusts at
+/// that moment.
 #[derive(Debug)]
-pub(super) struct ManagerVerifier {
-    inner: Arc<WebPkiServerVerifier>,
-    cluster: Id,
-}
-
-impl ManagerVerifier {
-    pub(super) fn new(inner: Arc<WebPkiServerVerifier>, cluster: Id) -> Self {
-        Self { inner, cluster }
-    }
-}
+pub(super) struct ManagerVerifier(pub Arc<IdentityStore>);
 
 fn refuse(e: PeerError) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e))))
+}
+
+/// The roots of an identity: they were read when it was taken up.
+fn roots(identity: &IdentityStore) -> Result<Arc<RootCertStore>, Error> {
+    identity.roots().map_err(Error::General)
 }
 
 impl ServerCertVerifier for ManagerVerifier {
@@ -42,10 +46,11 @@ impl ServerCertVerifier for ManagerVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let ok = self
-            .inner
+        let ok = WebPkiServerVerifier::builder_with_provider(roots(&self.0)?, super::provider())
+            .build()
+            .map_err(|e| Error::General(e.to_string()))?
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
-        NodeName::of_member(end_entity, self.cluster)
+        NodeName::of_member(end_entity, self.0.file().cluster)
             .and_then(|n| n.require(Role::Manager))
             .map_err(refuse)?;
         Ok(ok)
@@ -57,7 +62,7 @@ impl ServerCertVerifier for ManagerVerifier {
         c: &CertificateDer<'_>,
         d: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(m, c, d)
+        verify_tls12_signature(m, c, d, &super::provider().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -66,11 +71,61 @@ impl ServerCertVerifier for ManagerVerifier {
         c: &CertificateDer<'_>,
         d: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(m, c, d)
+        verify_tls13_signature(m, c, d, &super::provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        super::provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Verifies chain and dates of whoever shows a certificate, by the roots that this manager trusts at that
+/// moment. Who it is, and what that opens, is the gate's to judge.
+#[derive(Debug)]
+pub(super) struct NodeVerifier(pub Arc<IdentityStore>);
+
+impl ClientCertVerifier for NodeVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Nodes have one certificate and need no hint.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        WebPkiClientVerifier::builder_with_provider(roots(&self.0)?, super::provider())
+            .build()
+            .map_err(|e| Error::General(e.to_string()))?
+            .verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(m, c, d, &super::provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(m, c, d, &super::provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        super::provider().signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Cluster {
     pub ca_cert: String,
     /// Its private key, PEM.
     pub ca_key: String,
+    /// The roots before that one which are still trusted, the last one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_roots: Vec<FormerRoot>,
     /// Secret part of the worker join token.
     pub worker_secret: String,
     /// Secret part of the manager join token.
@@ -34,6 +37,18 @@ pub struct Cluster {
     pub next_vni: u32,
     /// Next data-plane slot (see [`Endpoint::slot`]); never reused.
     pub next_slot: u32,
+}
+
+/// A root that was replaced, until every node has a certificate of the one that replaced it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FormerRoot {
+    /// Its certificate, PEM.
+    pub cert: String,
+    /// The root that replaced it, as signed by it, PEM: who trusts only the old one comes to trust the new one
+    /// by this.
+    pub cross: String,
+    /// When it was replaced.
+    pub replaced_at: Timestamp,
 }
 
 /// What a node is.
