@@ -95,6 +95,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("drop_spoofed_nd", "a container spoke for another in neighbour discovery"),
     ("drop_ttl", "the packet's lifetime (TTL, hop limit) is over"),
     ("events_lost", "events that meshctl flows had no room for"),
+    (
+        "too_big",
+        "answered with ICMP: longer than the ingress network takes, and must not be fragmented",
+    ),
 ];
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-//! Packets that the programs make themselves: a TCP reset, an ICMP port unreachable. The answer
+//! Packets that the programs make themselves: a TCP reset, ICMP port unreachable and too big. The answer
 //! overwrites the packet that it answers.
 //!
 //! The packet may be one whose checksum the sender left to its device (CHECKSUM_PARTIAL), which a
 //! program can not see. Whoever finishes it later puts the sum over the upper layer into the field
-//! where TCP or UDP has its checksum. So both answers are made to come out right whether or not
-//! that happens.
+//! where TCP or UDP has its checksum. So resets and port unreachables are made to come out right whether or
+//! not that happens. What says that a packet is too big has its MTU there: it is right if that does not happen,
+//! as for all that came by a wire.
 
 use crate::{
     checksum::{add, fold, pseudo_v4},
@@ -28,10 +29,10 @@ pub struct TcpReset {
     pub tcp: Tcp,
 }
 
-/// A port unreachable.
+/// An ICMP error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct PortUnreachable {
+pub struct IcmpError {
     /// IP.
     pub ip: Ipv4,
     /// ICMP.
@@ -47,8 +48,14 @@ pub struct PortUnreachable {
 unsafe impl Plain for TcpReset {}
 // SAFETY: byte fields only.
 #[expect(unsafe_code, reason = "see the trait")]
-unsafe impl Plain for PortUnreachable {}
-const _: () = assert!(size_of::<TcpReset>() == 40 && size_of::<PortUnreachable>() == 56);
+unsafe impl Plain for IcmpError {}
+const _: () = assert!(size_of::<TcpReset>() == 40 && size_of::<IcmpError>() == 56);
+
+/// The packet must not be fragmented on its way.
+#[inline(always)]
+pub const fn unfragmentable(ip: &Ipv4) -> bool {
+    ip.fragment[0] & DF[0] != 0
+}
 
 /// True for an IP header without options whose checksum is right.
 #[inline(always)]
@@ -122,15 +129,28 @@ pub fn tcp_reset(ip: &Ipv4, tcp: &Tcp, l4_len: u32) -> Option<TcpReset> {
 /// Where UDP has its checksum, this message has two bytes that mean nothing for this code. The rest
 /// adds up to all ones, so that a device that finishes a UDP checksum there stores another zero.
 #[inline(always)]
-pub fn port_unreachable(ip: &Ipv4, quoted: [u8; 8]) -> PortUnreachable {
+pub fn port_unreachable(ip: &Ipv4, quoted: [u8; 8]) -> IcmpError {
+    unreachable(ip, quoted, 3, 0)
+}
+
+/// Destination unreachable, fragmentation needed and DF set (RFC 1191 section 4): the next hop takes packets of
+/// `mtu` bytes.
+#[inline(always)]
+pub fn too_big(ip: &Ipv4, quoted: [u8; 8], mtu: u16) -> IcmpError {
+    unreachable(ip, quoted, 4, mtu)
+}
+
+#[inline(always)]
+fn unreachable(ip: &Ipv4, quoted: [u8; 8], code: u8, mtu: u16) -> IcmpError {
+    let [a, b] = mtu.to_be_bytes();
     let mut icmp = Icmp {
         kind: 3,
-        code: 3,
+        code,
         checksum: [0; 2],
-        rest: [0; 4],
+        rest: [0, 0, a, b],
     };
     icmp.checksum = (!fold(add(add(add(0, &icmp.bytes()), &ip.bytes()), &quoted))).to_be_bytes();
-    PortUnreachable {
+    IcmpError {
         ip: ip_back(ip, ICMP, 56),
         icmp,
         quoted_ip: *ip,
@@ -225,6 +245,16 @@ mod tests {
             prop_assert!(valid(0, &message));
             finish(&mut message, 6);
             prop_assert!(valid(0, &message));
+        }
+
+        #[test]
+        fn a_too_big_is_valid_and_tells_the_mtu(src: [u8; 4], dst: [u8; 4], quoted: [u8; 8], mtu: u16) {
+            let asked = ip(src, dst);
+            let e = too_big(&asked, quoted, mtu);
+            prop_assert_eq!(fold(add(0, &e.ip.bytes())), 0xffff);
+            prop_assert_eq!((e.icmp.kind, e.icmp.code, &e.icmp.rest[2..]), (3, 4, &mtu.to_be_bytes()[..]));
+            prop_assert_eq!((e.ip.src, e.ip.dst, e.quoted_ip, e.quoted), (dst, src, asked, quoted));
+            prop_assert!(valid(0, &[&e.icmp.bytes()[..], &e.quoted_ip.bytes(), &e.quoted].concat()));
         }
     }
 

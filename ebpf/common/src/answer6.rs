@@ -1,7 +1,8 @@
-//! What [`crate::answer`] does, for IPv6: a TCP reset, an ICMPv6 port unreachable, a neighbour advertisement.
+//! What [`crate::answer`] does, for IPv6: a TCP reset, ICMPv6 port unreachable and packet too big, a neighbour
+//! advertisement.
 //!
-//! As there, every answer comes out right whether or not a device later finishes a checksum that the
-//! sender of the packet had left to it.
+//! As there, every answer but packet too big comes out right whether or not a device later finishes a checksum
+//! that the sender of the packet had left to it.
 
 use crate::{
     answer::reset_numbers,
@@ -27,10 +28,10 @@ pub struct TcpReset6 {
     pub tcp: Tcp,
 }
 
-/// A port unreachable.
+/// An ICMPv6 error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct PortUnreachable6 {
+pub struct IcmpError6 {
     /// IP.
     pub ip: Ipv6,
     /// ICMP.
@@ -58,11 +59,11 @@ pub struct Advertisement {
 unsafe impl Plain for TcpReset6 {}
 // SAFETY: byte fields only.
 #[expect(unsafe_code, reason = "see the trait")]
-unsafe impl Plain for PortUnreachable6 {}
+unsafe impl Plain for IcmpError6 {}
 // SAFETY: byte fields only.
 #[expect(unsafe_code, reason = "see the trait")]
 unsafe impl Plain for Advertisement {}
-const _: () = assert!(size_of::<TcpReset6>() == 60 && size_of::<PortUnreachable6>() == 96 && size_of::<Advertisement>() == 72);
+const _: () = assert!(size_of::<TcpReset6>() == 60 && size_of::<IcmpError6>() == 96 && size_of::<Advertisement>() == 72);
 
 /// Fills in the header of an answer, its sum included in what is returned: that of the pseudo header.
 #[inline(always)]
@@ -106,12 +107,26 @@ pub fn tcp_reset6(ip: &Ipv6, tcp: &Tcp, l4_len: u32, back: &mut TcpReset6) -> bo
 /// message up and stores the complement. These bytes mean nothing for this code: they hold the pseudo
 /// header's sum, at which the message is right and the device stores the same value again.
 #[inline(always)]
-pub fn port_unreachable6(ip: &Ipv6, quoted: [u8; QUOTED], back: &mut PortUnreachable6) {
+pub fn port_unreachable6(ip: &Ipv6, quoted: [u8; QUOTED], back: &mut IcmpError6) {
     let pseudo = fold(ip_back(&mut back.ip, &ip.dst, &ip.src, ICMP6, 8 + 40 + QUOTED as u16, HOPS));
     let [a, b] = pseudo.to_be_bytes();
     (back.icmp.kind, back.icmp.code) = (1, 4);
     back.icmp.rest = [0, 0, a, b];
     let sum = add(sum_of(ip) + 2 * u32::from(pseudo) + 0x0104, &quoted);
+    back.icmp.checksum = (!fold(sum)).to_be_bytes();
+    back.quoted_ip = *ip;
+    back.quoted = quoted;
+}
+
+/// Packet too big (RFC 4443 section 3.2) from the address that the packet was for, put into `back`: the next hop
+/// takes packets of `mtu` bytes.
+#[inline(always)]
+pub fn too_big6(ip: &Ipv6, quoted: [u8; QUOTED], mtu: u16, back: &mut IcmpError6) {
+    let pseudo = ip_back(&mut back.ip, &ip.dst, &ip.src, ICMP6, 8 + 40 + QUOTED as u16, HOPS);
+    let [a, b] = mtu.to_be_bytes();
+    (back.icmp.kind, back.icmp.code) = (2, 0);
+    back.icmp.rest = [0, 0, a, b];
+    let sum = add(sum_of(ip) + u32::from(fold(pseudo)) + u32::from(mtu) + 0x0200, &quoted);
     back.icmp.checksum = (!fold(sum)).to_be_bytes();
     back.quoted_ip = *ip;
     back.quoted = quoted;
@@ -171,7 +186,7 @@ mod tests {
         #[test]
         fn an_unreachable_is_valid_before_and_after_a_device(src: [u8; 16], dst: [u8; 16], quoted: [u8; 8]) {
             let ip = Ipv6 { version_flow: [0x60, 0, 0, 0], src, dst, ..Ipv6::default() };
-            let mut e = PortUnreachable6::default();
+            let mut e = IcmpError6::default();
             port_unreachable6(&ip, quoted, &mut e);
             let pseudo = pseudo_v6(&e.ip.src, &e.ip.dst, ICMP6, 56);
             let mut message = [0u8; 56];

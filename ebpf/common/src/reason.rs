@@ -122,6 +122,8 @@ reasons! {
     DropTtl = "drop_ttl",
     /// Not told to who watches: the ring buffer was full.
     EventsLost = "events_lost",
+    /// ICMP sent: the packet is too big for the ingress network.
+    TooBig = "too_big",
 }
 
 #[cfg(test)]
@@ -130,8 +132,8 @@ mod tests {
 
     #[test]
     fn names_go_with_reasons_and_differ() {
-        assert_eq!(NAMES[Reason::EventsLost as usize], "events_lost");
-        assert_eq!(NAMES.len(), Reason::EventsLost as usize + 1);
+        assert_eq!(NAMES[Reason::TooBig as usize], "too_big");
+        assert_eq!(NAMES.len(), Reason::TooBig as usize + 1);
         for (i, name) in NAMES.iter().enumerate() {
             assert!(!NAMES[..i].contains(name), "{name}");
         }

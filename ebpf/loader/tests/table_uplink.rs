@@ -500,6 +500,82 @@ fn joined(t: &mut Table, f: &Family) {
     t.row("nobody: joined segments", out, &bytes, SENT, &["reset_no_backend"], Reset);
 }
 
+/// The ingress network takes 1450 bytes.
+fn sizes(t: &mut Table, f: &Family) {
+    let head = if f.v6 { 40 } else { 20 };
+    let back = |p: &Packet| {
+        let (kind, code) = if f.v6 { (2, 0) } else { (3, 4) };
+        let about = Packet::error(f.node, f.client, kind, code, [0, 0, 5, 170], p, head + 8);
+        let id = 0;
+        Packet { ttl: 64, id, ..about }.eth(UPLINK, ROUTER)
+    };
+    let tcp = |cport, flags, more: usize| Packet::tcp(at(f.client, cport), at(f.node, 80), flags, &vec![9; 1450 - head - 20 + more]);
+    let udp = |cport, more: usize| Packet::udp(at(f.client, cport), at(f.node, 53), &vec![9; 1450 - head - 8 + more]);
+    let to = |t: &Table, p: &Packet| {
+        t.w.raw(Program::FromUplink, "up0", &p.clone().eth(ROUTER, UPLINK).bytes())
+            .packet()
+            .eth_dst
+    };
+    let carried = |p: &Packet, to| p.clone().eth(INGRESS, to);
+    let new = &["new_flow", "too_big"];
+    let p = udp(40, 1);
+    t.client("a datagram too big", &p, SENT, new, Is(back(&p)));
+    t.client("once more", &p, SENT, &["too_big"], Is(back(&p)));
+    let p = udp(40, 0);
+    let backend = to(t, &p);
+    t.client("one that just fits", &p, SENT, &["carried"], Is(carried(&p, backend)));
+    let p = Packet::udp(at(f.node, 53), at(f.client, 40), b"answer");
+    t.returned("its answer", &p, SENT, &["reply_sent"], Same);
+    let p = udp(40, 0);
+    t.client("both ends were heard", &p, SENT, &["carried", "kept"], Is(carried(&p, backend)));
+    let p = udp(40, 1);
+    t.client("too big, of a flow that is kept", &p, SENT, &["too_big"], Is(back(&p)));
+    let p = udp(40, 0);
+    t.client("and what fits", &p, SENT, &["carried"], Is(carried(&p, backend)));
+    if f.v6 {
+        let p = udp(40, 1).behind(&[(60, 8)]);
+        t.client("too big, with a header more", &p, SENT, &["carried"], Is(carried(&p, backend)));
+    } else {
+        // It is in pieces once it is in VXLAN.
+        let p = Packet { fragment: 0, ..udp(40, 1) };
+        t.client("too big, and may be fragmented", &p, SENT, &["carried"], Is(carried(&p, backend)));
+        let p = Packet {
+            between: vec![1; 4],
+            ..udp(40, 1)
+        };
+        t.client("too big, with options", &p, SENT, &["carried"], Is(carried(&p, backend)));
+    }
+    let [first, _] = udp(40, 100).split(1456, 90);
+    let first = if f.v6 { first } else { Packet { fragment: 0x6000, ..first } };
+    t.client("a fragment too big", &first, SENT, &["carried"], Is(carried(&first, backend)));
+    let p = tcp(41, ACK, 1);
+    t.client("a segment too big", &p, SENT, new, Is(back(&p)));
+    // Several segments in one frame: what each of them takes.
+    let many = Packet::tcp(at(f.client, 41), at(f.node, 80), ACK, &[9; 3000]);
+    let backend = to(t, &tcp(41, ACK, 0));
+    let bytes = many.clone().eth(ROUTER, UPLINK).bytes();
+    let fits = 1450 - head as u32 - 20;
+    let out = t.w.joined(Program::FromUplink, "up0", &bytes, fits);
+    t.row(
+        "joined segments that fit",
+        out,
+        &bytes,
+        SENT,
+        &["carried"],
+        Is(carried(&many, backend)),
+    );
+    let out = t.w.joined(Program::FromUplink, "up0", &bytes, fits + 1);
+    t.row("joined segments too big", out, &bytes, SENT, &["too_big"], Is(back(&many)));
+    let p = Packet::udp(at(f.client, 42), at(f.node, 8080), &[9; 1500]);
+    t.client(
+        "to an endpoint here",
+        &p,
+        SENT,
+        &["new_flow", "delivered"],
+        Is(handed(&p, f, 42, 5300)),
+    );
+}
+
 /// Direct return, ranges, methods, affinity, bound addresses.
 fn ways(t: &mut Table, f: &Family) {
     let set = |s: u32| if f.v6 { s | lb::V6 } else { s };
@@ -734,6 +810,7 @@ fn published_ports() {
         errors(&mut t, &f);
         odd(&mut t, &f);
         joined(&mut t, &f);
+        sizes(&mut t, &f);
         ways(&mut t, &f);
         unconfigured(&mut t, &f);
     }

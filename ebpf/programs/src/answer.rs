@@ -1,10 +1,10 @@
-//! Packets that are answered here: no backend, ARP, neighbour discovery and ping of a VIP. The answer
+//! Packets that are answered here: no backend, too big for its way, ARP, neighbour discovery and ping of a VIP. The answer
 //! takes the packet's place and goes back out of the device that the packet came in at.
 
 use mesh_ebpf_common::{
     Reason,
-    answer::{answerable, port_unreachable, tcp_reset},
-    answer6::{advertisement, port_unreachable6, tcp_reset6},
+    answer::{answerable, port_unreachable, tcp_reset, too_big, unfragmentable},
+    answer6::{advertisement, port_unreachable6, tcp_reset6, too_big6},
     header::{ARP_REPLY, ETH_LEN, Ipv6},
     rows::{Local, TCP},
 };
@@ -16,21 +16,57 @@ use crate::{
     work::Work,
 };
 
+/// The packet is one that an answer can quote: whole, and without options or extension headers.
+#[inline(always)]
+fn plain(w: &Work) -> bool {
+    w.part == WHOLE
+        && if w.v6 {
+            w.l4 == ETH_LEN + size_of::<Ipv6>() as u32
+        } else {
+            answerable(&w.head.ip)
+        }
+}
+
+/// What is quoted of the upper layer.
+#[inline(always)]
+fn quoted(w: &Work) -> [u8; 8] {
+    let ([a, b], [c, d], [e, f, g, h]) = (w.tcp.sport, w.tcp.dport, w.tcp.seq);
+    [a, b, c, d, e, f, g, h]
+}
+
+/// The packet, or what it stands for, must be answered by [`refuse_size`]: it is longer than `mtu`, and must not be
+/// fragmented. One that may be is, by the kernel, once it is in VXLAN.
+#[inline(always)]
+pub fn is_too_big(skb: Skb, w: &Work, mtu: u32) -> bool {
+    !skb.fits(mtu, w.headers) && (w.v6 || unfragmentable(&w.head.ip)) && plain(w)
+}
+
+/// Tells a client that its packets must not be longer than `mtu`.
+#[inline(never)]
+pub fn refuse_size(skb: Skb, w: &mut Work, mtu: u32) -> i32 {
+    let (dst, src) = (w.head.eth.src, w.head.eth.dst);
+    let quoted = quoted(w);
+    let written = if w.v6 {
+        too_big6(&w.ip6, quoted, mtu as u16, &mut w.icmp_error6);
+        skb.resize(ETH_LEN + 96) && skb.overwrite(ETH_LEN, &w.icmp_error6)
+    } else {
+        w.icmp_error = too_big(&w.head.ip, quoted, mtu as u16);
+        skb.resize(ETH_LEN + 56) && skb.overwrite(ETH_LEN, &w.icmp_error)
+    };
+    if written && nat::ethernet(skb, w, dst, src) {
+        return skb.send(skb.ifindex(), Reason::TooBig);
+    }
+    drop(Reason::DropFailed)
+}
+
 /// Refuses a client's packet: a TCP reset, or ICMP port unreachable for UDP.
 #[inline(never)]
 pub fn refuse(skb: Skb, w: &mut Work, reset: Reason) -> i32 {
-    // An answer has no extension headers, and quotes none.
-    let plain = if w.v6 {
-        w.l4 == ETH_LEN + size_of::<Ipv6>() as u32
-    } else {
-        answerable(&w.head.ip)
-    };
-    if w.part != WHOLE || !plain {
+    if !plain(w) {
         return drop(Reason::DropUnanswered);
     }
     let (dst, src) = (w.head.eth.src, w.head.eth.dst);
-    let ([a, b], [c, d], [e, f, g, h]) = (w.tcp.sport, w.tcp.dport, w.tcp.seq);
-    let quoted = [a, b, c, d, e, f, g, h];
+    let quoted = quoted(w);
     let (done, reason) = if w.key.proto == TCP {
         let written = if w.v6 {
             if !tcp_reset6(&w.ip6, &w.tcp, w.l4_len, &mut w.reset6) {
@@ -47,11 +83,11 @@ pub fn refuse(skb: Skb, w: &mut Work, reset: Reason) -> i32 {
         (written, reset)
     } else {
         let written = if w.v6 {
-            port_unreachable6(&w.ip6, quoted, &mut w.unreachable6);
-            skb.resize(ETH_LEN + 96) && skb.overwrite(ETH_LEN, &w.unreachable6)
+            port_unreachable6(&w.ip6, quoted, &mut w.icmp_error6);
+            skb.resize(ETH_LEN + 96) && skb.overwrite(ETH_LEN, &w.icmp_error6)
         } else {
-            w.unreachable = port_unreachable(&w.head.ip, quoted);
-            skb.resize(ETH_LEN + 56) && skb.overwrite(ETH_LEN, &w.unreachable)
+            w.icmp_error = port_unreachable(&w.head.ip, quoted);
+            skb.resize(ETH_LEN + 56) && skb.overwrite(ETH_LEN, &w.icmp_error)
         };
         (written, Reason::UnreachableNoBackend)
     };

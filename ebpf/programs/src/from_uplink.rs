@@ -92,6 +92,9 @@ pub fn enter(skb: Skb, w: &mut Work, published: &Published, config: &Config, cli
         let kind = if direct { kind::DIRECT } else { kind::INGRESS };
         return deliver(skb, w, f, local(backend.mac), kind, now);
     }
+    if answer::is_too_big(skb, w, config.ingress_mtu) {
+        return answer::refuse_size(skb, w, config.ingress_mtu);
+    }
     if client.is_none() {
         quick::mark(w, f, &backend.mac);
     }

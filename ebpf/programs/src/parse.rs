@@ -2,7 +2,7 @@
 
 use mesh_ebpf_common::{
     header::{
-        ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, EXTENSIONS, FRAGMENT, Icmp, Part, Shape, end_v6, extension_len, is_extension, part_v6, shape,
+        ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, EXTENSIONS, FRAGMENT, Icmp, Part, Shape, Udp, end_v6, extension_len, is_extension, part_v6, shape,
         tcp_fits, udp_fits,
     },
     rows::{Addr, FragmentKey, FragmentPorts, ICMP, ICMP6, Plain, TCP, UDP},
@@ -209,12 +209,14 @@ pub fn packet(skb: Skb, w: &mut Work) -> Packet {
             return Packet::Malformed;
         }
         w.flags = w.tcp.flags;
+        w.headers = shape.l4 + u32::from(w.tcp.offset >> 4) * 4;
         (w.key.sport, w.key.dport) = (u16::from_be_bytes(w.tcp.sport), u16::from_be_bytes(w.tcp.dport));
     } else {
         if !upper(skb, shape.l4, &mut w.udp) || !udp_fits(&w.udp, &shape, gso) {
             return Packet::Malformed;
         }
         let udp = w.udp;
+        w.headers = shape.l4 + size_of::<Udp>() as u32;
         (w.tcp.sport, w.tcp.dport) = (udp.sport, udp.dport);
         w.tcp.seq = [udp.len[0], udp.len[1], udp.checksum[0], udp.checksum[1]];
         (w.key.sport, w.key.dport) = (u16::from_be_bytes(udp.sport), u16::from_be_bytes(udp.dport));

@@ -103,12 +103,14 @@ fn upper<const AT: u32>(skb: Skb, w: &mut Work, proto: u8, shape: &Shape) -> Opt
         if !tcp_fits(tcp, shape.l4_len) {
             return None;
         }
+        w.headers = AT + u32::from(tcp.offset >> 4) * 4;
         (tcp.sport, tcp.dport, tcp.flags)
     } else if proto == UDP {
         let udp = skb.peek::<Udp>(AT)?;
         if !udp_fits(udp, shape, skb.gso()) {
             return None;
         }
+        w.headers = AT + size_of::<Udp>() as u32;
         (udp.sport, udp.dport, 0)
     } else {
         return None;
@@ -137,6 +139,7 @@ pub fn run(skb: Skb, w: &mut Work, config: &Config) -> Seen {
         return Seen::Done(pass(Reason::Pass));
     };
     if plain(flags)
+        && skb.fits(config.ingress_mtu, w.headers)
         && let Some(f) = FLOWS_KEPT.get_ptr(&w.key)
     {
         // SAFETY: a row looked up in this run.

@@ -11,7 +11,7 @@ use aya_ebpf::{
         bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
 };
-use mesh_ebpf_common::{Reason, rows::Plain};
+use mesh_ebpf_common::{Reason, header::ETH_LEN, rows::Plain};
 
 use crate::{event, maps::count};
 
@@ -113,6 +113,16 @@ impl Skb {
     pub fn gso(self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.0).gso_size != 0 }
+    }
+
+    /// The packet, or each of those that it stands for, is no longer than `mtu`; 0: nobody knows. `headers`: the
+    /// length of the frame up to what they share.
+    #[inline(always)]
+    pub fn fits(self, mtu: u32, headers: u32) -> bool {
+        // SAFETY: as above.
+        let gso = unsafe { (*self.0).gso_size };
+        let len = if gso == 0 { self.len() } else { headers + gso };
+        mtu == 0 || len <= mtu + ETH_LEN
     }
 
     /// What lies at `offset` of the frame, a constant, if that is in the frame's first piece of memory; there

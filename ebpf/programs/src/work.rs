@@ -3,8 +3,8 @@
 use core::mem::offset_of;
 
 use mesh_ebpf_common::{
-    answer::{PortUnreachable, TcpReset},
-    answer6::{Advertisement, PortUnreachable6, TcpReset6},
+    answer::{IcmpError, TcpReset},
+    answer6::{Advertisement, IcmpError6, TcpReset6},
     header::{Arp, Eth, Extension, Icmp, Ipv4, Ipv6, Neighbor, Tcp, Udp},
     rows::{Event, Flow, FlowKey, FragmentKey, FragmentPorts, Plain, Reply},
 };
@@ -54,6 +54,8 @@ pub struct Work {
     pub l4: u32,
     /// Its length.
     pub l4_len: u32,
+    /// Length of the frame up to what TCP or UDP carries.
+    pub headers: u32,
     /// Length of the frame as it came.
     pub len: u32,
     /// Device that it came in at.
@@ -103,8 +105,8 @@ pub struct Work {
     pub arp: Arp,
     pub neighbor: Neighbor,
     pub reset: TcpReset,
-    pub unreachable: PortUnreachable,
+    pub icmp_error: IcmpError,
     pub reset6: TcpReset6,
-    pub unreachable6: PortUnreachable6,
+    pub icmp_error6: IcmpError6,
     pub advertisement: Advertisement,
 }

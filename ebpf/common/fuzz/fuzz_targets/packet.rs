@@ -7,7 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 use mesh_ebpf_common::{
     answer::{answerable, port_unreachable, tcp_reset},
-    answer6::{PortUnreachable6, TcpReset6, port_unreachable6, tcp_reset6},
+    answer6::{IcmpError6, TcpReset6, port_unreachable6, tcp_reset6},
     checksum::{add, changed, diff, fold, pseudo_v4, pseudo_v6},
     flow,
     header::{ETH_LEN, Extension, Icmp, Ipv4, Ipv6, Tcp, Udp, end_v6, extension_len, is_extension, part_v6, shape, tcp_fits, udp_fits},
@@ -164,7 +164,7 @@ fn six(frame: &[u8], gso: bool) {
         let _ = quotes(ICMP6, &icmp(b));
     }
     if let Some(quoted) = at(frame, l4 as usize) {
-        let mut back = PortUnreachable6::default();
+        let mut back = IcmpError6::default();
         port_unreachable6(&ip, quoted, &mut back);
         let pseudo = pseudo_v6(&back.ip.src, &back.ip.dst, ICMP6, u16::from_be_bytes(back.ip.payload_len));
         let sum = add(add(add(pseudo, &back.icmp.bytes()), &back.quoted_ip.bytes()), &back.quoted);

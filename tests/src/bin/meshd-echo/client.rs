@@ -50,6 +50,9 @@ pub enum Client {
         /// Address and port to send from, ADDRESS:PORT; the next socket has the next port. Port 0: any.
         #[arg(long)]
         from: Option<SocketAddr>,
+        /// How long each datagram is, in bytes; the answer is not shorter.
+        #[arg(long, default_value_t = 6)]
+        size: usize,
     },
     /// Sends each line of the standard input over one connection, and prints each answer.
     Tcp(To),
@@ -98,7 +101,12 @@ impl Client {
             Self::Resolve { name } => resolve(name),
             Self::Dns { server, name, kind, port } => print(&crate::dns::ask(SocketAddr::new(*server, *port), name, kind)?),
             Self::Http(many) => (0..many.count).try_for_each(|_| print(&get(&many.to)?)),
-            Self::Udp { many, same_socket, from } => udp(many, *same_socket, *from),
+            Self::Udp {
+                many,
+                same_socket,
+                from,
+                size,
+            } => udp(many, *same_socket, *from, *size),
             Self::Tcp(to) => tcp(to),
             Self::Hold(hold) => hold.run(),
             Self::Download { to, bytes } => download(to, *bytes),
@@ -250,7 +258,7 @@ fn tcp(to: &To) -> Result<(), Failure> {
     Ok(())
 }
 
-fn udp(many: &Many, same_socket: bool, from: Option<SocketAddr>) -> Result<(), Failure> {
+fn udp(many: &Many, same_socket: bool, from: Option<SocketAddr>, size: usize) -> Result<(), Failure> {
     let (addr, timeout) = (many.to.resolve()?, many.to.timeout()?);
     let any: SocketAddr = if addr.is_ipv4() {
         ([0u8; 4], 0).into()
@@ -274,8 +282,11 @@ fn udp(many: &Many, same_socket: bool, from: Option<SocketAddr>) -> Result<(), F
         if i > 0 && !same_socket {
             socket = open(i)?;
         }
-        socket.send(b"hello\n")?;
+        socket.send(format!("{:<width$}\n", "hello", width = size.saturating_sub(1)).as_bytes())?;
         let n = socket.recv(&mut buffer).map_err(|e| format!("no answer from {addr}: {e}"))?;
+        if n < size {
+            return Err(format!("an answer of {n} bytes to {size}").into());
+        }
         print(&String::from_utf8_lossy(&buffer[..n]))?;
     }
     Ok(())

@@ -50,8 +50,8 @@ pub async fn serve_udp(socket: UdpSocket, addr: SocketAddr, me: Arc<Identity>) -
     }
     setsockopt(&socket, Ipv4PacketInfo, &true)?;
     loop {
-        let (client, to) = socket.async_io(Interest::READABLE, || receive(&socket)).await?;
-        let line = me.line(client.into(), SocketAddr::from((to, addr.port())));
+        let (client, to, size) = socket.async_io(Interest::READABLE, || receive(&socket)).await?;
+        let line = padded(me.line(client.into(), SocketAddr::from((to, addr.port()))), size);
         // A client that cannot be reached is its own affair.
         let _ = socket
             .async_io(Interest::WRITABLE, || send(&socket, line.as_bytes(), client, to))
@@ -62,13 +62,18 @@ pub async fn serve_udp(socket: UdpSocket, addr: SocketAddr, me: Arc<Identity>) -
 async fn serve_udp6(socket: UdpSocket, addr: SocketAddr, me: Arc<Identity>) -> Result<(), Failure> {
     let mut buffer = [0; 65536];
     loop {
-        let (_, client) = socket.recv_from(&mut buffer).await?;
-        let _ = socket.send_to(me.line(client, addr).as_bytes(), client).await;
+        let (size, client) = socket.recv_from(&mut buffer).await?;
+        let _ = socket.send_to(padded(me.line(client, addr), size).as_bytes(), client).await;
     }
 }
 
-/// One datagram's sender and destination.
-fn receive(socket: &UdpSocket) -> io::Result<(SocketAddrV4, Ipv4Addr)> {
+/// Made as long as what it answers, if it is shorter, by spaces before its end.
+fn padded(line: String, size: usize) -> String {
+    format!("{:size$}\n", line.trim_end(), size = size.saturating_sub(1))
+}
+
+/// One datagram's sender, destination and length.
+fn receive(socket: &UdpSocket) -> io::Result<(SocketAddrV4, Ipv4Addr, usize)> {
     let mut buffer = [0; 65536];
     let mut parts = [IoSliceMut::new(&mut buffer)];
     let mut control = cmsg_space!(libc::in_pktinfo);
@@ -79,7 +84,7 @@ fn receive(socket: &UdpSocket) -> io::Result<(SocketAddrV4, Ipv4Addr)> {
         _ => None,
     });
     let to = to.ok_or_else(|| io::Error::other("a datagram without IP_PKTINFO"))?;
-    Ok((SocketAddrV4::new(from.ip(), from.port()), to))
+    Ok((SocketAddrV4::new(from.ip(), from.port()), to, got.bytes))
 }
 
 fn send(socket: &UdpSocket, line: &[u8], to: SocketAddrV4, from: Ipv4Addr) -> io::Result<usize> {
