@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     Id,
-    desired::{Fdb, Link, Neigh, Route, Veth},
+    desired::{Fdb, Link, Neigh, Peer, Route, Veth},
     lb,
     names::NameTable,
     nft::Nft,
@@ -40,6 +40,13 @@ pub enum NetAction {
         cluster: Id,
         /// What it must be.
         veth: Veth,
+    },
+    /// Adds the ways back of an interface that an engine has taken, where it is now.
+    AddReturns {
+        /// Name of the host side.
+        name: String,
+        /// The other end.
+        peer: Peer,
     },
     /// Adds an address.
     AddAddr(String, IpNet),
@@ -111,6 +118,7 @@ impl fmt::Display for Action {
                     Words(&veth.peer.addrs),
                     veth.peer.netns
                 ),
+                NetAction::AddReturns { name, peer } => write!(f, "veth returns {name} peer {} in {}", Words(&peer.addrs), peer.netns),
                 NetAction::AddAddr(dev, a) => write!(f, "addr add {a} dev {dev}"),
                 NetAction::DelAddr(dev, a) => write!(f, "addr del {a} dev {dev}"),
                 NetAction::AddRoute(r) => write!(f, "route add {} dev {} src {}", r.dst, r.dev, r.src),

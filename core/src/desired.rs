@@ -69,6 +69,9 @@ pub struct Peer {
     /// It is made in the host's own namespace, down and without addresses, for a container engine to
     /// take and configure. Once it is not there any more, it was taken, and is the engine's matter.
     pub waits: bool,
+    /// An engine has taken it, into a container that is known now: what it is there is the engine's, and meshd adds
+    /// the ways back.
+    pub taken: bool,
     /// Interface name.
     pub ifname: String,
     /// Ethernet address.

@@ -295,13 +295,17 @@ impl Host<'_> {
         let subnets = || e.ips().filter_map(|ip| Some((ip, network.subnet_of(ip)?)));
         let name = veth_name(e.id);
         let waits = e.sandbox.handover.is_some() && !e.sandbox.is_known();
+        let taken = e.sandbox.handover.is_some() && !waits;
         let gateways = gateways(self.objects, e, self.siblings(e));
-        let has_route = |ip: IpAddr| network.internal || gateways.iter().any(|g| g.is_ipv4() == ip.is_ipv4());
+        // Which of its networks an engine gives the default route, and for how long, is not known.
+        let is_routed = |ip: IpAddr| !taken && gateways.iter().any(|g| g.is_ipv4() == ip.is_ipv4());
+        let has_route = |ip: IpAddr| network.internal || is_routed(ip);
         let returns = subnets().filter(|(ip, _)| !has_route(*ip)).map(|(_, s)| s.gateway).collect();
         let peer = Peer {
             netns: e.sandbox.netns.clone(),
             inode: e.sandbox.inode,
             waits,
+            taken,
             ifname: if waits { waiting_name(e.id) } else { e.ifname.clone() },
             mac: e.mac,
             addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),

@@ -27,6 +27,8 @@ pub struct SeenVeth {
     pub mtu: u32,
     /// It is administratively up.
     pub up: bool,
+    /// The ways back of an interface that an engine has taken are there.
+    pub returns: bool,
 }
 
 /// A bridge or VXLAN device as seen.

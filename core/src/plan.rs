@@ -139,6 +139,20 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
             });
         }
     }
+    // Nothing else waits for them.
+    for (name, veth) in desired.veths.iter().filter(|(_, v)| v.peer.taken && !v.peer.returns.is_empty()) {
+        let there = seen
+            .overlay
+            .veths
+            .get(name)
+            .is_some_and(|s| s.endpoint == veth.endpoint && s.returns);
+        if !there {
+            steps.last.push(NetAction::AddReturns {
+                name: name.clone(),
+                peer: veth.peer.clone(),
+            });
+        }
+    }
     let gone_veths = seen.overlay.veths.keys().filter(|n| !desired.veths.contains_key(*n));
     steps.last.extend(gone_veths.map(|n| NetAction::DelLink(n.clone())));
     let gone = || {

@@ -14,6 +14,7 @@ use mesh_core::{
     desired::Desired,
     intent,
     objects::{Handover, Sandbox},
+    observed::{Observed, SeenVeth},
 };
 
 fn reserve(lab: &mut Lab, node: u64, ip: Option<&str>) -> IpAddr {
@@ -253,6 +254,28 @@ fn an_interface_waits_in_the_host_until_its_container_is_known() {
         },
     });
     let known = peers(&lab).into_iter().find(|p| !p.waits).unwrap();
+    assert_eq!(known.returns, known.gateways, "docker may give another network the default route");
+    assert!(known.taken && waiting.iter().all(|p| !p.taken));
+    let returns = |s: &Action| matches!(s, Action::Net(NetAction::AddReturns { peer, .. }) if peer.inode == 7);
+    let mut host = Observed::default();
+    for there in [false, true] {
+        let steps = mesh_core::plan::plan(&desired(&lab, 1), &host);
+        assert_eq!(steps.iter().filter(|s| returns(s)).count(), usize::from(!there));
+        for (name, veth) in desired(&lab, 1).veths {
+            let (endpoint, bridge, mtu) = (veth.endpoint, Some(veth.bridge), veth.mtu);
+            let returns = veth.peer.taken;
+            host.overlay.veths.insert(
+                name,
+                SeenVeth {
+                    endpoint,
+                    bridge,
+                    mtu,
+                    up: true,
+                    returns,
+                },
+            );
+        }
+    }
     assert_eq!((known.inode, known.netns.as_str()), (7, "/proc/7/ns/net"));
     assert!(
         !known.gateways.is_empty() && known.addrs.len() == 1,

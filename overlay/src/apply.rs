@@ -53,6 +53,7 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
             check(veth)?;
             veth::put(overlay, name, desired::mark(*cluster, veth.endpoint), veth).await
         }
+        NetAction::AddReturns { name, peer } => veth::add_returns(overlay, name, peer).await,
         NetAction::AddAddr(name, addr) => {
             check_addr(*addr)?;
             let device = link::ours(socket, name, || format!("add address {addr}")).await?;

@@ -110,6 +110,7 @@ fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>
                     bridge: master,
                     mtu: device.mtu,
                     up,
+                    returns: device.group == link::RETURNS,
                 },
             );
         }

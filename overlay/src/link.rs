@@ -18,6 +18,8 @@ use crate::{error::Error, socket::Socket};
 
 /// Link group that links are made in: "mesh" in ASCII.
 pub(crate) const GROUP: u32 = 0x6d65_7368;
+/// Link group of a container's link whose far end has its ways back, where an engine has taken that.
+pub(crate) const RETURNS: u32 = GROUP + 1;
 /// First letters of the names of links that meshd makes.
 const PREFIXES: [&str; 4] = ["mb-", "mx-", "mv-", WAITING];
 /// First letters of the name of a veth's other end that waits for a container engine.
@@ -222,6 +224,12 @@ pub(crate) async fn mark(socket: &Socket, device: &Device, mark: String) -> Resu
         message(device.index, vec![LinkAttribute::IfAlias(mark)]),
     )
     .await
+}
+
+/// Puts a link in a group.
+pub(crate) async fn regroup(socket: &Socket, device: &Device, group: u32) -> Result<(), Error> {
+    let message = message(device.index, vec![LinkAttribute::Group(group)]);
+    set(socket, format!("set the group of {}", device.name), message).await
 }
 
 /// Removes a link. One that is gone already is success.

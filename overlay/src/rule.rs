@@ -66,9 +66,11 @@ pub(crate) async fn add(socket: &Socket, device: &Device, addr: IpNet, gateway: 
         .extend([RouteAttribute::Gateway(gateway.into()), RouteAttribute::Oif(device.index)]);
     for (route, to) in [(near, net.to_string()), (far, "all else".to_owned())] {
         let request = format!("add the way back to {to} over {}", device.name);
-        socket
-            .change(request, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL)
-            .await?;
+        let done = socket.change(request, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL);
+        match done.await {
+            Err(e) if e.is(&[libc::EEXIST]) => {}
+            done => done?,
+        }
     }
     Ok(())
 }

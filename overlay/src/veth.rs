@@ -10,11 +10,12 @@
 //!
 //! The far end of one that a container engine takes by itself is born in the host's namespace, and
 //! left down and bare: the engine moves, names and configures it. Where it is afterwards is not
-//! looked at, nor how it is set.
+//! looked at, nor how it is set; the ways back are added to it once its container is known.
 
 use std::sync::Arc;
 
 use futures::future::{try_join, try_join_all, try_join3};
+use ipnet::IpNet;
 use mesh_core::desired::{Peer, Veth};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
 
@@ -175,13 +176,38 @@ async fn configure(sandbox: &Socket, sysctl: &Sysctl, peer: &Peer) -> Result<(),
             done => done?,
         }
     }
+    returns(sandbox, &device, peer, |_| true).await
+}
+
+/// The ways back for those of its addresses.
+async fn returns(sandbox: &Socket, device: &Device, peer: &Peer, is_there: impl Fn(&IpNet) -> bool) -> Result<(), Error> {
     for gateway in &peer.returns {
-        let from = peer.addrs.iter().filter(|a| a.addr().is_ipv4() == gateway.is_ipv4());
-        for addr in from {
-            rule::add(sandbox, &device, *addr, *gateway).await?;
+        let of_family = |a: &&IpNet| a.addr().is_ipv4() == gateway.is_ipv4();
+        for addr in peer.addrs.iter().filter(of_family).filter(|a| is_there(a)) {
+            rule::add(sandbox, device, *addr, *gateway).await?;
         }
     }
     Ok(())
+}
+
+/// The ways back of an interface that an engine has taken: it has one default route for all networks of a container,
+/// and may move that. Which addresses it has given the interface is the engine's choice; a container that ended has none.
+pub(crate) async fn add_returns(overlay: &Overlay, name: &str, peer: &Peer) -> Result<(), Error> {
+    let Some(device) = link::find_ours(&overlay.socket, name).await? else {
+        return Ok(());
+    };
+    let netns = match Netns::open_sandbox(&peer.netns, peer.inode) {
+        Err(Error::SandboxGone { .. }) => return Ok(()),
+        other => other?,
+    };
+    let sandbox = Socket::open_in(&netns).await?;
+    let (inside, addrs) = try_join(link::all(&sandbox), addr::all(&sandbox)).await?;
+    let is_far_end = |d: &&Device| d.peer == Some(device.index) && device.peer == Some(d.index);
+    if let Some(far) = inside.iter().find(is_far_end) {
+        let is_there = |a: &IpNet| addrs.iter().any(|s| s.index == far.index && s.addr.addr() == a.addr());
+        returns(&sandbox, far, peer, is_there).await?;
+    }
+    link::regroup(&overlay.socket, &device, link::RETURNS).await
 }
 
 /// Puts an existing pair right, with its far end if the container is there. False when the far end

@@ -203,6 +203,28 @@ async fn what_an_engine_takes_waits_and_is_left_alone_then() {
     let inside = mesh_overlay::occupied::Occupied::of(&lab.pod.path()).await.unwrap();
     assert_eq!((inside.with_mac(veth.peer.mac), inside.routed), (Some("eth3"), false));
     assert_eq!(inside.free_name(), "eth0");
+    // Its container is known: the ways back, for the addresses that the engine gave it, once.
+    let addr = veth.peer.addrs[0];
+    lab.pod.ok(&format!("ip addr add {addr} dev eth3"));
+    assert!(!taken.veths[&name].returns);
+    let mut known = veth.peer.clone();
+    (known.waits, known.taken, known.netns, known.inode) = (false, true, lab.pod.path(), lab.pod.open().inode());
+    known.addrs.push("10.9.9.10/24".parse().unwrap());
+    known.returns = vec![lab.net.gateway];
+    let returns = NetAction::AddReturns {
+        name: name.clone(),
+        peer: known,
+    };
+    apply(&lab.overlay, [returns.clone()]).await;
+    apply(&lab.overlay, [returns.clone()]).await;
+    assert!(seen().await.veths[&name].returns);
+    let rules = lab.pod.ok("ip rule");
+    assert!(
+        rules.contains(&format!("from {} lookup", addr.addr())) && !rules.contains("10.9.9.10"),
+        "{rules}"
+    );
+    let way = lab.pod.ok(&format!("ip route get 203.0.113.9 from {}", addr.addr()));
+    assert!(way.contains(&format!("via {} dev eth3", lab.net.gateway)), "{way}");
     // Given back, it waits again; and a sweep finds it.
     lab.pod.ok("ip link set eth3 down");
     lab.pod.ok(&format!("ip link set eth3 name {far}"));

@@ -160,7 +160,7 @@ fn two_networks(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     docker
         .at(
             "h1",
-            &format!("create --name both --hostname both --network ov -p 9095:80 lab {ECHO}"),
+            &format!("create --name both --hostname both --label tier=both --network ov -p 9095:80 lab {ECHO}"),
         )?
         .ok()?;
     docker.at("h1", "network connect aside both")?.ok()?;
@@ -176,6 +176,25 @@ fn two_networks(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     answers("the network that is left to answer")?;
     docker.at("h1", "network connect aside both")?.ok()?;
     answers("the network that came back to answer")?;
+    // A service of either network is answered too, by every node and whoever asks.
+    for (network, port) in [("aside", 8096), ("ov", 8097)] {
+        lab.ctl(
+            "h1",
+            &format!("service create --name of-{network} --network {network} --publish {port}:80 --selector tier=both"),
+        )?
+        .ok()?;
+        for host in ["h1", "h2"] {
+            until(
+                10,
+                &format!("a container of two networks to answer {host}'s clients in {network}"),
+                || {
+                    let asked = lab.http(Place::Client, &format!("{}:{port}", address(host)), 2);
+                    Ok(asked.is_ok_and(|seen| seen.len() == 2 && seen.iter().all(|r| r.hostname == "both")))
+                },
+            )?;
+        }
+        lab.ctl("h1", &format!("service rm of-{network}"))?.ok()?;
+    }
     // Another's port is refused when the container starts, and it is free once that is gone.
     let taken = docker.at("h1", "run --rm --network ov -p 9095:80 lab true")?;
     assert!(taken.status != 0 && taken.err.contains("9095/tcp"), "{}", taken.err);

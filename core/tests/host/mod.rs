@@ -71,9 +71,11 @@ fn net(seen: &mut Observed, step: NetAction) {
                     bridge: Some(veth.bridge),
                     mtu: veth.mtu,
                     up: true,
+                    returns: false,
                 },
             );
         }
+        NetAction::AddReturns { name, .. } => o.veths.get_mut(&name).expect("the interface comes before its ways back").returns = true,
         NetAction::AddAddr(d, a) => drop(o.addrs.insert((d, a))),
         NetAction::DelAddr(d, a) => drop(o.addrs.remove(&(d, a))),
         NetAction::AddRoute(r) => {

@@ -257,6 +257,7 @@ impl Network {
         let addr = self.addr(host);
         let endpoint = Id::from_bits(self.id.bits() << 8 | u64::from(host));
         let peer = Peer {
+            taken: false,
             waits: false,
             netns: ns.path(),
             inode: ns.open().inode(),
