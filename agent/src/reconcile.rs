@@ -262,6 +262,7 @@ impl Reconciler {
         let (host, complaint) = self.host(me, &objects, &survey)?;
         let uplink = self.uplink.clone().unwrap_or_else(|| host.facts.uplink.clone());
         let facts = Facts {
+            segment: host.facts.segment,
             uplink,
             addrs: host.facts.addrs.iter().copied().collect(),
             resolvers: resolvers::of_host(&self.resolv_conf),
@@ -305,7 +306,7 @@ impl Reconciler {
             Ok(facts) => {
                 let host = HostState {
                     data_path_addr: me.data_path_addr,
-                    facts: capped(facts),
+                    facts: self.told(facts),
                 };
                 self.host = Some(host.clone());
                 return Ok((host, None));
@@ -318,7 +319,7 @@ impl Reconciler {
             && let Ok(facts) = survey.host_facts(data_path_addr)
         {
             let complaint = format!("the data-path address {} is gone; moving to {data_path_addr}", me.data_path_addr);
-            let facts = capped(facts);
+            let facts = self.told(facts);
             let host = HostState { data_path_addr, facts };
             self.host = Some(host.clone());
             return Ok((host, Some(complaint)));
@@ -327,6 +328,16 @@ impl Reconciler {
             Some(last) => Ok((last.clone(), Some(chain(&gone)))),
             None => Err(gone.into()),
         }
+    }
+
+    /// What the host tells of itself. Where clients arrive at another device than other nodes do, nothing watches
+    /// that one for packets without encapsulation.
+    fn told(&self, facts: HostFacts) -> HostFacts {
+        let mut facts = capped(facts);
+        if self.uplink.as_ref().is_some_and(|uplink| *uplink != facts.uplink) {
+            (facts.mac, facts.segment) = (None, None);
+        }
+        facts
     }
 
     /// One pass, at everything if it must be `full`: whether nothing is left to be done, and whether it was

@@ -264,12 +264,14 @@ fn report_of(known: &Node, now: &HostState) -> Option<Command> {
     let same = known.addr == addr
         && known.data_path_addr == now.data_path_addr
         && known.underlay_mtu == now.facts.mtu
+        && known.underlay_mac == now.facts.mac
         && known.host_routes == now.facts.routes;
     (!same).then(|| Command::NodeReport {
         id: known.id,
         addr,
         data_path_addr: now.data_path_addr,
         underlay_mtu: now.facts.mtu,
+        underlay_mac: now.facts.mac,
         host_routes: now.facts.routes.clone(),
     })
 }
@@ -316,6 +318,8 @@ mod tests {
             facts: HostFacts {
                 uplink: "eth0".to_owned(),
                 mtu: 1500,
+                mac: None,
+                segment: None,
                 addrs: Vec::new(),
                 routes: Vec::new(),
             },

@@ -157,6 +157,7 @@ impl Host {
             addrs: [cluster::vtep(0)].into(),
             resolvers: Default::default(),
             cookie: overlay.cookie(),
+            segment: None,
         };
         Ok(Self {
             overlay,

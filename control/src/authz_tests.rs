@@ -41,6 +41,7 @@ fn node(n: u64, role: Role) -> (Id, Arc<Node>) {
         control_port: 2377,
         data_path_addr: [192, 168, 77, 10 + n as u8].into(),
         underlay_mtu: 1500,
+        underlay_mac: None,
         ingress_ip: [10, 0, 0, n as u8].into(),
         host_routes: Vec::new(),
         state: NodeState::Ready,
@@ -134,6 +135,7 @@ fn report(of: u64) -> Command {
         addr: [10, 0, 0, 1].into(),
         data_path_addr: [10, 0, 0, 1].into(),
         underlay_mtu: 1500,
+        underlay_mac: None,
         host_routes: Vec::new(),
     }
 }

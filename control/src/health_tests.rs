@@ -21,6 +21,7 @@ fn node(n: u64, state: NodeState, dataplane: Dataplane) -> Arc<Node> {
         control_port: 2377,
         data_path_addr: [10, 0, 0, n as u8].into(),
         underlay_mtu: 1500,
+        underlay_mac: None,
         ingress_ip: [10, 1, 0, n as u8].into(),
         host_routes: Vec::new(),
         state,

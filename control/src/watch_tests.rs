@@ -42,6 +42,7 @@ fn node(n: u64, version: u64) -> Change {
         control_port: 2377,
         data_path_addr: [10, 0, 0, 1].into(),
         underlay_mtu: 1500,
+        underlay_mac: None,
         ingress_ip: [10, 1, 0, 1].into(),
         host_routes: Vec::new(),
         state: NodeState::Ready,

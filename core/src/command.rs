@@ -157,6 +157,9 @@ pub enum Command {
         data_path_addr: IpAddr,
         /// MTU in bytes of the link that carries the VTEP.
         underlay_mtu: u32,
+        /// See [`crate::objects::Node::underlay_mac`].
+        #[serde(default)]
+        underlay_mac: Option<Mac>,
         /// Routes that it has without meshd.
         host_routes: Vec<HostRoute>,
     },

@@ -17,7 +17,7 @@ use crate::{
     desired::{Desired, Fdb, Link, Neigh, Peer, Route, Veth},
     ipam, lb,
     nft::{BridgeRules, Nft},
-    objects::{Availability, Dataplane, Endpoint, EndpointState, Network, Node, Objects},
+    objects::{Availability, Dataplane, Encapsulation, Endpoint, EndpointState, Network, Node, Objects},
 };
 
 /// What the host knows of itself that the objects do not say.
@@ -31,6 +31,8 @@ pub struct Facts {
     pub resolvers: BTreeSet<Ipv4Addr>,
     /// Cookie of its own network namespace; 0 where the kernel has none.
     pub cookie: u64,
+    /// Range of the Ethernet segment that its VTEP is on, where that is the uplink's.
+    pub segment: Option<IpNet>,
 }
 
 /// Name of a network's bridge.
@@ -66,8 +68,9 @@ pub fn desired(objects: &Objects, revision: u64, cluster: Id, me: Id, facts: &Fa
     let host = Host::new(objects, cluster, ingress, node);
     host.ingress(cluster, ingress, facts, &mut out);
     for network in host.local.keys().filter_map(|id| objects.networks.get(id)) {
-        host.network(network, &mut out);
+        host.network(network, facts, &mut out);
     }
+    host.neighbors(&mut out);
     host.balancer(ingress, facts, &mut out);
     host.names(&mut out.names);
     out
@@ -196,7 +199,7 @@ impl Host<'_> {
     }
 
     /// One network that has an endpoint here.
-    fn network(&self, network: &Network, out: &mut Desired) {
+    fn network(&self, network: &Network, facts: &Facts, out: &mut Desired) {
         let (bridge, vxlan) = (bridge_name(network.id), vxlan_name(network.id));
         let Some(first) = network.subnets.first() else { return };
         let mtu = self.objects.mtu(network);
@@ -273,11 +276,40 @@ impl Host<'_> {
                         mac: e.mac,
                         vtep: None,
                     });
+                    self.remote(network, e, facts, out);
                 }
                 None if e.node == self.node.id => self.endpoint(network, e, &bridge, mtu, out),
                 // Its node was removed: the endpoint is about to follow.
                 None => {}
             }
+        }
+    }
+
+    /// An endpoint of another node, if that is reached without encapsulation: when both nodes are on one segment, and
+    /// the other has said from which Ethernet address it speaks there (an older meshd does not, and takes nothing).
+    fn remote(&self, network: &Network, e: &Endpoint, facts: &Facts, out: &mut Desired) {
+        if network.encapsulation() != Encapsulation::CrossSubnet {
+            return;
+        }
+        let there = self.objects.nodes.get(&e.node);
+        let near = there.filter(|n| facts.segment.is_some_and(|s| s.contains(&n.data_path_addr)));
+        let (Some(own), Some(node)) = (self.node.underlay_mac, near.and_then(|n| n.underlay_mac)) else {
+            return;
+        };
+        for ip in e.ips() {
+            if out.tables.remotes.len() == lb::REMOTES {
+                return;
+            }
+            let network = network.vni;
+            out.tables.remotes.insert(ip, lb::Remote { network, node, own });
+        }
+    }
+
+    /// From whom packets are taken that are not encapsulated: all nodes that speak so, also those that this one takes
+    /// to be on another segment.
+    fn neighbors(&self, out: &mut Desired) {
+        if out.tables.locals.values().any(|l| l.segment) {
+            out.tables.neighbors = self.others().filter_map(|n| n.underlay_mac).collect();
         }
     }
 
@@ -347,6 +379,7 @@ impl Host<'_> {
                 gateway_mac: Mac::for_ip(gateway),
                 network: vni,
                 vxlan,
+                segment: network.encapsulation() == Encapsulation::CrossSubnet,
             },
         );
     }

@@ -101,6 +101,23 @@ pub struct Local {
     pub network: u32,
     /// Name of its network's VXLAN device, by which it reaches endpoints of other hosts.
     pub vxlan: String,
+    /// It reaches the endpoints of [`Tables::remotes`], and is reached by other hosts of the segment, without
+    /// encapsulation.
+    pub segment: bool,
+}
+
+/// How many endpoints of other hosts are reached without encapsulation at most; all others are reached by VXLAN.
+pub const REMOTES: usize = 30_000;
+
+/// Where an endpoint of another host is reached without encapsulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// VXLAN network identifier of its network: containers of others do not reach it.
+    pub network: u32,
+    /// Its node's Ethernet address in the underlay, on this host's segment.
+    pub node: Mac,
+    /// This host's own there.
+    pub own: Mac,
 }
 
 /// A network namespace whose sockets are balanced when they connect.
@@ -146,6 +163,12 @@ pub struct Tables {
     pub locals: BTreeMap<String, Local>,
     /// VXLAN network identifiers of the networks that are here, by the name of their VXLAN device.
     pub networks: BTreeMap<String, u32>,
+    /// Endpoints of other hosts of the segment that are reached without encapsulation, by their addresses;
+    /// [`REMOTES`] at most.
+    pub remotes: BTreeMap<IpAddr, Remote>,
+    /// Ethernet addresses of other nodes in the underlay, from which packets to endpoints here are taken
+    /// without encapsulation.
+    pub neighbors: BTreeSet<Mac>,
     /// Ethernet addresses of other nodes in the ingress network, by which replies find the way back.
     pub peers: BTreeSet<Mac>,
     /// Network namespaces of this host by their cookie (SO_NETNS_COOKIE).
@@ -175,6 +198,8 @@ impl Tables {
             backends: some(&self.backends, of.map(|t| &t.backends)),
             locals: self.locals.clone(),
             networks: self.networks.clone(),
+            remotes: some(&self.remotes, of.map(|t| &t.remotes)),
+            neighbors: self.neighbors.clone(),
             peers: self.peers.clone(),
             namespaces: self.namespaces.clone(),
         }
@@ -215,6 +240,10 @@ pub enum Row {
     Local(String, Option<Local>),
     /// See [`Tables::networks`]; `None` removes.
     Network(String, Option<u32>),
+    /// See [`Tables::remotes`]; `None` removes.
+    Remote(IpAddr, Option<Remote>),
+    /// See [`Tables::neighbors`]; false removes.
+    Neighbor(Mac, bool),
     /// See [`Tables::peers`]; false removes.
     Peer(Mac, bool),
     /// See [`Tables::namespaces`]; `None` removes.

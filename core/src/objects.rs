@@ -24,7 +24,7 @@ use crate::Id;
 
 pub use endpoint::{Endpoint, EndpointState, Handover, Sandbox};
 pub use endpoints::Endpoints;
-pub use network::{Network, Subnet};
+pub use network::{Encapsulation, Network, Subnet};
 pub use node::{Availability, Cluster, Dataplane, FormerRoot, HostRoute, Node, NodeState, Role};
 pub use seldom::Seldom;
 pub use service::{Algorithm, EndpointMode, LbReturn, Port, Protocol, PublishMode, Service, SourceRange, Vip};

@@ -159,7 +159,7 @@ pub fn part(touched: &Touched, now: &Objects, me: Id) -> Option<Part> {
 
 /// Rows of services do not tell the two apart.
 fn serves_alike(was: &Node, is: &Node) -> bool {
-    let of = |n: &Node| (n.data_path_addr, n.ingress_ip, n.dataplane, n.availability);
+    let of = |n: &Node| (n.data_path_addr, n.underlay_mac, n.ingress_ip, n.dataplane, n.availability);
     of(was) == of(is)
 }
 

@@ -280,6 +280,9 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
         });
     }
     r.put.extend(want.peers.difference(&seen.peers).map(|m| Row::Peer(*m, true)));
+    r.put
+        .extend(want.neighbors.difference(&seen.neighbors).map(|m| Row::Neighbor(*m, true)));
+    changed(&want.remotes, &seen.remotes, |k, v| Row::Remote(*k, Some(*v)), &mut r.put);
     changed(&want.networks, &seen.networks, |k, v| Row::Network(k.clone(), Some(*v)), &mut r.put);
     changed(
         &want.locals,
@@ -316,8 +319,11 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
     removed(&want.services, &seen.services, |k| Row::Service(*k, None), &mut r.del);
     removed(&want.sources, &seen.sources, |k| Row::Source(*k, None), &mut r.del);
     removed(&want.backends, &seen.backends, |k| Row::Backend(*k, None), &mut r.del);
+    removed(&want.remotes, &seen.remotes, |k| Row::Remote(*k, None), &mut r.del);
     removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), &mut r.del);
     removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), &mut r.del);
+    r.del
+        .extend(seen.neighbors.difference(&want.neighbors).map(|m| Row::Neighbor(*m, false)));
     r.del.extend(seen.peers.difference(&want.peers).map(|m| Row::Peer(*m, false)));
     r
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Refusal,
-    objects::{Algorithm, EndpointMode, Labels, LbReturn, Port, SourceRange},
+    objects::{Algorithm, Encapsulation, EndpointMode, Labels, LbReturn, Port, SourceRange},
 };
 
 /// Greatest weight of an endpoint.
@@ -46,7 +46,7 @@ pub struct NetworkSpec {
     pub internal: bool,
     /// Containers outside a service may attach.
     pub attachable: bool,
-    /// Driver options: `mtu`.
+    /// Driver options: `mtu`, `encapsulation`.
     pub options: Labels,
     /// Labels.
     pub labels: Labels,
@@ -185,8 +185,15 @@ impl NetworkSpec {
                 "mtu {mtu} is too small for IPv6: use {IPV6_MIN_MTU} or more"
             )));
         }
-        if let Some(k) = self.options.keys().find(|k| !is_mtu(k)) {
-            return Err(Refusal::malformed(format!("option {k:?} is not known: use mtu")));
+        if let Some(k) = self.options.keys().find(|k| !is_mtu(k) && *k != Encapsulation::OPTION) {
+            return Err(Refusal::malformed(format!("option {k:?} is not known: use mtu or encapsulation")));
+        }
+        if let Some(how) = self.options.get(Encapsulation::OPTION)
+            && Encapsulation::named(how).is_none()
+        {
+            return Err(Refusal::malformed(format!(
+                "encapsulation {how:?} is not known: use vxlan, or cross-subnet (none between hosts of one segment)"
+            )));
         }
         Ok(())
     }

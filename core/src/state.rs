@@ -121,10 +121,12 @@ impl State {
                 addr,
                 data_path_addr,
                 underlay_mtu,
+                underlay_mac,
                 host_routes,
             } => nodes::report(self, *id, index, *data_path_addr, |n| {
                 n.addr = *addr;
                 n.underlay_mtu = *underlay_mtu;
+                n.underlay_mac = *underlay_mac;
                 n.host_routes = host_routes.clone();
             }),
             C::NodeLiveness { id, state, dataplane } => nodes::change(self, *id, index, |n| {

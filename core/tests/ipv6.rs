@@ -226,6 +226,7 @@ fn vteps_are_of_one_family_and_the_underlay_is_large_enough() {
         addr: ip("192.168.77.13"),
         data_path_addr: ip(vtep),
         underlay_mtu: 1400,
+        underlay_mac: None,
         host_routes: vec![],
     };
     lab.refused(report("fd77::13"), K::Other, &["fd77::13", "IPv4"]);

@@ -20,7 +20,11 @@ use proptest::prelude::*;
 fn crowd() -> Lab {
     let mut lab = Lab::new(3);
     for n in 1..=6 {
-        lab.network(n, &format!("n{n}"), Some(&format!("172.{}.0.0/24", 20 + n)));
+        let (name, subnet) = (format!("n{n}"), format!("172.{}.0.0/24", 20 + n));
+        match n % 3 {
+            0 => lab.segment_network(n, &name, Some(&subnet)),
+            _ => drop(lab.network(n, &name, Some(&subnet))),
+        }
     }
     for n in 1..=12u64 {
         let mut spec = service_spec(&format!("s{n}"), &[&format!("n{}", n % 6 + 1)], &[(8000 + n as u16, 80)]);

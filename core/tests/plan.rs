@@ -555,7 +555,7 @@ proptest! {
     fn every_plan_leads_to_its_goal(changes in proptest::collection::vec(change(), 1..40)) {
         let mut lab = Lab::new(3);
         lab.network(1, "n1", Some("172.30.0.0/24"));
-        lab.network(2, "n2", Some("172.31.0.0/24"));
+        lab.segment_network(2, "n2", Some("172.31.0.0/24"));
         lab.service(1, service_spec("s1", &["n1", "n2"], &[(8000, 80)]));
         let mut hosts = vec![Observed::default(); 4];
         for (what, n, h) in changes {
@@ -567,7 +567,7 @@ proptest! {
                 4 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Draining },
                 6 => C::EndpointStopping { id: id(0x9000 + n), until: h.is_multiple_of(2).then_some(jiff::Timestamp::UNIX_EPOCH) },
                 5 => C::NodeLiveness { id: node_id(h), state: NodeState::Down, dataplane: if n % 2 == 0 { Dataplane::Unreachable } else { Dataplane::Reachable } },
-                _ => C::NodeReport { id: node_id(h), addr: ip("192.168.77.9"), data_path_addr: ip(&format!("192.168.78.{}", n + 1)), underlay_mtu: 1500 + n as u32, host_routes: vec![] },
+                _ => C::NodeReport { id: node_id(h), addr: ip("192.168.77.9"), data_path_addr: ip(&format!("192.168.78.{}", n + 1)), underlay_mtu: 1500 + n as u32, underlay_mac: (n % 2 == 0).then_some(Mac([2, 0, 0, 0, 0, n as u8])), host_routes: vec![] },
             });
             // Hosts fall behind and catch up at different times.
             for (at, seen) in hosts.iter_mut().enumerate().skip(1) {

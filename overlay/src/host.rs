@@ -1,10 +1,10 @@
 //! Facts about the host itself, which a node tells the control plane when it joins and when they
-//! change: its uplink, the uplink's MTU and addresses, and the routes that no subnet may overlap.
+//! change: its uplink, the uplink's MTU, Ethernet and other addresses, and the routes that no subnet may overlap.
 
 use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::IpNet;
-use mesh_core::objects::HostRoute;
+use mesh_core::{Mac, objects::HostRoute};
 
 use crate::{error::Error, link::Device, route, survey::Survey};
 
@@ -15,6 +15,10 @@ pub struct HostFacts {
     pub uplink: String,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<Mac>,
+    /// Range of the segment that the data-path address is on, if it is one of Ethernet.
+    pub segment: Option<IpNet>,
     /// All of its addresses of global scope.
     pub addrs: Vec<IpAddr>,
     /// Unicast routes of the main table that meshd did not make, but for default, loopback,
@@ -26,11 +30,9 @@ pub struct HostFacts {
 pub(crate) fn facts(survey: &Survey, data_path_addr: IpAddr) -> Result<HostFacts, Error> {
     let by_index: HashMap<u32, &Device> = survey.links.iter().map(|d| (d.index, d)).collect();
     let addrs = &survey.addrs;
-    let holder = addrs
-        .iter()
-        .find(|a| a.addr.addr() == data_path_addr)
-        .and_then(|a| by_index.get(&a.index));
-    let uplink = holder.ok_or(Error::NoSuchAddress(data_path_addr))?;
+    let held = addrs.iter().find(|a| a.addr.addr() == data_path_addr);
+    let holder = held.and_then(|held| Some((held.addr, by_index.get(&held.index)?)));
+    let (data_path, uplink) = holder.ok_or(Error::NoSuchAddress(data_path_addr))?;
     let on_uplink = addrs.iter().filter(|a| a.index == uplink.index && a.is_global);
     let mut routes: Vec<HostRoute> = survey.routes.iter().filter_map(|r| host_route(r, &by_index)).collect();
     routes.sort();
@@ -38,6 +40,8 @@ pub(crate) fn facts(survey: &Survey, data_path_addr: IpAddr) -> Result<HostFacts
     Ok(HostFacts {
         uplink: uplink.name.clone(),
         mtu: uplink.mtu,
+        mac: uplink.mac,
+        segment: uplink.mac.map(|_| data_path.trunc()),
         addrs: on_uplink.map(|a| a.addr.addr()).collect(),
         routes,
     })

@@ -39,6 +39,7 @@ fn node(n: u64) -> Node {
         control_port: 2377,
         data_path_addr: format!("192.168.77.1{n}").parse().unwrap(),
         underlay_mtu: 1500 - 100 * (n as u32 - 1),
+        underlay_mac: None,
         ingress_ip: format!("10.255.0.{}", n + 1).parse().unwrap(),
         host_routes: vec![],
         state: NodeState::Ready,

@@ -62,7 +62,37 @@ pub struct Network {
     pub reserved: BTreeMap<IpAddr, Id>,
 }
 
+/// When packets between endpoints of two hosts are put into VXLAN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// Always.
+    #[default]
+    Vxlan,
+    /// When the hosts' VTEPs are on different segments; on one segment packets go from host to host as they are.
+    CrossSubnet,
+}
+
+impl Encapsulation {
+    /// The network option that says so.
+    pub const OPTION: &str = "encapsulation";
+
+    /// By the option's value.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "vxlan" => Some(Self::Vxlan),
+            "cross-subnet" => Some(Self::CrossSubnet),
+            _ => None,
+        }
+    }
+}
+
 impl Network {
+    /// What its option says.
+    pub fn encapsulation(&self) -> Encapsulation {
+        let option = self.options.get(Encapsulation::OPTION);
+        option.and_then(|name| Encapsulation::named(name)).unwrap_or_default()
+    }
+
     /// It has IPv4 addresses.
     pub fn has_ip4(&self) -> bool {
         self.subnets.iter().any(|s| s.subnet.addr().is_ipv4())

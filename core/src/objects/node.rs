@@ -141,6 +141,10 @@ pub struct Node {
     pub data_path_addr: IpAddr,
     /// MTU in bytes of the link that carries the VTEP.
     pub underlay_mtu: u32,
+    /// Ethernet address of that link, where clients arrive on it too: packets that are not encapsulated come from
+    /// there and go there.
+    #[serde(default)]
+    pub underlay_mac: Option<Mac>,
     /// Its own address in the ingress network.
     pub ingress_ip: IpAddr,
     /// Routes that it had before meshd.

@@ -112,6 +112,7 @@ fn made(new: &NewNode, raft_id: u64, ingress_ip: IpAddr, at: Timestamp, index: u
         control_port: new.control_port,
         data_path_addr: new.data_path_addr,
         underlay_mtu: new.underlay_mtu,
+        underlay_mac: None,
         ingress_ip,
         host_routes: new.host_routes.clone(),
         state: NodeState::Unknown,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use mesh_core::{
-    Id, RefusalKind,
+    Id, Mac, RefusalKind,
     command::{Command, NewEndpoint, NewNode, Outcome, Reply},
     objects::*,
     spec::{NetworkSpec, ServiceSpec},
@@ -45,6 +45,18 @@ pub fn new_node(n: u64, role: Role) -> NewNode {
             dst: "192.168.77.0/24".parse().unwrap(),
             dev: "eth0".into(),
         }],
+    }
+}
+
+/// What a node says of itself, as the cluster has it, but for the Ethernet address.
+pub fn report(node: &Node, underlay_mac: Option<Mac>) -> Command {
+    Command::NodeReport {
+        id: node.id,
+        addr: node.addr,
+        data_path_addr: node.data_path_addr,
+        underlay_mtu: node.underlay_mtu,
+        underlay_mac,
+        host_routes: node.host_routes.clone(),
     }
 }
 
@@ -159,6 +171,18 @@ impl Lab {
         match self.ok(create_network(n, network_spec(name, subnet))) {
             Reply::Network(n) => *n,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// A network whose packets are not encapsulated between nodes of one segment; all nodes tell their Ethernet
+    /// addresses.
+    pub fn segment_network(&mut self, n: u64, name: &str, subnet: Option<&str>) {
+        let mut spec = network_spec(name, subnet);
+        spec.options.insert("encapsulation".into(), "cross-subnet".into());
+        self.ok(create_network(n, spec));
+        let nodes: Vec<_> = self.state.objects().nodes.values().cloned().collect();
+        for (mac, node) in (1..).zip(nodes) {
+            self.ok(report(&node, Some(Mac([2, 0, 0, 0, 0, mac]))));
         }
     }
 

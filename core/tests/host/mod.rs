@@ -16,6 +16,7 @@ pub fn facts(n: u64) -> Facts {
         addrs: [ip(&format!("192.168.77.{}", 10 + n))].into(),
         resolvers: Default::default(),
         cookie: 500 + n,
+        segment: Some("192.168.77.0/24".parse().unwrap()),
     }
 }
 
@@ -123,6 +124,8 @@ fn put(t: &mut Tables, row: Row) {
             (t.ingress_dev, t.uplink, t.ingress_mtu) = (ingress_dev, uplink, ingress_mtu);
         }
         Row::NodeAddr(a, on) => drop(if on { t.node_addrs.insert(a) } else { t.node_addrs.remove(&a) }),
+        Row::Remote(k, v) => set(&mut t.remotes, k, v),
+        Row::Neighbor(m, on) => drop(if on { t.neighbors.insert(m) } else { t.neighbors.remove(&m) }),
         Row::Peer(m, on) => drop(if on { t.peers.insert(m) } else { t.peers.remove(&m) }),
         Row::Published(k, v) => set(&mut t.published, k, v),
         Row::Bound(k, v) => set(&mut t.bound, k, v),

@@ -124,6 +124,10 @@ reasons! {
     EventsLost = "events_lost",
     /// ICMP sent: the packet is too big for the ingress network.
     TooBig = "too_big",
+    /// From a container to an endpoint of another node of the segment, without encapsulation.
+    SegmentSent = "segment_sent",
+    /// To an endpoint here from another node of the segment, without encapsulation.
+    SegmentArrived = "segment_arrived",
 }
 
 #[cfg(test)]
@@ -132,8 +136,8 @@ mod tests {
 
     #[test]
     fn names_go_with_reasons_and_differ() {
-        assert_eq!(NAMES[Reason::TooBig as usize], "too_big");
-        assert_eq!(NAMES.len(), Reason::TooBig as usize + 1);
+        assert_eq!(NAMES[Reason::SegmentArrived as usize], "segment_arrived");
+        assert_eq!(NAMES.len(), Reason::SegmentArrived as usize + 1);
         for (i, name) in NAMES.iter().enumerate() {
             assert!(!NAMES[..i].contains(name), "{name}");
         }

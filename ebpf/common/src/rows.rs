@@ -253,6 +253,8 @@ pub struct Config {
     pub uplink_ifindex: u32,
     /// MTU in bytes inside the ingress network.
     pub ingress_mtu: u32,
+    /// 1: an endpoint here is reached without encapsulation, see [`Local::segment`].
+    pub segment: u32,
     /// Name of the ingress VXLAN device, filled with zeros.
     pub ingress_dev: [u8; 16],
     /// Name of the uplink, filled with zeros.
@@ -467,6 +469,8 @@ pub struct Local {
     pub network: u32,
     /// Index of its network's VXLAN device.
     pub vxlan_ifindex: u32,
+    /// 1: between nodes of one segment, what it sends and gets is not encapsulated.
+    pub segment: u32,
     /// Its Ethernet address.
     pub mac: [u8; 6],
     /// Its gateway's.
@@ -499,6 +503,26 @@ pub struct Network {
     pub vni: u32,
     /// Name of the VXLAN device, filled with zeros.
     pub name: [u8; 16],
+}
+
+/// Value of `REMOTES`: where an endpoint is that is reached without encapsulation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Remote {
+    /// VXLAN network identifier of its network.
+    pub network: u32,
+    /// The Ethernet addresses that a frame to it gets.
+    pub macs: Macs,
+}
+
+/// The Ethernet addresses of a frame, as they lie in it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Macs {
+    /// To whom.
+    pub dst: [u8; 6],
+    /// From whom.
+    pub src: [u8; 6],
 }
 
 /// Value of `VIPS`.
@@ -625,9 +649,9 @@ impl Event {
 }
 
 plain! {
-    Addr = 16, MacKey = 8, FlowKey = 40, Flow = 40, Reply = 48, Config = 56, PortKey = 4, BoundKey = 20, Published = 8,
+    Addr = 16, MacKey = 8, FlowKey = 40, Flow = 40, Reply = 48, Config = 60, PortKey = 4, BoundKey = 20, Published = 8,
     Service = 56, MemberKey = 12, Members = 128, Pair = 8, Source = 20, AffinityKey = 20, Affinity = 16, Stat = 40, Backend = 32,
-    Local = 80, Network = 20, Vip = 8, FragmentKey = 40, FragmentPorts = 4, Namespace = 36, SocketKey = 32, Socket = 24,
+    Local = 84, Network = 20, Remote = 16, Macs = 12, Vip = 8, FragmentKey = 40, FragmentPorts = 4, Namespace = 36, SocketKey = 32, Socket = 24,
     Event = 72,
 }
 

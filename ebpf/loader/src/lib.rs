@@ -278,6 +278,7 @@ impl Loader {
             of(spec::SOURCES, t.sources.len()),
             of(spec::BACKENDS, t.backends.len()),
             of(spec::LOCALS, t.locals.len()),
+            of(spec::REMOTES, t.remotes.len()),
             of(spec::PEERS, t.peers.len()),
             of(spec::NAMESPACES, t.namespaces.len()),
         ];

@@ -46,6 +46,9 @@ pub struct Store {
     backends: Table<u32, Bytes<rows::Backend>>,
     locals: Table<u32, Bytes<rows::Local>>,
     local_by_mac: Table<Bytes<rows::MacKey>, Bytes<rows::Local>>,
+    local_by_addr: Table<Bytes<rows::Addr>, u32>,
+    remotes: Table<Bytes<rows::Addr>, Bytes<rows::Remote>>,
+    neighbors: Table<Bytes<rows::MacKey>, u32>,
     networks: Table<u32, Bytes<rows::Network>>,
     peers: Table<Bytes<rows::MacKey>, u32>,
     namespaces: Table<u64, Bytes<rows::Namespace>>,
@@ -96,6 +99,9 @@ impl Store {
             backends: Table::take(ebpf, &spec::BACKENDS)?,
             locals: Table::take(ebpf, &spec::LOCALS)?,
             local_by_mac: Table::take(ebpf, &spec::LOCAL_BY_MAC)?,
+            local_by_addr: Table::take(ebpf, &spec::LOCAL_BY_ADDR)?,
+            remotes: Table::take(ebpf, &spec::REMOTES)?,
+            neighbors: Table::take(ebpf, &spec::NEIGHBORS)?,
             networks: Table::take(ebpf, &spec::NETWORKS)?,
             peers: Table::take(ebpf, &spec::PEERS)?,
             namespaces: Table::take(ebpf, &spec::NAMESPACES)?,
@@ -137,6 +143,14 @@ impl Store {
         let vips = self.vips.rows()?.into_iter();
         t.vips = vips.map(|(Bytes(a), Bytes(v))| (a.into(), vip(v))).collect();
         t.peers = self.peers.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
+        let remote = |r: rows::Remote| lb::Remote {
+            network: r.network,
+            node: Mac(r.macs.dst),
+            own: Mac(r.macs.src),
+        };
+        let remotes = self.remotes.rows()?.into_iter();
+        t.remotes = remotes.map(|(Bytes(a), Bytes(r))| (a.into(), remote(r))).collect();
+        t.neighbors = self.neighbors.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
         self.published.each(|row, v| {
             if v.there == 1 {
                 let proto = if row < 1 << 16 { Protocol::Tcp } else { Protocol::Udp };
@@ -231,6 +245,33 @@ impl Store {
             }
             Row::Local(name, value) => self.put_local(name, value.as_ref()),
             Row::Network(name, vni) => self.put_network(name, *vni),
+            Row::Remote(ip, Some(r)) => {
+                let row = rows::Remote {
+                    network: r.network,
+                    macs: rows::Macs {
+                        dst: r.node.0,
+                        src: r.own.0,
+                    },
+                };
+                self.remotes.put(Bytes((*ip).into()), Bytes(row))?;
+                self.shadow.remotes.insert(*ip, *r);
+                Ok(())
+            }
+            Row::Remote(ip, None) => {
+                self.remotes.remove(&Bytes((*ip).into()))?;
+                self.shadow.remotes.remove(ip);
+                Ok(())
+            }
+            Row::Neighbor(mac, true) => {
+                self.neighbors.put(Bytes(rows::MacKey::new(mac.0)), 1)?;
+                self.shadow.neighbors.insert(*mac);
+                Ok(())
+            }
+            Row::Neighbor(mac, false) => {
+                self.neighbors.remove(&Bytes(rows::MacKey::new(mac.0)))?;
+                self.shadow.neighbors.remove(mac);
+                Ok(())
+            }
             Row::Peer(mac, true) => {
                 self.peers.put(Bytes(rows::MacKey::new(mac.0)), 1)?;
                 self.shadow.peers.insert(*mac);

@@ -1,20 +1,20 @@
-//! Past the bridge: straight to an endpoint here, or into the network's VXLAN device.
+//! Past the bridge: straight to an endpoint here, into the network's VXLAN device, or to its node.
 //!
-//! Called by from_container and from_network. Whatever they do not send this way goes over the bridge,
+//! Called by from_container, from_network, and by from_uplink for what was not encapsulated. Whatever they do not send this way goes over the bridge,
 //! and meets to_container, which shares the translation of replies.
 
 use mesh_ebpf_common::{
     Reason,
-    rows::{Local, MacKey, Reply, kind},
+    rows::{Addr, Local, MacKey, Reply, kind},
 };
 
 use crate::{
     bind::{self, touch_reverse},
     icmp,
-    maps::{LOCAL_BY_MAC, count},
+    maps::{LOCAL_BY_ADDR, LOCAL_BY_MAC, NEIGHBORS, REMOTES, config, count},
     nat::{self, To},
-    parse::{Packet, remember_fragment},
-    skb::{Skb, drop},
+    parse::{self, Packet, remember_fragment},
+    skb::{Skb, drop, pass},
     work::Work,
 };
 
@@ -70,13 +70,53 @@ pub fn show_vip(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> bool {
     false
 }
 
-/// Gives the packet to an endpoint here; `reply`: it is one of a VIP.
+/// To the endpoint `to` on another node.
 #[inline(always)]
-pub fn deliver(skb: Skb, w: &mut Work, packet: Packet, to: &Local, reply: Option<*mut Reply>, reason: Reason) -> i32 {
+pub fn away(skb: Skb, local: &Local, to: &Addr) -> i32 {
+    if local.segment == 1
+        // SAFETY: as in `endpoint`.
+        && let Some(remote) = unsafe { REMOTES.get(to) }
+        // The Ethernet address was the container's to choose, but it reaches no other network by it.
+        && remote.network == local.network
+        && let Some(config) = config()
+    {
+        // The kernel's own way to a neighbour (bpf_redirect_neigh) has none for IPv6 by an IPv4 one.
+        if !skb.store(0, &remote.macs) {
+            return drop(Reason::DropFailed);
+        }
+        return skb.send(config.uplink_ifindex, Reason::SegmentSent);
+    }
+    // The device's forwarding entry names the node; what has none ends there.
+    skb.send(local.vxlan_ifindex, Reason::DirectRemote)
+}
+
+/// What came in at the uplink and is for no address of this node: from a node of the segment to an
+/// endpoint here, or not ours.
+#[inline(never)]
+pub fn arrived(skb: Skb, w: &mut Work) -> i32 {
+    // SAFETY: as in `endpoint`; so below.
+    let to = unsafe { LOCAL_BY_ADDR.get(&w.key.dst) };
+    // An endpoint that has gone: its packets are not for the host to route.
+    let ours = to.is_some() || unsafe { REMOTES.get(&w.key.src) }.is_some();
+    // From anybody else it is a packet like others: what the host lets in is let in.
+    if !ours || NEIGHBORS.get_ptr(&MacKey::new(w.head.eth.src)).is_none() {
+        return pass(Reason::Pass);
+    }
+    let Some(to) = to else {
+        return drop(Reason::DropUnknownEndpoint);
+    };
+    let packet = parse::packet(skb, w);
+    let reply = vip_reply(skb, w, packet);
+    deliver(skb, w, packet, *to, reply, Reason::SegmentArrived)
+}
+
+/// Gives the packet to the endpoint here whose interface has the index `to`; `reply`: it is one of a VIP.
+#[inline(always)]
+pub fn deliver(skb: Skb, w: &mut Work, packet: Packet, to: u32, reply: Option<*mut Reply>, reason: Reason) -> i32 {
     if let Some(r) = reply
         && !show_vip(skb, w, packet, r)
     {
         return drop(Reason::DropFailed);
     }
-    skb.hand_over(to.ifindex, reason)
+    skb.hand_over(to, reason)
 }

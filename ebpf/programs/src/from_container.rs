@@ -110,7 +110,7 @@ fn ip(skb: Skb, w: &mut Work, local: &Local) -> i32 {
             kind::HAIRPIN if packet == Packet::Flow => return hairpin_reply(skb, w, local, r),
             kind::HAIRPIN => return drop(Reason::DropVipProtocol),
             // Translated where it reaches its client.
-            _ => return forward(skb, w, local, packet, w.head.eth.dst, Some(r)),
+            _ => return forward(skb, w, local, packet, (w.head.eth.dst, w.key.dst), Some(r)),
         }
     }
     // VIPs and the rest of the world are behind the gateway's Ethernet address.
@@ -133,7 +133,7 @@ fn ip(skb: Skb, w: &mut Work, local: &Local) -> i32 {
             return enter(skb, w, published, config, Some(local));
         }
     }
-    forward(skb, w, local, packet, w.head.eth.dst, None)
+    forward(skb, w, local, packet, (w.head.eth.dst, w.key.dst), None)
 }
 
 /// Neighbour discovery (RFC 4861 section 4: 133 to 137) and multicast listener discovery (RFC 2710, RFC
@@ -173,17 +173,18 @@ fn discovery(skb: Skb, w: &mut Work, local: &Local, own: bool) -> i32 {
     pass(Reason::PassBridge)
 }
 
-/// To the station `to` of the container's network. `reply`: the packet is one of a VIP.
+/// To the station of the container's network with these addresses. `reply`: the packet is one of a VIP.
 #[inline(always)]
-fn forward(skb: Skb, w: &mut Work, local: &Local, packet: Packet, to: [u8; 6], reply: Option<*mut Reply>) -> i32 {
+fn forward(skb: Skb, w: &mut Work, local: &Local, packet: Packet, (to, ip): ([u8; 6], Addr), reply: Option<*mut Reply>) -> i32 {
     // The host itself, and groups.
     if same(&to, &local.gateway_mac) || to[0] & 1 != 0 {
         return pass(Reason::PassBridge);
     }
     match direct::endpoint(to, local.network) {
-        Some(other) if other.ifindex != local.ifindex => direct::deliver(skb, w, packet, other, reply, Reason::DirectLocal),
-        // The device's forwarding entry names the node; what has none ends there.
-        _ => skb.send(local.vxlan_ifindex, Reason::DirectRemote),
+        Some(other) if other.ifindex != local.ifindex => {
+            direct::deliver(skb, w, packet, other.ifindex, reply, Reason::DirectLocal)
+        }
+        _ => direct::away(skb, local, &ip),
     }
 }
 
@@ -276,7 +277,7 @@ fn vip(skb: Skb, w: &mut Work, local: &Local, service: u32) -> i32 {
     };
     if nat::rewrite(skb, w) {
         count(Reason::VipForwarded);
-        return forward(skb, w, local, Packet::Flow, backend.mac, None);
+        return forward(skb, w, local, Packet::Flow, (backend.mac, ip), None);
     }
     drop(Reason::DropFailed)
 }
@@ -297,7 +298,7 @@ fn vip_error(skb: Skb, w: &mut Work, local: &Local) -> i32 {
     if ip.is_none() || ip.same(&w.key.src) || !icmp::inward(skb, w, f, ip, backend.mac, local.mac) {
         return drop(Reason::DropVipProtocol);
     }
-    forward(skb, w, local, Packet::Icmp, backend.mac, None)
+    forward(skb, w, local, Packet::Icmp, (backend.mac, ip), None)
 }
 
 /// A container answers itself: to the address that it asked, as that one.

@@ -1,4 +1,5 @@
-//! TC ingress of the uplink: clients' packets to published ports.
+//! TC ingress of the uplink: clients' packets to published ports, and what other nodes of the segment
+//! send to endpoints here without encapsulation.
 
 use mesh_ebpf_common::{
     Reason,
@@ -9,6 +10,7 @@ use mesh_ebpf_common::{
 use crate::{
     answer,
     bind::{bind, bind_hairpin},
+    direct,
     icmp,
     maps::{BACKENDS, LOCAL_BY_MAC, NODE_ADDRS, begin, config, published},
     nat::{self, To},
@@ -37,13 +39,14 @@ pub fn run(skb: Skb) -> i32 {
     let port = match quick::run(skb, w, config) {
         Seen::Done(verdict) => return verdict,
         Seen::Port(port) => Some(port),
-        Seen::Nothing => None,
+        Seen::Other if head(skb, w) == Kind::Ip => return direct::arrived(skb, w),
+        Seen::Other | Seen::Nothing => None,
     };
     if head(skb, w) != Kind::Ip {
         return pass(Reason::Pass);
     }
     if NODE_ADDRS.get_ptr(&w.key.dst).is_none() {
-        return pass(Reason::Pass);
+        return if config.segment == 1 { direct::arrived(skb, w) } else { pass(Reason::Pass) };
     }
     let packet = parse::packet(skb, w);
     match packet {

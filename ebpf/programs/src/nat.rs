@@ -11,13 +11,13 @@ use mesh_ebpf_common::{
     checksum::{both, changed, diff},
     header::ETH_LEN,
     quote::{addresses_diff, requoted},
-    rows::{Addr, Plain, TCP, UDP},
+    rows::{Addr, Macs, Plain, TCP, UDP},
 };
 
 use crate::{
     parse::{LATER, bytes6},
     skb::Skb,
-    work::{Macs, Work},
+    work::Work,
 };
 
 /// What a packet becomes.

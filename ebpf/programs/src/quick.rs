@@ -126,6 +126,8 @@ pub enum Seen {
     Done(i32),
     /// It is for this port, if it is for this node.
     Port(&'static Published),
+    /// It is for no published port, and perhaps for an endpoint here.
+    Other,
     /// Not a packet for the short way.
     Nothing,
 }
@@ -136,7 +138,7 @@ pub fn run(skb: Skb, w: &mut Work, config: &Config) -> Seen {
     let Some(flags) = tuple(skb, w) else { return Seen::Nothing };
     // What is for no published port is not ours, whatever its address.
     let Some(port) = published(&w.key.dst, w.key.dport, w.key.proto) else {
-        return Seen::Done(pass(Reason::Pass));
+        return if config.segment == 1 { Seen::Other } else { Seen::Done(pass(Reason::Pass)) };
     };
     if plain(flags)
         && skb.fits(config.ingress_mtu, w.headers)

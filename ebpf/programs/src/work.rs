@@ -6,7 +6,7 @@ use mesh_ebpf_common::{
     answer::{IcmpError, TcpReset},
     answer6::{Advertisement, IcmpError6, TcpReset6},
     header::{Arp, Eth, Extension, Icmp, Ipv4, Ipv6, Neighbor, Tcp, Udp},
-    rows::{Event, Flow, FlowKey, FragmentKey, FragmentPorts, Plain, Reply},
+    rows::{Event, Flow, FlowKey, FragmentKey, FragmentPorts, Macs, Plain, Reply},
 };
 
 use crate::nat::To;
@@ -21,17 +21,6 @@ pub struct Head {
 
 // SAFETY: byte fields only.
 unsafe impl Plain for Head {}
-
-/// The Ethernet addresses, stored at once.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Macs {
-    pub dst: [u8; 6],
-    pub src: [u8; 6],
-}
-
-// SAFETY: byte fields only.
-unsafe impl Plain for Macs {}
 
 // [`crate::skb::Skb::read`] asks for that.
 const _: () = assert!(offset_of!(Work, head) % 2 == 0);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use mesh_core::{
-    Id,
+    Id, Mac,
     objects::{Availability, Dataplane, Labels, Node, NodeState, Role},
 };
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,9 @@ pub struct NodeView {
     pub data_path_addr: IpAddr,
     /// MTU in bytes of the link that carries the VTEP.
     pub underlay_mtu: u32,
+    /// Ethernet address of that link, where packets are taken without encapsulation.
+    #[schema(value_type = Option<String>)]
+    pub underlay_mac: Option<Mac>,
     /// Its own address in the ingress network.
     #[schema(value_type = String)]
     pub ingress_ip: IpAddr,
@@ -69,6 +72,7 @@ impl NodeView {
             control_port: node.control_port,
             data_path_addr: node.data_path_addr,
             underlay_mtu: node.underlay_mtu,
+            underlay_mac: node.underlay_mac,
             ingress_ip: node.ingress_ip,
             labels: node.labels.clone(),
             created_at: node.created_at,

@@ -99,6 +99,7 @@ impl Store {
                 gateway_mac: Mac(l.gateway_mac),
                 network: l.network,
                 vxlan: text(&l.vxlan),
+                segment: l.segment == 1,
             };
             t.locals.insert(text(&l.name), local);
         }
@@ -121,6 +122,7 @@ impl Store {
             ingress_ifindex: index(ingress_dev)?,
             uplink_ifindex: index(uplink)?,
             ingress_mtu,
+            segment: self.own.segment,
             ingress_dev: filled(ingress_dev)?,
             uplink: filled(uplink)?,
         };
@@ -191,6 +193,7 @@ impl Store {
                 name: filled(name)?,
                 network: l.network,
                 vxlan_ifindex: index(&l.vxlan)?,
+                segment: l.segment.into(),
                 vxlan: filled(&l.vxlan)?,
             }),
         };
@@ -219,6 +222,7 @@ impl Store {
                 self.local_by_mac.remove(&key)?;
             }
         }
+        self.put_addresses(name, row.as_ref(), former)?;
         match (row, value) {
             (Some(row), Some(l)) => {
                 self.own_locals.insert(name.to_owned(), row);
@@ -229,8 +233,38 @@ impl Store {
                 self.shadow.locals.remove(name);
             }
         }
+        // Only then need the uplink's program look for any.
+        let segment = self.own_locals.values().any(|l| l.segment == 1).into();
+        if segment != self.own.segment {
+            self.write_config(rows::Config { segment, ..self.own })?;
+        }
         Ok(())
     }
+
+    /// Where an endpoint's addresses lead without encapsulation, as its `row` says; `former`: the index that its
+    /// interface had before.
+    fn put_addresses(&mut self, name: &str, row: Option<&rows::Local>, former: Option<u32>) -> Result<(), Error> {
+        let mut new = Vec::new();
+        if let Some(row) = row.filter(|row| row.segment == 1) {
+            new = addresses(read4(row.ip4), read6(row.ip6));
+            for ip in &new {
+                self.local_by_addr.put(Bytes((*ip).into()), row.ifindex)?;
+            }
+        }
+        let old = self.shadow.locals.get(name).filter(|l| l.segment);
+        for ip in old.map(|l| addresses(l.ip4, l.ip6)).unwrap_or_default() {
+            let key = Bytes(ip.into());
+            // The address may be another endpoint's by now.
+            if !new.contains(&ip) && self.local_by_addr.get(&key)? == former {
+                self.local_by_addr.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn addresses(ip4: Option<Ipv4Addr>, ip6: Option<Ipv6Addr>) -> Vec<IpAddr> {
+    ip4.map(IpAddr::V4).into_iter().chain(ip6.map(IpAddr::V6)).collect()
 }
 
 fn index(name: &str) -> Result<u32, Error> {

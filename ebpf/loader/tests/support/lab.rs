@@ -121,6 +121,7 @@ fn tables(host: usize) -> lb::Tables {
         gateway_mac: mac(GATEWAY),
         network: NETWORK,
         vxlan: "mx-1".into(),
+        segment: false,
     };
     let vip = |service| lb::Vip { service, network: NETWORK };
     lb::Tables {
@@ -151,6 +152,8 @@ fn tables(host: usize) -> lb::Tables {
             .collect(),
         networks: [("mx-1".to_owned(), NETWORK)].into(),
         peers: [mac(ingress(3 - host))].into(),
+        remotes: Default::default(),
+        neighbors: Default::default(),
     }
 }
 

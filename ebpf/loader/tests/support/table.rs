@@ -46,6 +46,14 @@ impl Table {
         }
     }
 
+    /// With its loader replaced, as by a restart of the agent.
+    pub fn reopened(self) -> Self {
+        Self {
+            w: self.w.reopen(),
+            ..self
+        }
+    }
+
     /// The rows that follow are of this family.
     pub fn family(&mut self, f: &Family) {
         self.family = if f.v6 { "IPv6" } else { "IPv4" };

@@ -434,6 +434,7 @@ pub fn tables() -> lb::Tables {
         gateway_mac: Mac(GATEWAY_MAC),
         network: 4097,
         vxlan: "mx-n".into(),
+        segment: false,
     };
     let other = lb::Local {
         gateway_mac: mesh_core::Mac::for_ip([10, 2, 0, 1].into()),
@@ -500,6 +501,8 @@ pub fn tables() -> lb::Tables {
         .into(),
         networks: [("mx-n".to_owned(), 4097), ("mx-m".to_owned(), 4098)].into(),
         peers: [Mac(PEER)].into(),
+        remotes: Default::default(),
+        neighbors: Default::default(),
     }
 }
 

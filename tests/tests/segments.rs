@@ -1,0 +1,142 @@
+//! A network whose packets are not encapsulated between hosts of one segment.
+
+use mesh_tests::{Lab, Place, Result, address, until, within};
+use serde_json::Value;
+
+const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
+const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
+
+/// One container on each host, in the service `web`; a network of both families.
+fn up() -> Result<Lab> {
+    let lab = Lab::up("")?;
+    lab.ctl("h1", "network create demo --ipv6 --opt encapsulation=cross-subnet")?.ok()?;
+    lab.ctl(
+        "h1",
+        "service create --name web --network demo --publish 8888:80 --publish 8888:7/udp",
+    )?
+    .ok()?;
+    for (name, host) in BACKENDS.iter().zip(HOSTS) {
+        lab.echo(host, name, "--network demo --service web")?;
+    }
+    Ok(lab)
+}
+
+/// The addresses of an endpoint, as they are written before a port.
+fn ips(lab: &Lab, name: &str) -> Result<[String; 2]> {
+    let found = lab.network("demo")?.endpoints.into_iter().find(|e| e.name == name);
+    let e = found.ok_or_else(|| format!("no endpoint {name}"))?;
+    Ok([e.ip, format!("[{}]", e.ip6.unwrap_or_default())])
+}
+
+/// How many packets a host's VXLAN device of the network has sent.
+fn encapsulated(lab: &Lab, host: &str) -> Result<u64> {
+    let links = lab.at(Place::Host(host), "ip -s -j link show type vxlan")?.ok()?;
+    let links: Value = serde_json::from_str(&links)?;
+    // The ingress network's is no port of a bridge.
+    let own = links.as_array().and_then(|l| l.iter().find(|l| l.get("master").is_some()));
+    let sent = own.and_then(|l| l["stats64"]["tx"]["packets"].as_u64());
+    sent.ok_or_else(|| format!("no counters in {links}").into())
+}
+
+/// The hosts' steps for what has changed are done.
+fn settled(lab: &Lab) -> Result<()> {
+    for host in HOSTS {
+        until(10, &format!("nothing to be left for {host}"), || {
+            Ok(lab.ctl(host, "doctor")?.out.contains("nothing to do"))
+        })?;
+    }
+    Ok(())
+}
+
+/// `from` asks `to` by both families and protocols, and is seen with its own address.
+fn asks(lab: &Lab, from: &str, to: &str) -> Result<()> {
+    for (own, ip) in ips(lab, from)?.iter().zip(ips(lab, to)?) {
+        let own = own.trim_matches(['[', ']']);
+        let mut connection = lab.connect(Place::In(from), &format!("{ip}:7"))?;
+        for reply in [connection.ask()?, lab.udp(Place::In(from), &format!("{ip}:7"), 1)?.remove(0)] {
+            assert_eq!((reply.hostname.as_str(), reply.client.as_str()), (to, own), "{from} to {to}");
+        }
+        let big = format!("ping -n -c 2 -i 0.01 -W 2 -s 4000 {}", ip.trim_matches(['[', ']']));
+        lab.at(Place::In(from), &big)?.ok()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn hosts_of_a_segment_send_as_it_is() -> Result<()> {
+    let lab = up()?;
+    settled(&lab)?;
+    let before = HOSTS.map(|h| encapsulated(&lab, h));
+    for from in BACKENDS {
+        for to in BACKENDS.iter().filter(|to| **to != from) {
+            asks(&lab, from, to)?;
+        }
+        // By the service's name: sockets, and packet by packet for UDP.
+        lab.http(Place::In(from), "web:80", 6)?;
+        lab.udp(Place::In(from), "web:7", 6)?;
+    }
+    for (host, before) in HOSTS.iter().zip(before) {
+        assert_eq!(encapsulated(&lab, host)?, before?, "{host} has encapsulated");
+    }
+    lab.balanced(&HOSTS, 8888, &BACKENDS)?;
+    Ok(())
+}
+
+#[test]
+fn a_host_that_is_elsewhere_is_reached_by_vxlan() -> Result<()> {
+    let lab = up()?;
+    // Its address is not of the others' range any more, as far as it knows.
+    let alone = "ip route add 192.168.77.0/24 dev eth0 src 192.168.77.13 metric 5; ip addr add 192.168.77.13/32 dev eth0; \
+                 ip addr del 192.168.77.13/24 dev eth0";
+    lab.argv(Place::Host("h3"), &["sh", "-c", alone])?.ok()?;
+    settled(&lab)?;
+    let by_vxlan = |host: &str, from: &str, to: &str| -> Result<bool> {
+        let before = encapsulated(&lab, host)?;
+        asks(&lab, from, to)?;
+        Ok(encapsulated(&lab, host)? > before)
+    };
+    until(10, "h3 to encapsulate", || by_vxlan("h3", "w3", "w1"))?;
+    assert!(!by_vxlan("h1", "w1", "w2")?);
+    for from in BACKENDS {
+        for to in BACKENDS.iter().filter(|to| **to != from) {
+            asks(&lab, from, to)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_live_through_restarts_and_endpoints_move() -> Result<()> {
+    let lab = up()?;
+    settled(&lab)?;
+    let [w2, _] = ips(&lab, "w2")?;
+    let mut held = lab.hold(Place::In("w1"), &[&format!("{w2}:7")], 20)?;
+    for host in ["h1", "h2"] {
+        lab.lab(&["kill", host])?.ok()?;
+        assert!(held.lives()?);
+        lab.lab(&["restart", host])?.ok()?;
+        assert!(held.lives()?);
+    }
+    held.end()?;
+    lab.lab(&["stop", "w2"])?.ok()?;
+    lab.echo("h3", "w2", &format!("--network demo --service web --ip {w2}"))?;
+    within(10, "w2 to answer from its new host", || {
+        let asked = lab.at(Place::In("w1"), &format!("meshd-echo client http {w2}:80"))?;
+        Ok((asked.status == 0).then_some(()))
+    })?;
+    asks(&lab, "w1", "w2")?;
+    Ok(())
+}
+
+/// Whoever is on the segment but no node is not let in, nor does it help to know the way.
+#[test]
+fn strangers_of_the_segment_stay_out() -> Result<()> {
+    let lab = up()?;
+    settled(&lab)?;
+    let [w1, _] = ips(&lab, "w1")?;
+    let route = format!("ip route add {w1}/32 via {}", address("h1"));
+    lab.argv(Place::Client, &["sh", "-c", &route])?.ok()?;
+    let asked = lab.at(Place::Client, &format!("timeout 3 meshd-echo client http {w1}:80"))?;
+    assert_ne!(asked.status, 0, "{asked:?}");
+    Ok(())
+}
