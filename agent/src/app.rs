@@ -356,7 +356,7 @@ fn named<'a>(here: &[&'a Endpoint], container: &str) -> Option<&'a Endpoint> {
     let find = |is: &dyn Fn(&Endpoint) -> bool| here.iter().find(|e| is(e)).copied();
     find(&|e| e.sandbox.container == container)
         .or_else(|| find(&|e| e.id.to_string() == container))
-        .or_else(|| find(&|e| e.name == container))
+        .or_else(|| find(&|e| *e.name == *container))
 }
 
 /// A program at its device, for people.

@@ -42,13 +42,13 @@ impl App {
             match answer {
                 Ok((revision, _)) => {
                     last = last.max(revision);
-                    reply.removed.push(e.name.clone());
+                    reply.removed.push(e.name.to_string());
                 }
                 // Its container has ended, and it was removed for that.
-                Err(r) if r.kind == RefusalKind::NotFound => reply.removed.push(e.name.clone()),
+                Err(r) if r.kind == RefusalKind::NotFound => reply.removed.push(e.name.to_string()),
                 Err(r) if r.kind == RefusalKind::Unavailable => {
                     self.attachments.abandon(e.id);
-                    reply.pending.push(e.name.clone());
+                    reply.pending.push(e.name.to_string());
                 }
                 Err(r) => failed = Some(r),
             }

@@ -97,7 +97,7 @@ fn name(object: &Object) -> Option<String> {
         Object::Node(o) => Some(o.hostname.clone()),
         Object::Network(o) => Some(o.name.clone()),
         Object::Service(o) => Some(o.name.clone()),
-        Object::Endpoint(o) => Some(o.name.clone()),
+        Object::Endpoint(o) => Some(o.name.to_string()),
     }
 }
 

@@ -64,8 +64,22 @@ pub enum LedgerError {
 pub struct Head {
     /// The cluster; `None` before the host belongs to one.
     pub cluster: Option<Id>,
+    /// This host's node in it; `None` in what an earlier release wrote.
+    #[serde(default)]
+    pub node: Option<Id>,
     /// Revision of the objects; 0 before the first full list.
     pub revision: u64,
+}
+
+impl Head {
+    /// Leaves out of a change what this host never asks.
+    fn keeps(&self, change: &mut Change) {
+        if let (Some(node), Some(Object::Endpoint(e))) = (self.node, &mut change.object)
+            && e.node != node
+        {
+            Arc::make_mut(e).seen_from(node);
+        }
+    }
 }
 
 /// A consistent view.
@@ -199,17 +213,32 @@ impl Ledger {
         drop(self.shared.news.wait_timeout_while(self.shared.lock(), limit, busy));
     }
 
-    /// Forgets everything and belongs to `cluster` from now on.
-    pub fn reset(&self, cluster: Option<Id>) {
+    /// Forgets everything and belongs to a cluster, as this node of it, from now on.
+    pub fn reset(&self, member: Option<(Id, Id)>) {
         let mut inner = self.shared.lock();
         inner.view = View {
-            head: Head { cluster, revision: 0 },
+            head: Head {
+                cluster: member.map(|m| m.0),
+                node: member.map(|m| m.1),
+                revision: 0,
+            },
             objects: Arc::default(),
         };
         inner.arriving = None;
         inner.unsaved = Unsaved::Whole;
         inner.touched = Touched::everything();
         self.told(inner, 0);
+    }
+
+    /// Goes on as this node of a cluster, with what it holds if that is of this cluster.
+    pub fn resume(&self, cluster: Id, node: Id) {
+        let mut inner = self.shared.lock();
+        if inner.view.head.cluster == Some(cluster) {
+            inner.view.head.node = Some(node);
+        } else {
+            drop(inner);
+            self.reset(Some((cluster, node)));
+        }
     }
 
     /// A watch begins: half a list of the one before is no part of its.
@@ -219,9 +248,10 @@ impl Ledger {
 
     /// Takes in one batch of a watch: changes on top of what is there, or a part of a full list
     /// which replaces it once it is complete. Returns what really changed, for the event stream.
-    pub fn receive(&self, revision: u64, changes: Vec<Change>, snapshot: bool, complete: bool) -> Vec<News> {
+    pub fn receive(&self, revision: u64, mut changes: Vec<Change>, snapshot: bool, complete: bool) -> Vec<News> {
         let mut guard = self.shared.lock();
         let inner = &mut *guard;
+        changes.iter_mut().for_each(|c| inner.view.head.keeps(c));
         if snapshot {
             let arriving = inner.arriving.get_or_insert_default();
             arriving.extend(changes);
@@ -359,7 +389,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.redb");
         let ledger = Ledger::open(&path).unwrap();
-        ledger.reset(Some(Id::from_bits(1)));
+        ledger.reset(Some((Id::from_bits(1), Id::from_bits(2))));
         ledger.receive(5, vec![put(1, "a"), put(9, "gone since")], true, false);
         assert_eq!(ledger.view().head.revision, 0, "half a list is no list");
         ledger.begin();
@@ -374,6 +404,7 @@ mod tests {
             ledger.view().head,
             Head {
                 cluster: Some(Id::from_bits(1)),
+                node: Some(Id::from_bits(2)),
                 revision: 6
             }
         );
@@ -385,11 +416,48 @@ mod tests {
         assert_eq!(names(&ledger), ["c", "d"]);
     }
 
+    /// What only the node of an endpoint asks is not kept for those of other nodes, however it came.
+    #[test]
+    fn keeps_sandboxes_of_its_own_node_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.redb");
+        let put = |n: u64, node: u64| {
+            let object: Object = serde_json::from_value(serde_json::json!({ "endpoint": {
+                "id": Id::from_bits(n), "version": 1, "created_at": "2026-01-01T00:00:00Z", "name": "e", "labels": {},
+                "node": Id::from_bits(node), "network": Id::from_bits(9), "ip": "10.0.0.9", "mac": "02:00:00:00:00:09",
+                "aliases": [], "service": null, "ifname": "eth0", "state": "ready", "slot": 1,
+                "sandbox": {"container": "netns:e", "netns": "/run/netns/e", "inode": 5},
+            }}))
+            .unwrap();
+            let (kind, id) = object.key();
+            Change {
+                kind,
+                id,
+                object: Some(object),
+            }
+        };
+        let ledger = Ledger::open(&path).unwrap();
+        ledger.reset(Some((Id::from_bits(1), Id::from_bits(2))));
+        ledger.receive(1, vec![put(1, 2), put(2, 3)], true, true);
+        ledger.receive(2, vec![put(3, 3)], false, false);
+        let places = |ledger: &Ledger| -> Vec<_> {
+            let view = ledger.view();
+            let all = view.objects.endpoints.values();
+            all.map(|e| (e.sandbox.inode, e.sandbox.netns.clone(), e.ifname.to_string()))
+                .collect()
+        };
+        let (here, there) = ((5, "/run/netns/e".into(), "eth0".into()), (5, String::new(), String::new()));
+        let kept = [here, there.clone(), there];
+        assert_eq!(places(&ledger), kept);
+        drop(ledger);
+        assert_eq!(places(&Ledger::open(&path).unwrap()), kept);
+    }
+
     #[test]
     fn a_damaged_ledger_is_moved_aside_and_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.redb");
-        Ledger::open(&path).unwrap().reset(Some(Id::from_bits(1)));
+        Ledger::open(&path).unwrap().reset(Some((Id::from_bits(1), Id::from_bits(2))));
         let bytes = std::fs::read(&path).unwrap();
         for damage in [&b"not a ledger"[..], &bytes[..bytes.len() / 2], &[]] {
             std::fs::write(&path, damage).unwrap();

@@ -176,9 +176,7 @@ impl Membership {
             return Ok(());
         };
         let file = identity.file();
-        if self.ledger.view().head.cluster != Some(file.cluster) {
-            self.ledger.reset(Some(file.cluster));
-        }
+        self.ledger.resume(file.cluster, file.node);
         // The data plane needs no manager: it goes on from the ledger at once.
         self.member.send_replace(Some(Member {
             cluster: file.cluster,
@@ -308,7 +306,7 @@ impl Membership {
             Ok((identity, channels, hosted))
         };
         let (identity, channels, hosted) = self.or_forget(found.await)?;
-        self.ledger.reset(Some(file.cluster));
+        self.ledger.reset(Some((file.cluster, file.node)));
         self.enter(identity, channels, Some(hosted)).await;
         self.settled().await?;
         let worker_token = self
@@ -360,7 +358,7 @@ impl Membership {
                 return self.or_forget(Err(refusal));
             }
         };
-        self.ledger.reset(Some(file.cluster));
+        self.ledger.reset(Some((file.cluster, file.node)));
         self.enter(identity, channels, manager).await;
         self.settled().await?;
         Ok(JoinReply {

@@ -5,7 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use mesh_core::{Refusal, objects::Sandbox};
+use mesh_core::{
+    Refusal,
+    objects::{Place, Sandbox},
+};
 use mesh_overlay::occupied::Occupied;
 
 use crate::{
@@ -78,14 +81,13 @@ fn open(container: &str, path: &Path, name: String) -> Result<Found, Refusal> {
             "container {container:?} has no network namespace of its own: it shares the host's"
         )));
     }
-    let sandbox = Sandbox {
+    let place = Place {
         container: container.to_owned(),
         netns: path.display().to_string(),
-        inode,
-        ..Sandbox::default()
+        ..Place::default()
     };
     Ok(Found {
-        sandbox,
+        sandbox: Sandbox::new(inode, place),
         name,
         ifname: None,
     })
@@ -99,7 +101,7 @@ async fn with_routes(mut found: Found) -> Result<Found, Refusal> {
 
 /// Takes note of what only a look into the namespace tells.
 async fn occupied(found: &mut Found) -> Result<Occupied, Refusal> {
-    let Sandbox { container, netns, .. } = &found.sandbox;
+    let Place { container, netns, .. } = &*found.sandbox;
     let inside = Occupied::of(netns).await;
     let inside = inside.map_err(|e| Refusal::other(format!("the network of {container:?} cannot be read: {}", chain(&e))))?;
     (found.sandbox.routed, found.sandbox.cookie) = (inside.routed, inside.cookie);

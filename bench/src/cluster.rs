@@ -14,7 +14,8 @@ use mesh_core::{
     Id,
     command::{Command, NewEndpoint, NewNode},
     objects::{
-        Algorithm, Change, Cluster, EndpointMode, EndpointState, Labels, LbReturn, Objects, Port, Protocol, PublishMode, Role, Sandbox,
+        Algorithm, Change, Cluster, EndpointMode, EndpointState, Labels, LbReturn, Objects, Place, Port, Protocol, PublishMode, Role,
+        Sandbox,
     },
     spec::{NetworkSpec, ServiceSpec},
     state::State,
@@ -192,13 +193,14 @@ impl Maker {
                 // The first endpoint of each network, until there are no more sandboxes.
                 let own = if i % PER_NETWORK == 0 && j == 0 { here.next() } else { None };
                 let on = if own.is_some() { 0 } else { first + (i + j) % size.nodes };
-                let sandbox = own.unwrap_or_else(|| Sandbox {
+                let number = 1 << 33 | i << 8 | j;
+                let place = Place {
                     container: format!("netns:s{i}-{j}"),
                     netns: format!("/run/netns/s{i}-{j}"),
-                    inode: 1 << 33 | i << 8 | j,
-                    cookie: 1 << 33 | i << 8 | j,
-                    ..Sandbox::default()
-                });
+                    cookie: number,
+                    ..Place::default()
+                };
+                let sandbox = own.unwrap_or_else(|| Sandbox::new(number, place));
                 let new = NewEndpoint {
                     id: endpoint(i, j),
                     node: node(on),

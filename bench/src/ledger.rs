@@ -37,7 +37,7 @@ pub fn grow(args: &Args) -> Result<Value, Failure> {
     if !args.file.exists() {
         return Err(format!("no ledger {}", args.file.display()).into());
     }
-    let db = disk::open(&args.file, "ledger")?;
+    let db = disk::open(&args.file, "ledger", disk::CACHE_BYTES)?;
     let (mut head, objects) = {
         let txn = db.begin_read()?;
         let meta = txn.open_table(META)?;

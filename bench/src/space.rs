@@ -2,7 +2,7 @@
 
 use std::{process::Command, sync::mpsc::channel};
 
-use mesh_core::objects::Sandbox;
+use mesh_core::objects::{Place, Sandbox};
 use mesh_overlay::netns;
 use nix::{
     mount::{MsFlags, mount},
@@ -39,13 +39,14 @@ pub fn sandbox(n: usize) -> Result<Sandbox, Failure> {
         }
     });
     let path = made.recv()?.map_err(|e| format!("cannot make a network namespace: {e}"))?;
-    Ok(Sandbox {
+    let inode = netns::inode(&path)?;
+    let place = Place {
         container: format!("netns:c{n}"),
-        inode: netns::inode(&path)?,
         cookie: netns::cookie(&path)?,
         netns: path,
-        ..Sandbox::default()
-    })
+        ..Place::default()
+    };
+    Ok(Sandbox::new(inode, place))
 }
 
 /// Resident memory of this process in bytes.

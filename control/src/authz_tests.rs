@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mesh_core::{
     RefusalKind,
     command::{NewEndpoint, NewNode},
-    objects::{Availability, Dataplane, Endpoint, EndpointState, NodeState, Sandbox},
+    objects::{Availability, Dataplane, Endpoint, EndpointState, NodeState, Place, Sandbox},
     spec::{NetworkSpec, ServiceSpec},
 };
 
@@ -51,13 +51,12 @@ fn node(n: u64, role: Role) -> (Id, Arc<Node>) {
 }
 
 fn sandbox() -> Sandbox {
-    Sandbox {
+    let place = Place {
         container: "c".into(),
         netns: "/n".into(),
-        inode: 1,
-        cookie: 0,
-        ..Sandbox::default()
-    }
+        ..Place::default()
+    };
+    Sandbox::new(1, place)
 }
 
 fn endpoint(n: u64, on: u64) -> Arc<Endpoint> {
@@ -65,7 +64,7 @@ fn endpoint(n: u64, on: u64) -> Arc<Endpoint> {
         id: id(n),
         version: 1,
         created_at: Default::default(),
-        name: format!("e{n}"),
+        name: format!("e{n}").into(),
         labels: Default::default(),
         node: id(on),
         network: id(50),

@@ -23,8 +23,8 @@ use std::{
 
 use redb::{Builder, Database, DatabaseError, Durability, StorageError, WriteTransaction};
 
-/// Bytes of page cache of one open file. The objects are kept in memory anyway.
-const CACHE_BYTES: usize = 8 << 20;
+/// Bytes of page cache of a file that is written in many places all the time.
+pub const CACHE_BYTES: usize = 8 << 20;
 /// Bytes of the checksum in front of a sealed value.
 const SEAL_BYTES: usize = 4;
 
@@ -73,7 +73,8 @@ pub struct Unsealed {
 }
 
 /// Opens the redb file at `path`, or makes it: mode 0600, in a directory that is made with mode
-/// 0700 when it is missing. `what` names it in errors ("raft log", "ledger").
+/// 0700 when it is missing. `what` names it in errors ("raft log", "ledger"). `cache` bytes of its pages are
+/// kept in memory, beside what the operating system keeps.
 ///
 /// Reads all of an existing file once, and its checksums. Never panics, and never modifies a file
 /// that it reports as damaged.
@@ -81,8 +82,8 @@ pub struct Unsealed {
 /// # Errors
 /// [`DiskError::Damaged`] for a file that is truncated, foreign or altered, [`DiskError::InUse`]
 /// when another process has it, [`DiskError::Io`] else.
-pub fn open(path: &Path, what: &str) -> Result<Database, DiskError> {
-    let file = DbFile { path, what };
+pub fn open(path: &Path, what: &str, cache: usize) -> Result<Database, DiskError> {
+    let file = DbFile { path, what, cache };
     match path.symlink_metadata() {
         Ok(meta) if !meta.is_file() => return Err(file.damaged("it is not a regular file")),
         Ok(_) => file.check()?,
@@ -97,7 +98,7 @@ pub fn open(path: &Path, what: &str) -> Result<Database, DiskError> {
     handle
         .set_permissions(Permissions::from_mode(0o600))
         .map_err(|e| file.io("set the mode of", e))?;
-    file.guarded(|| builder().create_file(handle))
+    file.guarded(|| file.builder().create_file(handle))
 }
 
 /// Begins a write transaction that is durable when it is committed, and committed in two phases:
@@ -142,19 +143,20 @@ fn checksum(key: &[u8], value: &[u8]) -> u32 {
     crc.finalize()
 }
 
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
-}
-
-/// A file and its name in errors.
+/// A file, its name in errors, and how much of it is kept in memory.
 struct DbFile<'a> {
     path: &'a Path,
     what: &'a str,
+    cache: usize,
 }
 
 impl DbFile<'_> {
+    fn builder(&self) -> Builder {
+        let mut builder = Builder::new();
+        builder.set_cache_size(self.cache);
+        builder
+    }
+
     /// Makes an empty database under another name and moves it into place, so that a file at
     /// `path` is complete whenever it exists, and an empty one is a damaged one.
     fn create(&self) -> Result<(), DiskError> {
@@ -175,7 +177,7 @@ impl DbFile<'_> {
             .mode(0o600)
             .open(&draft);
         let file = file.map_err(|e| self.io("create", e))?;
-        drop(self.guarded(|| builder().create_file(file))?);
+        drop(self.guarded(|| self.builder().create_file(file))?);
         let sync = |path: &Path| File::open(path).and_then(|f| f.sync_all());
         sync(&draft)
             .and_then(|()| std::fs::rename(&draft, self.path))
@@ -215,7 +217,7 @@ impl DbFile<'_> {
         let copy = file.try_clone().map_err(|e| self.io("open", e))?;
         let sound = self.guarded(|| {
             let backend = rehearsal::Overlay::new(copy, flags)?;
-            builder().create_with_backend(backend)?.check_integrity()
+            self.builder().create_with_backend(backend)?.check_integrity()
         })?;
         if sound {
             Ok(())

@@ -26,7 +26,7 @@ use mesh_control::{
 use mesh_core::{
     Id, RefusalKind,
     command::{Command, NewEndpoint, Reply},
-    objects::{EndpointState, NodeState, Object, Objects, Role, Sandbox},
+    objects::{EndpointState, NodeState, Object, Objects, Place, Role, Sandbox},
     spec::NetworkSpec,
 };
 use server_lab::{Host, PATIENCE, Worker, joining};
@@ -58,13 +58,14 @@ fn endpoint(id: Id, node: Id, name: &str) -> Command {
         mac: None,
         aliases: Vec::new(),
         labels: Default::default(),
-        sandbox: Sandbox {
-            container: name.into(),
-            netns: format!("/run/netns/{name}"),
-            inode: id.bits(),
-            cookie: 0,
-            ..Sandbox::default()
-        },
+        sandbox: Sandbox::new(
+            id.bits(),
+            Place {
+                container: name.into(),
+                netns: format!("/run/netns/{name}"),
+                ..Place::default()
+            },
+        ),
         ifname: None,
         ports: Vec::new(),
         port_ranges: Vec::new(),

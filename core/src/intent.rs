@@ -338,7 +338,7 @@ impl Host<'_> {
             inode: e.sandbox.inode,
             waits,
             taken,
-            ifname: if waits { waiting_name(e.id) } else { e.ifname.clone() },
+            ifname: if waits { waiting_name(e.id) } else { e.ifname.to_string() },
             mac: e.mac,
             addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),
             gateways,

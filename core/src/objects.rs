@@ -22,11 +22,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Id;
 
-pub use endpoint::{Endpoint, EndpointState, Handover, Sandbox};
+pub use endpoint::{Endpoint, EndpointState, Handover, Place, Sandbox};
 pub use endpoints::Endpoints;
 pub use network::{Encapsulation, Network, Subnet};
 pub use node::{Availability, Cluster, Dataplane, FormerRoot, HostRoute, Node, NodeState, Role};
-pub use seldom::Seldom;
+pub use seldom::{Collection, Seldom};
 pub use service::{Algorithm, EndpointMode, LbReturn, Port, Protocol, PublishMode, Service, SourceRange, Vip};
 
 /// Labels of an object.
@@ -245,7 +245,7 @@ fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
     }
 }
 
-fn find<'a, T>(map: &'a BTreeMap<Id, Arc<T>>, r: &str, name: impl Fn(&T) -> &String) -> Option<&'a Arc<T>> {
+fn find<'a, T>(map: &'a BTreeMap<Id, Arc<T>>, r: &str, name: impl Fn(&T) -> &str) -> Option<&'a Arc<T>> {
     let by_name = || map.values().find(|o| name(o).eq_ignore_ascii_case(r));
     r.parse().ok().and_then(|id: Id| map.get(&id)).or_else(by_name)
 }

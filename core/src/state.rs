@@ -425,8 +425,8 @@ fn gone(kind: Kind, id: Id) -> Change {
 }
 
 /// "a, b, c and 4 more", for errors that name what is in the way.
-fn some_of(names: impl IntoIterator<Item = String>) -> String {
-    let mut names: Vec<_> = names.into_iter().collect();
+fn some_of(names: impl IntoIterator<Item: Into<String>>) -> String {
+    let mut names: Vec<String> = names.into_iter().map(Into::into).collect();
     let rest = names.len().saturating_sub(4);
     names.truncate(4);
     let shown = names.join(", ");

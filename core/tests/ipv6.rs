@@ -278,8 +278,8 @@ fn a_host_carries_both_families() {
         d.neighs,
         BTreeSet::from([
             neigh(&bridge, there.ip, there.mac),
-            neigh(&bridge, there.ip6.unwrap().into(), there.mac),
-            neigh(&bridge, here.ip6.unwrap().into(), here.mac),
+            neigh(&bridge, there.ip6().unwrap().into(), there.mac),
+            neigh(&bridge, here.ip6().unwrap().into(), here.mac),
             neigh(&dev, peer.ingress_ip, peer.ingress_mac()),
             neigh(&dev, ip("fd00:0:1::1002"), peer.ingress_mac()),
         ])

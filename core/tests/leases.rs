@@ -13,7 +13,7 @@ use mesh_core::{
     command::{Command as C, Learnt, NewEndpoint, Reply},
     desired::Desired,
     intent,
-    objects::{Handover, Sandbox},
+    objects::{Handover, Place, Sandbox},
     observed::{Observed, SeenVeth},
 };
 
@@ -42,14 +42,17 @@ fn release(node: u64, ip: IpAddr, with_endpoint: bool) -> C {
 fn taken_over(n: u64, node: u64, ip: IpAddr) -> NewEndpoint {
     NewEndpoint {
         ip: Some(ip),
-        sandbox: Sandbox {
-            container: "docker:x".into(),
-            handover: Some(Box::new(Handover {
-                endpoint: format!("engine-{n}"),
-                leased: false,
-            })),
-            ..Sandbox::default()
-        },
+        sandbox: Sandbox::new(
+            0,
+            Place {
+                container: "docker:x".into(),
+                handover: Some(Box::new(Handover {
+                    endpoint: format!("engine-{n}"),
+                    leased: false,
+                })),
+                ..Place::default()
+            },
+        ),
         ..endpoint(n, node, "net", None)
     }
 }
@@ -172,13 +175,15 @@ fn names_are_learnt_and_never_taken_from_another() {
         lab.ok(C::EndpointLearn {
             id: id(0x9000 + n),
             learnt: Learnt {
-                sandbox: Some(Sandbox {
-                    container: "web".into(),
-                    netns: "/proc/7/ns/net".into(),
-                    inode: 7,
-                    cookie: 8,
-                    ..Sandbox::default()
-                }),
+                sandbox: Some(Sandbox::new(
+                    7,
+                    Place {
+                        container: "web".into(),
+                        netns: "/proc/7/ns/net".into(),
+                        cookie: 8,
+                        ..Place::default()
+                    },
+                )),
                 ifname: Some("eth1".into()),
                 name: Some("web".into()),
                 aliases: Some(vec!["www".into()]),
@@ -188,12 +193,12 @@ fn names_are_learnt_and_never_taken_from_another() {
     }
     let all = lab.state.objects();
     let (first, second) = (&all.endpoints[&id(0x9001)], &all.endpoints[&id(0x9002)]);
-    assert_eq!((first.name.as_str(), &*first.aliases), ("web", &["www".to_owned()][..]));
+    assert_eq!((&*first.name, &first.aliases[..]), ("web", &["www".to_owned()][..]));
     assert_eq!(
-        (second.name.as_str(), &*second.aliases),
+        (&*second.name, &second.aliases[..]),
         ("c2", &["www".to_owned(), "web".to_owned()][..])
     );
-    assert_eq!((first.ifname.as_str(), first.sandbox.inode), ("eth1", 7));
+    assert_eq!((&*first.ifname, first.sandbox.inode), ("eth1", 7));
     assert!(
         first.sandbox.handover.as_ref().is_some_and(|h| h.leased),
         "that is not the learner's to change"
@@ -245,11 +250,13 @@ fn an_interface_waits_in_the_host_until_its_container_is_known() {
     lab.ok(C::EndpointLearn {
         id: id(0x9001),
         learnt: Learnt {
-            sandbox: Some(Sandbox {
-                inode: 7,
-                netns: "/proc/7/ns/net".into(),
-                ..Sandbox::default()
-            }),
+            sandbox: Some(Sandbox::new(
+                7,
+                Place {
+                    netns: "/proc/7/ns/net".into(),
+                    ..Place::default()
+                },
+            )),
             ..Learnt::default()
         },
     });

@@ -323,7 +323,10 @@ fn published_sets_are_of_both_families_and_local() {
             .slot
             .is_multiple_of(2)
             .then(|| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, e.slot as u16));
-        std::sync::Arc::new(Endpoint { ip6, ..Endpoint::clone(e) })
+        std::sync::Arc::new(Endpoint {
+            ip6: ip6.map(Box::new),
+            ..Endpoint::clone(e)
+        })
     };
     all.endpoints = all.endpoints.values().map(both).collect();
     let service = std::sync::Arc::make_mut(all.services.values_mut().next().unwrap());

@@ -58,7 +58,7 @@ fn the_network_of_the_readme() {
     e.ip = Some(ip("172.30.5.5"));
     let e = lab.attach(e);
     assert_eq!(
-        (e.ip, e.mac.to_string().as_str(), e.ifname.as_str()),
+        (e.ip, e.mac.to_string().as_str(), &*e.ifname),
         (ip("172.30.5.5"), "02:6d:ac:1e:05:05", "eth0")
     );
     assert_eq!(lab.attach(endpoint(2, 1, "KAFKA", None)).ip, ip("172.30.0.2"), "names have no case");
@@ -166,7 +166,7 @@ fn refuses_attachments_that_can_not_be() {
         id: id(0x9100),
         ..endpoint(1, 1, "m", None)
     });
-    assert_eq!(second.ifname, "eth1", "a second network gets the next interface");
+    assert_eq!(&*second.ifname, "eth1", "a second network gets the next interface");
     assert_eq!(
         lab.attach(endpoint(1, 1, "n", Some("web"))).ip,
         ip("10.1.0.3"),
@@ -246,7 +246,7 @@ fn options_of_the_balancer() {
     spec.selector = [("app".to_owned(), "web".to_owned())].into();
     let s = lab.service(1, spec.clone());
     assert_eq!(
-        (s.algorithm, s.affinity_secs, s.lb_return, &s.source_ranges, &s.selector),
+        (s.algorithm, s.affinity_secs, s.lb_return, &*s.source_ranges, &*s.selector),
         (Algorithm::Maglev, 86400, LbReturn::Direct, &spec.source_ranges, &spec.selector)
     );
     for (change, words) in [

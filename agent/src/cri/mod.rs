@@ -223,9 +223,9 @@ enum Outcome {
 async fn learn(app: &App, e: &Endpoint, told: &Labels) -> Outcome {
     let (all, left_out) = labels::joined(&e.labels, told);
     if !left_out.is_empty() {
-        tracing::warn!(endpoint = %e.id, name = e.name, ?left_out, "labels of a pod that endpoints cannot have are left out");
+        tracing::warn!(endpoint = %e.id, name = &*e.name, ?left_out, "labels of a pod that endpoints cannot have are left out");
     }
-    if all == e.labels {
+    if all == *e.labels {
         return Outcome::Done;
     }
     let learnt = Learnt {

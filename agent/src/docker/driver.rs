@@ -9,7 +9,7 @@ use mesh_core::{
     Id, Refusal, RefusalKind,
     command::{Command, NewEndpoint, Reply},
     intent::vxlan_name,
-    objects::{Endpoint, Handover, Labels, Network, Object, Sandbox},
+    objects::{Endpoint, Handover, Labels, Network, Object, Place, Sandbox},
 };
 use serde_json::{Value, json};
 
@@ -155,14 +155,17 @@ pub async fn create_endpoint(app: Arc<App>, request: CreateEndpoint) -> Result<V
         mac: decided.mac,
         aliases: Vec::new(),
         labels: Labels::new(),
-        sandbox: Sandbox {
-            container: format!("docker:{}", request.endpoint),
-            handover: Some(Box::new(Handover {
-                endpoint: request.endpoint.clone(),
-                leased: false,
-            })),
-            ..Sandbox::default()
-        },
+        sandbox: Sandbox::new(
+            0,
+            Place {
+                container: format!("docker:{}", request.endpoint),
+                handover: Some(Box::new(Handover {
+                    endpoint: request.endpoint.clone(),
+                    leased: false,
+                })),
+                ..Place::default()
+            },
+        ),
         ifname: None,
         ports: Vec::new(),
         port_ranges: Vec::new(),

@@ -13,7 +13,7 @@ use std::{
 use mesh_core::{
     Id, Refusal, RefusalKind,
     command::{Command, Learnt},
-    objects::{Endpoint, Labels, Sandbox},
+    objects::{Endpoint, Labels, Place, Sandbox},
     spec::check_name,
 };
 use mesh_overlay::occupied::Occupied;
@@ -115,15 +115,15 @@ async fn one(app: &App, engine: &Engine, e: &Endpoint, theirs: &str, container: 
     let inside = Occupied::of(&netns).await.map_err(|e| chain(&e))?;
     // Its first process ended, and another has its id.
     let Some(ifname) = inside.with_mac(e.mac) else { return Ok(false) };
-    let sandbox = Sandbox {
+    let inode = mesh_overlay::netns::inode(&netns).map_err(|e| e.to_string())?;
+    let place = Place {
         container: container.name(),
-        inode: mesh_overlay::netns::inode(&netns).map_err(|e| e.to_string())?,
         cookie: mesh_overlay::netns::cookie(&netns).map_err(|e| e.to_string())?,
         netns,
-        ..Sandbox::default()
+        ..Place::default()
     };
     let mut learnt = names(&container, theirs);
-    learnt.sandbox = Some(sandbox);
+    learnt.sandbox = Some(Sandbox::new(inode, place));
     learnt.ifname = Some(ifname.to_owned());
     if e.service.is_none() {
         learnt.service = container.labels().get(wire::SERVICE).cloned();

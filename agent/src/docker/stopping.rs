@@ -168,7 +168,7 @@ fn endpoints_in(container: &Container, mine: &[Arc<Endpoint>]) -> Vec<Id> {
 /// Those that should have ended and have not.
 async fn release(app: &App, mine: &[Arc<Endpoint>]) {
     let now = Timestamp::now();
-    let survivors = mine.iter().filter(|e| e.stopping.is_some_and(|until| until <= now));
+    let survivors = mine.iter().filter(|e| e.stopping.as_deref().is_some_and(|until| *until <= now));
     let ids: Vec<_> = survivors.map(|e| e.id).collect();
     if let Err(why) = propose(app, &ids, None).await {
         tracing::debug!(%why, "not known yet to go on");
@@ -266,10 +266,13 @@ mod tests {
 
     #[test]
     fn an_engines_container_has_a_plain_name() {
-        let sandbox = |container: &str, handover| Sandbox {
-            container: container.to_owned(),
-            handover,
-            ..Sandbox::default()
+        let sandbox = |container: &str, handover| {
+            let place = mesh_core::objects::Place {
+                container: container.to_owned(),
+                handover,
+                ..Default::default()
+            };
+            Sandbox::new(0, place)
         };
         assert!(is_engines(&sandbox("web_1", None)) && !is_engines(&sandbox("netns:web", None)));
         let handover = mesh_core::objects::Handover {

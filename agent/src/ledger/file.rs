@@ -19,6 +19,8 @@ use crate::execute::chain;
 const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const HEAD: &str = "head";
+/// Bytes of its pages that are kept in memory: it is read once, at the start.
+const CACHE_BYTES: usize = 1 << 20;
 
 /// An open file.
 pub struct File {
@@ -32,7 +34,7 @@ impl File {
     /// # Errors
     /// [`LedgerError`]; a file that is reported as damaged is not modified.
     pub fn open(path: &Path) -> Result<(Self, View), LedgerError> {
-        let db = disk::open(path, "ledger")?;
+        let db = disk::open(path, "ledger", CACHE_BYTES)?;
         let path = path.display().to_string();
         let view = read(&db).map_err(|why| LedgerError::Damaged { path: path.clone(), why })?;
         Ok((Self { path, db }, view))
@@ -132,11 +134,13 @@ fn read(db: &Database) -> Result<View, String> {
             let (key, value) = row?;
             let object: Object = serde_json::from_slice(disk::unseal(key.value().as_bytes(), value.value())?)?;
             let (kind, id) = object.key();
-            objects.apply(&Change {
+            let mut change = Change {
                 kind,
                 id,
                 object: Some(object),
-            });
+            };
+            view.head.keeps(&mut change);
+            objects.apply(&change);
         }
         objects.compact();
         view.objects = Arc::new(objects);

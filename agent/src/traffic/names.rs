@@ -61,7 +61,7 @@ impl Names {
             let node = all.nodes.get(&endpoint.node);
             let backend = FlowBackend {
                 id: endpoint.id,
-                name: endpoint.name.clone(),
+                name: endpoint.name.to_string(),
                 node: node.map_or_else(|| endpoint.node.to_string(), |n| n.hostname.clone()),
                 ip: endpoint.ip.to_string(),
             };
@@ -69,7 +69,7 @@ impl Names {
             if !endpoint.ports.is_empty() {
                 let own = Set {
                     id: None,
-                    service: endpoint.name.clone(),
+                    service: endpoint.name.to_string(),
                     network: None,
                 };
                 names.sets.insert(endpoint.slot, own);

@@ -7,7 +7,7 @@ use mesh_core::{
     Id, Mac,
     objects::{
         Algorithm, Availability, Dataplane, Endpoint, EndpointMode, EndpointState, Labels, LbReturn, Network, Node, NodeState, Objects,
-        Port, Protocol, PublishMode, Role, Sandbox, Service, SourceRange, Subnet, Vip,
+        Place, Port, Protocol, PublishMode, Role, Sandbox, Service, SourceRange, Subnet, Vip,
     },
     spec::{NetworkSpec, ServiceSpec},
 };
@@ -77,7 +77,7 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         id: id(n),
         version: 7,
         created_at: Timestamp::UNIX_EPOCH,
-        name: format!("web{n}"),
+        name: format!("web{n}").into(),
         labels: Default::default(),
         node: id(on),
         network: id(SHOP),
@@ -86,13 +86,14 @@ fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
         mac: Mac::for_ip(ip.parse().unwrap()),
         aliases: vec!["www".into()].into(),
         service: Some(id(WEB)),
-        sandbox: Sandbox {
-            container: format!("netns:web{n}"),
-            netns: format!("/run/netns/web{n}"),
-            inode: n,
-            cookie: 0,
-            ..Sandbox::default()
-        },
+        sandbox: Sandbox::new(
+            n,
+            Place {
+                container: format!("netns:web{n}"),
+                netns: format!("/run/netns/web{n}"),
+                ..Place::default()
+            },
+        ),
         ifname: "eth0".into(),
         state,
         slot: n as u32,
@@ -118,7 +119,7 @@ fn cluster() -> Objects {
         version: 8,
         created_at: Timestamp::UNIX_EPOCH,
         name: "web".into(),
-        labels: [("tier".to_owned(), "front".to_owned())].into(),
+        labels: Labels::from([("tier".to_owned(), "front".to_owned())]).into(),
         networks: vec![id(SHOP)],
         endpoint_mode: EndpointMode::Vip,
         algorithm: Algorithm::Rr,
@@ -138,9 +139,9 @@ fn cluster() -> Objects {
         slot: 2,
         drain_secs: 10,
         affinity_secs: 0,
-        source_ranges: Vec::new(),
+        source_ranges: Default::default(),
         lb_return: LbReturn::Tunnel,
-        selector: Labels::new(),
+        selector: Default::default(),
     };
     all.services.insert(web.id, Arc::new(web));
     let endpoints = [
@@ -318,12 +319,13 @@ fn an_update_keeps_every_option() {
     let web = Arc::make_mut(all.services.get_mut(&id(WEB)).unwrap());
     web.algorithm = Algorithm::SourceHash;
     web.affinity_secs = 60;
-    web.source_ranges = vec![SourceRange {
+    let range = SourceRange {
         net: "10.0.0.0/8".parse().unwrap(),
         allow: false,
-    }];
+    };
+    web.source_ranges = vec![range].into();
     web.lb_return = LbReturn::Direct;
-    web.selector = [("app".to_owned(), "web".to_owned())].into();
+    web.selector = Labels::from([("app".to_owned(), "web".to_owned())]).into();
     web.ports[0].address = Some("192.168.77.11".parse().unwrap());
     web.ports[0].mode = PublishMode::Host;
     let web = all.services[&id(WEB)].clone();
@@ -340,8 +342,8 @@ fn an_update_keeps_every_option() {
             web.algorithm,
             web.affinity_secs,
             web.lb_return,
-            web.source_ranges.clone(),
-            web.selector.clone()
+            web.source_ranges.to_vec(),
+            Labels::clone(&web.selector)
         )
     );
     assert_eq!(spec.ports, web.ports);
@@ -359,7 +361,7 @@ fn selected_endpoints_are_members() {
     let mut all = cluster();
     let mut e = endpoint(40, 1, "172.30.0.9", EndpointState::Ready);
     e.service = None;
-    e.labels = [("app".to_owned(), "web".to_owned())].into();
+    e.labels = Labels::from([("app".to_owned(), "web".to_owned())]).into();
     e.slot = 99;
     all.endpoints.insert(Arc::new(e));
     let count = |all: &Objects| {
@@ -369,7 +371,7 @@ fn selected_endpoints_are_members() {
         )
     };
     assert_eq!(count(&all), (3, 3));
-    Arc::make_mut(all.services.get_mut(&id(WEB)).unwrap()).selector = [("app".to_owned(), "web".to_owned())].into();
+    Arc::make_mut(all.services.get_mut(&id(WEB)).unwrap()).selector = Labels::from([("app".to_owned(), "web".to_owned())]).into();
     assert_eq!(count(&all), (4, 4));
     let found = crate::query::select(&all, &crate::query::Query::Service("web".into())).unwrap();
     assert!(found.iter().any(|o| o.key().1 == id(40)));

@@ -64,7 +64,7 @@ fn samples() -> &'static [Sample; 2] {
     SAMPLES.get_or_init(|| {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("db");
-        let db = open(&path, "ledger").unwrap();
+        let db = open(&path, "ledger", CACHE_BYTES).unwrap();
         (1..=5).for_each(|round| put(&db, round));
         let expected = read(&db).unwrap();
         // What the file is like at this instant is what kill -9 would leave.
@@ -84,7 +84,7 @@ fn write_sample(dir: &Path, bytes: &[u8]) -> PathBuf {
 fn judge(bytes: &[u8], expected: &BTreeMap<String, Vec<u8>>) -> Result<(), String> {
     let dir = TempDir::new().unwrap();
     let path = write_sample(dir.path(), bytes);
-    match open(&path, "ledger") {
+    match open(&path, "ledger", CACHE_BYTES) {
         Ok(db) => {
             if let Ok(all) = read(&db) {
                 assert!(&all == expected, "wrong data without an error");
@@ -105,7 +105,7 @@ fn judge(bytes: &[u8], expected: &BTreeMap<String, Vec<u8>>) -> Result<(), Strin
 fn makes_private_files() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a/b/db");
-    drop(open(&path, "ledger").unwrap());
+    drop(open(&path, "ledger", CACHE_BYTES).unwrap());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no draft is left");
@@ -117,7 +117,7 @@ fn keeps_what_was_written() {
         let dir = TempDir::new().unwrap();
         let path = write_sample(dir.path(), bytes);
         for _ in 0..3 {
-            let db = open(&path, "ledger").unwrap();
+            let db = open(&path, "ledger", CACHE_BYTES).unwrap();
             assert!(&read(&db).unwrap() == expected);
         }
     }
@@ -127,8 +127,8 @@ fn keeps_what_was_written() {
 fn a_second_process_is_told_so() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("db");
-    let _first = open(&path, "ledger").unwrap();
-    assert!(matches!(open(&path, "ledger"), Err(DiskError::InUse { .. })));
+    let _first = open(&path, "ledger", CACHE_BYTES).unwrap();
+    assert!(matches!(open(&path, "ledger", CACHE_BYTES), Err(DiskError::InUse { .. })));
 }
 
 #[test]
@@ -145,7 +145,10 @@ fn refuses_what_is_no_database() {
         assert!(judge(bytes, &expected).is_err());
     }
     let dir = TempDir::new().unwrap();
-    assert!(matches!(open(dir.path(), "ledger"), Err(DiskError::Damaged { .. })), "a directory");
+    assert!(
+        matches!(open(dir.path(), "ledger", CACHE_BYTES), Err(DiskError::Damaged { .. })),
+        "a directory"
+    );
 }
 
 #[test]
@@ -192,14 +195,14 @@ fn stops_before_promoting() {
 fn copies_of_a_live_file() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("db");
-    let db = open(&path, "ledger").unwrap();
+    let db = open(&path, "ledger", CACHE_BYTES).unwrap();
     let mut states = vec![BTreeMap::new()];
     for round in 1..=20 {
         put(&db, round);
         states.push(read(&db).unwrap());
         let copy = TempDir::new().unwrap();
         let copied = write_sample(copy.path(), &fs::read(&path).unwrap());
-        assert!(read(&open(&copied, "ledger").unwrap()).unwrap() == states[round as usize]);
+        assert!(read(&open(&copied, "ledger", CACHE_BYTES).unwrap()).unwrap() == states[round as usize]);
     }
 }
 
@@ -250,7 +253,7 @@ fn finds_damage_behind_an_open_file() {
     let (bytes, expected) = &samples()[0];
     let dir = TempDir::new().unwrap();
     let path = write_sample(dir.path(), bytes);
-    let db = open(&path, "ledger").unwrap();
+    let db = open(&path, "ledger", CACHE_BYTES).unwrap();
     let at = bytes.windows(64).rposition(|w| w == [5u8; 64]).unwrap();
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(b"!", at as u64).unwrap();

@@ -214,8 +214,8 @@ fn open(dir: &Path, raft_id: u64) -> Result<(Log, Machine), StartError> {
         }
         .into());
     }
-    let log = disk::open(&path, LOG_NAME)?;
-    let state = disk::open(&dir.join(STATE_FILE), STATE_NAME)?;
+    let log = disk::open(&path, LOG_NAME, disk::CACHE_BYTES)?;
+    let state = disk::open(&dir.join(STATE_FILE), STATE_NAME, disk::CACHE_BYTES)?;
     let failed = |what: &'static str| {
         let dir = name.clone();
         move |source| StartError::Store { what, dir, source }

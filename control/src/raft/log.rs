@@ -69,7 +69,7 @@ impl Log {
         if !path.exists() {
             return Ok(None);
         }
-        let db = disk::open(path, LOG_NAME)?;
+        let db = disk::open(path, LOG_NAME, disk::CACHE_BYTES)?;
         let read = || -> Result<_, StoreError> {
             match db.begin_read()?.open_table(META) {
                 Ok(meta) => get_meta(&meta, OWNER),

@@ -173,7 +173,7 @@ pub fn diff(from: &Objects, to: &Objects) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use futures::executor::block_on;
-    use mesh_core::objects::{Endpoint, EndpointState, Sandbox};
+    use mesh_core::objects::{Endpoint, EndpointState, Place, Sandbox};
     use openraft::vote::RaftLeaderId;
     use proptest::prelude::*;
 
@@ -185,8 +185,8 @@ mod tests {
             id: Id::from_bits(n),
             version: n,
             created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
-            name: format!("e{n}"),
-            labels: BTreeMap::new(),
+            name: format!("e{n}").into(),
+            labels: Default::default(),
             node: Id::from_bits(1),
             network: Id::from_bits(2),
             ip: "10.0.0.2".parse().unwrap(),
@@ -194,13 +194,14 @@ mod tests {
             mac: mesh_core::Mac::for_ip("10.0.0.2".parse().unwrap()),
             aliases: Default::default(),
             service: None,
-            sandbox: Sandbox {
-                container: "netns:x".into(),
-                netns: "/run/netns/x".into(),
-                inode: 1,
-                cookie: 0,
-                ..Sandbox::default()
-            },
+            sandbox: Sandbox::new(
+                1,
+                Place {
+                    container: "netns:x".into(),
+                    netns: "/run/netns/x".into(),
+                    ..Place::default()
+                },
+            ),
             ifname: "eth0".into(),
             state: EndpointState::Ready,
             slot: 1,

@@ -14,10 +14,10 @@ struct Files;
 impl StoreBuilder<TypeConfig, Log, Machine, TempDir> for Files {
     async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<TypeConfig>> {
         let dir = TempDir::new().unwrap();
-        let log = Log::load(disk::open(&dir.path().join("log.redb"), "log").unwrap(), 1)
+        let log = Log::load(disk::open(&dir.path().join("log.redb"), "log", disk::CACHE_BYTES).unwrap(), 1)
             .unwrap()
             .unwrap();
-        let machine = Machine::load(disk::open(&dir.path().join("state.redb"), "state").unwrap()).unwrap();
+        let machine = Machine::load(disk::open(&dir.path().join("state.redb"), "state", disk::CACHE_BYTES).unwrap()).unwrap();
         Ok((dir, log, machine))
     }
 }

@@ -57,11 +57,11 @@ impl Host<'_> {
         }
         for e in self.endpoints_of(network) {
             // A service's name is the service's, also when a container has it too.
-            for name in std::iter::once(&e.name)
-                .chain(&e.aliases)
+            for name in std::iter::once(&*e.name)
+                .chain(e.aliases.iter().map(String::as_str))
                 .filter(|n| !taken.contains(&n.to_ascii_lowercase()))
             {
-                add(name.clone(), e.ips().collect());
+                add(name.to_owned(), e.ips().collect());
             }
         }
         for s in &services {
@@ -76,16 +76,13 @@ impl Host<'_> {
                 }
             }
         }
-        let endpoints = self
-            .endpoints_of(network)
-            .iter()
-            .flat_map(|e| e.ips().map(|ip| (ip, e.name.clone())));
+        let endpoints = self.endpoints_of(network).iter().flat_map(|e| e.ips().map(|ip| (ip, &*e.name)));
         let vips = services.iter().flat_map(|s| {
             s.vips
                 .iter()
                 .filter(|v| v.network == network.id)
                 .flat_map(Vip::ips)
-                .map(|ip| (ip, s.name.clone()))
+                .map(|ip| (ip, s.name.as_str()))
         });
         zone.reverse = endpoints.chain(vips).map(|(ip, name)| (ip, name.to_ascii_lowercase())).collect();
         zone

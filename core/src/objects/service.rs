@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, Labels, both, exact, v4, v6};
+use super::{Endpoint, Labels, Seldom, both, exact, v4, v6};
 use crate::Id;
 
 /// Transport protocol of a port.
@@ -150,7 +150,7 @@ pub struct Service {
     /// Its name: a DNS label, unique without regard to case.
     pub name: String,
     /// Its labels.
-    pub labels: Labels,
+    pub labels: Seldom<Labels>,
     /// Its networks.
     #[serde(deserialize_with = "exact")]
     pub networks: Vec<Id>,
@@ -173,14 +173,14 @@ pub struct Service {
     pub affinity_secs: u32,
     /// Clients of its published ports; none: everybody.
     #[serde(default)]
-    pub source_ranges: Vec<SourceRange>,
+    pub source_ranges: Seldom<Vec<SourceRange>>,
     /// The way that replies of its published ports take.
     #[serde(default)]
     pub lb_return: LbReturn,
     /// Endpoints on its networks that have all these labels serve it too; none: only those attached
     /// to it.
     #[serde(default)]
-    pub selector: Labels,
+    pub selector: Seldom<Labels>,
 }
 
 impl Service {

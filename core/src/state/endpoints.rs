@@ -11,7 +11,7 @@ use super::{Effect, State, gone, leases, networks, ports, put, put_endpoint, ser
 use crate::{
     Id, Mac, Refusal,
     command::{Learnt, NewEndpoint, PortRange, Reply},
-    objects::{Endpoint, EndpointState, Kind, Network, Object, Port, Sandbox},
+    objects::{Endpoint, EndpointState, Kind, Network, Object, Port},
     spec::{check_name, check_weight},
 };
 
@@ -69,7 +69,7 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
     let ifname = match &new.ifname {
         Some(name) => {
             check_ifname(name)?;
-            if let Some(e) = siblings.iter().find(|e| e.ifname == *name) {
+            if let Some(e) = siblings.iter().find(|e| *e.ifname == **name) {
                 return Err(Refusal::conflict(format!(
                     "interface {name} of {} is taken by endpoint {}: choose another --ifname",
                     new.sandbox.container, e.id
@@ -92,17 +92,17 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
         id: new.id,
         version: index,
         created_at: at,
-        name: new.name.clone(),
-        labels: new.labels.clone(),
+        name: new.name.as_str().into(),
+        labels: new.labels.clone().into(),
         node: node.id,
         network: network.id,
         ip,
-        ip6,
+        ip6: ip6.map(Box::new),
         mac,
         aliases: new.aliases.clone().into(),
         service: service.map(|s| s.id),
         sandbox,
-        ifname,
+        ifname: ifname.into(),
         state: EndpointState::Starting,
         slot: services::take_slot(&mut cluster),
         weight: 1,
@@ -187,7 +187,7 @@ fn free_ifname(siblings: &[&Arc<Endpoint>]) -> String {
     let mut n = 0;
     loop {
         let name = format!("eth{n}");
-        if siblings.iter().all(|e| e.ifname != name) {
+        if siblings.iter().all(|e| *e.ifname != *name) {
             return name;
         }
         n += 1;
@@ -220,10 +220,10 @@ pub(super) fn set(state: &State, id: Id, to: EndpointState, index: u64) -> Effec
 /// Its container was asked to stop, or runs on in spite of that.
 pub(super) fn stopping(state: &State, id: Id, until: Option<Timestamp>, index: u64) -> Effect {
     let mut endpoint = Endpoint::clone(get(state, id)?);
-    if endpoint.stopping == until {
+    if endpoint.stopping.as_deref() == until.as_ref() {
         return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
     }
-    endpoint.stopping = until;
+    endpoint.stopping = until.map(Box::new);
     endpoint.version = index;
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
 }
@@ -259,14 +259,12 @@ pub(super) fn learn(state: &State, id: Id, learnt: &Learnt, index: u64) -> Effec
     if let Some(sandbox) = &learnt.sandbox {
         // Whether its addresses were reserved is the allocator's knowledge.
         let handover = endpoint.sandbox.handover.take();
-        endpoint.sandbox = Sandbox {
-            handover,
-            ..sandbox.clone()
-        };
+        endpoint.sandbox = sandbox.clone();
+        endpoint.sandbox.handover = handover;
     }
     if let Some(ifname) = &learnt.ifname {
         check_ifname(ifname)?;
-        endpoint.ifname = ifname.clone();
+        endpoint.ifname = ifname.as_str().into();
     }
     if let Some(aliases) = &learnt.aliases {
         endpoint.aliases = aliases.clone().into();
@@ -275,14 +273,14 @@ pub(super) fn learn(state: &State, id: Id, learnt: &Learnt, index: u64) -> Effec
         check_name("endpoint", name)?;
         match state.named(Kind::Endpoint, Some(endpoint.network), name) {
             Some(other) if other != id => endpoint.aliases = [&endpoint.aliases[..], std::slice::from_ref(name)].concat().into(),
-            _ => endpoint.name = name.clone(),
+            _ => endpoint.name = name.as_str().into(),
         }
     }
     for alias in &endpoint.aliases {
         check_name("alias", alias)?;
     }
     if let Some(labels) = &learnt.labels {
-        endpoint.labels = labels.clone();
+        endpoint.labels = labels.clone().into();
     }
     if let Some(service) = &learnt.service {
         let network = state.objects.networks.get(&endpoint.network);

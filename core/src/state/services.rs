@@ -30,7 +30,7 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &ServiceSpec, i
         version: index,
         created_at: at,
         name: spec.name.clone(),
-        labels: spec.labels.clone(),
+        labels: spec.labels.clone().into(),
         networks: Vec::new(),
         endpoint_mode: spec.endpoint_mode,
         algorithm: spec.algorithm,
@@ -39,9 +39,9 @@ pub(super) fn create(state: &State, id: Id, at: Timestamp, spec: &ServiceSpec, i
         slot,
         drain_secs: spec.drain_secs,
         affinity_secs: spec.affinity_secs,
-        source_ranges: spec.source_ranges.clone(),
+        source_ranges: spec.source_ranges.clone().into(),
         lb_return: spec.lb_return,
-        selector: spec.selector.clone(),
+        selector: spec.selector.clone().into(),
     };
     settle(state, cluster, service, spec)
 }
@@ -64,14 +64,14 @@ pub(super) fn update(state: &State, r: &str, version: u64, spec: &ServiceSpec, i
     }
     let mut service = Service::clone(old);
     service.version = index;
-    service.labels = spec.labels.clone();
+    service.labels = spec.labels.clone().into();
     service.endpoint_mode = spec.endpoint_mode;
     service.algorithm = spec.algorithm;
     service.drain_secs = spec.drain_secs;
     service.affinity_secs = spec.affinity_secs;
-    service.source_ranges = spec.source_ranges.clone();
+    service.source_ranges = spec.source_ranges.clone().into();
     service.lb_return = spec.lb_return;
-    service.selector = spec.selector.clone();
+    service.selector = spec.selector.clone().into();
     settle(state, cluster, service, spec)
 }
 

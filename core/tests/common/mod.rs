@@ -103,13 +103,15 @@ pub fn endpoint(n: u64, node: u64, network: &str, service: Option<&str>) -> NewE
         mac: None,
         aliases: vec![],
         labels: Labels::new(),
-        sandbox: Sandbox {
-            container: format!("netns:c{n}"),
-            netns: format!("/run/netns/c{n}"),
-            inode: 7000 + n,
-            cookie: 8000 + n,
-            ..Sandbox::default()
-        },
+        sandbox: Sandbox::new(
+            7000 + n,
+            Place {
+                container: format!("netns:c{n}"),
+                netns: format!("/run/netns/c{n}"),
+                cookie: 8000 + n,
+                ..Place::default()
+            },
+        ),
         ifname: None,
         ports: Vec::new(),
         port_ranges: Vec::new(),

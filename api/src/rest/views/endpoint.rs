@@ -88,11 +88,11 @@ impl MemberView {
     pub(super) fn of(endpoint: &Endpoint, all: &Objects) -> Self {
         Self {
             id: endpoint.id,
-            name: endpoint.name.clone(),
+            name: endpoint.name.to_string(),
             node: node_name(endpoint.node, all),
             network: network_name(endpoint.network, all),
             ip: endpoint.ip,
-            ip6: endpoint.ip6,
+            ip6: endpoint.ip6.as_deref().copied(),
             mac: endpoint.mac,
             state: StateView::of(endpoint, all),
             weight: endpoint.weight,
@@ -175,26 +175,26 @@ impl EndpointView {
     pub fn of(endpoint: &Endpoint, all: &Objects) -> Self {
         let network = all.networks.get(&endpoint.network);
         let subnet = network.and_then(|n| n.subnet_of(endpoint.ip));
-        let subnet6 = network.and_then(|n| n.subnet_of(endpoint.ip6?.into()));
+        let subnet6 = network.and_then(|n| n.subnet_of((**endpoint.ip6.as_ref()?).into()));
         let service = |id: Id| all.services.get(&id).map_or_else(|| id.to_string(), |s| s.name.clone());
         Self {
             id: endpoint.id,
-            name: endpoint.name.clone(),
+            name: endpoint.name.to_string(),
             node: node_name(endpoint.node, all),
             network: network_name(endpoint.network, all),
             ip: endpoint.ip,
-            ip6: endpoint.ip6,
+            ip6: endpoint.ip6.as_deref().copied(),
             prefix_len: subnet.map(|s| s.subnet.prefix_len()),
             gateway: subnet.map(|s| s.gateway),
             prefix_len6: subnet6.map(|s| s.subnet.prefix_len()),
             gateway6: subnet6.map(|s| s.gateway),
             mtu: network.map(|n| all.mtu(n)),
             mac: endpoint.mac,
-            ifname: endpoint.ifname.clone(),
+            ifname: endpoint.ifname.to_string(),
             container: endpoint.sandbox.container.clone(),
             aliases: endpoint.aliases.to_vec(),
             service: endpoint.service.map(service),
-            labels: endpoint.labels.clone(),
+            labels: Labels::clone(&endpoint.labels),
             state: StateView::of(endpoint, all),
             weight: endpoint.weight,
             ports: endpoint.ports.iter().map(PortView::from).collect(),

@@ -167,8 +167,8 @@ impl ServiceView {
                 })
                 .collect(),
             lb_return: service.lb_return,
-            selector: service.selector.clone(),
-            labels: service.labels.clone(),
+            selector: Labels::clone(&service.selector),
+            labels: Labels::clone(&service.labels),
             endpoints: members.iter().map(|e| MemberView::of(e, all)).collect(),
             created_at: service.created_at,
             version: service.version,
