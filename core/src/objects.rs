@@ -7,10 +7,12 @@
 
 mod endpoint;
 mod endpoints;
+mod groups;
 mod network;
 mod node;
 mod seldom;
 mod service;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +30,7 @@ pub use network::{Encapsulation, Network, Subnet};
 pub use node::{Availability, Cluster, Dataplane, FormerRoot, HostRoute, Node, NodeState, Role};
 pub use seldom::{Collection, Seldom};
 pub use service::{Algorithm, EndpointMode, LbReturn, Port, Protocol, PublishMode, Service, SourceRange, Vip};
+pub use services::Services;
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -98,7 +101,7 @@ pub struct Objects {
     /// Networks by id.
     pub networks: BTreeMap<Id, Arc<Network>>,
     /// Services by id.
-    pub services: BTreeMap<Id, Arc<Service>>,
+    pub services: Services,
     /// Endpoints by id.
     pub endpoints: Endpoints,
 }
@@ -110,13 +113,13 @@ impl Objects {
             Some(Object::Cluster(o)) => self.cluster = Some(o.clone()),
             Some(Object::Node(o)) => drop(self.nodes.insert(o.id, o.clone())),
             Some(Object::Network(o)) => drop(self.networks.insert(o.id, o.clone())),
-            Some(Object::Service(o)) => drop(self.services.insert(o.id, o.clone())),
+            Some(Object::Service(o)) => drop(self.services.insert(o.clone())),
             Some(Object::Endpoint(o)) => drop(self.endpoints.insert(o.clone())),
             None => match change.kind {
                 Kind::Cluster => self.cluster = None,
                 Kind::Node => drop(self.nodes.remove(&change.id)),
                 Kind::Network => drop(self.networks.remove(&change.id)),
-                Kind::Service => drop(self.services.remove(&change.id)),
+                Kind::Service => drop(self.services.remove(change.id)),
                 Kind::Endpoint => drop(self.endpoints.remove(change.id)),
             },
         }
@@ -135,7 +138,7 @@ impl Objects {
 
     /// Gives back memory that changes left unused: for whoever has made very many.
     pub fn compact(&mut self) {
-        self.services = std::mem::take(&mut self.services).into_iter().collect();
+        self.services.compact();
         self.endpoints.compact();
     }
 

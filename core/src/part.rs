@@ -137,13 +137,16 @@ pub fn part(touched: &Touched, now: &Objects, me: Id) -> Option<Part> {
     }
     let scope = Scope::new(touched, now, me, networks)?;
     for id in &scope.services {
-        after.services.extend(now.services.get(id).map(|s| (*id, s.clone())));
+        now.services
+            .get(id)
+            .into_iter()
+            .for_each(|s| drop(after.services.insert(s.clone())));
     }
     before.services.clone_from(&after.services);
     for (id, was) in touched.services() {
         match was {
-            Some(was) => drop(before.services.insert(id, was.clone())),
-            None => drop(before.services.remove(&id)),
+            Some(was) => drop(before.services.insert(was.clone())),
+            None => drop(before.services.remove(id)),
         }
     }
     after.endpoints = scope.endpoints;
@@ -179,26 +182,21 @@ impl Scope {
         let local: BTreeSet<Id> = here.chain(were).map(|e| e.network).collect();
         networks.extend(&local);
 
-        let selecting: Vec<&Service> = (now.services.values())
-            .chain(touched.services().filter_map(|(_, was)| was))
-            .map(AsRef::as_ref)
-            .filter(|s| !s.selector.is_empty())
-            .collect();
-        let is_near = |s: &Service| {
-            s.networks
-                .iter()
-                .chain(s.vips.iter().map(|v| &v.network))
-                .any(|n| networks.contains(n))
-        };
-        let mut services: BTreeSet<Id> = now.services.values().filter(|s| is_near(s)).map(|s| s.id).collect();
+        // Services that chose by labels, as they were.
+        let formers = touched.services().filter_map(|(_, was)| was).map(AsRef::as_ref);
+        let formers: Vec<&Service> = formers.filter(|s| !s.selector.is_empty()).collect();
+        let near = networks.iter().flat_map(|n| now.services.in_network(*n));
+        let mut services: BTreeSet<Id> = near.map(|s| s.id).collect();
         services.extend(touched.services().map(|(id, _)| id));
         for (id, was) in touched.endpoints() {
             for e in was.into_iter().chain(now.endpoints.get(&id)) {
-                services.extend(served(e, &selecting));
+                services.extend(served(e, now, &formers));
             }
         }
         loop {
-            let chosen: Vec<&Service> = selecting.iter().copied().filter(|s| services.contains(&s.id)).collect();
+            let are = services.iter().filter_map(|id| now.services.get(id)).map(AsRef::as_ref);
+            let were = formers.iter().copied().filter(|s| services.contains(&s.id));
+            let chosen: Vec<&Service> = are.filter(|s| !s.selector.is_empty()).chain(were).collect();
             let is_member = |e: &Endpoint| e.service.is_some_and(|s| services.contains(&s)) || chosen.iter().any(|s| s.has(e));
             let near = local.iter().flat_map(|n| now.endpoints.in_network(*n));
             let attached = services.iter().flat_map(|s| now.endpoints.of_service(*s));
@@ -208,14 +206,11 @@ impl Scope {
                 return None;
             }
             // A row of a member that two services share stays as long as one of them has it.
-            let shared: BTreeSet<Id> = match selecting.as_slice() {
-                [] => BTreeSet::new(),
-                _ => endpoints
-                    .values()
-                    .filter(|e| is_member(e))
-                    .flat_map(|e| served(e, &selecting))
-                    .collect(),
-            };
+            let mut shared = BTreeSet::new();
+            if now.services.are_selecting() || !formers.is_empty() {
+                let members = endpoints.values().filter(|e| is_member(e));
+                shared.extend(members.flat_map(|e| served(e, now, &formers)));
+            }
             if shared.is_subset(&services) {
                 return Some(Self { services, endpoints });
             }
@@ -224,8 +219,9 @@ impl Scope {
     }
 }
 
-/// The services that an endpoint serves; `selecting` are those that choose by labels.
-fn served<'a>(e: &'a Endpoint, selecting: &'a [&Service]) -> impl Iterator<Item = Id> + 'a {
-    let by_label = selecting.iter().filter(|s| s.has(e)).map(|s| s.id);
+/// The services that an endpoint serves; `formers` are further ones that choose by labels.
+fn served<'a>(e: &'a Endpoint, now: &'a Objects, formers: &'a [&Service]) -> impl Iterator<Item = Id> + 'a {
+    let selecting = now.services.selecting_in(e.network).map(AsRef::as_ref);
+    let by_label = selecting.chain(formers.iter().copied()).filter(|s| s.has(e)).map(|s| s.id);
     e.service.into_iter().chain(by_label)
 }

@@ -329,10 +329,11 @@ fn published_sets_are_of_both_families_and_local() {
         })
     };
     all.endpoints = all.endpoints.values().map(both).collect();
-    let service = std::sync::Arc::make_mut(all.services.values_mut().next().unwrap());
+    let mut service = Service::clone(all.services.values().next().unwrap());
     service.vips[0].ip6 = Some("fd00::ffff".parse().unwrap());
     let (vip, vip6) = (service.vips[0].ip, ip("fd00::ffff"));
     let vip_set = service.vips[0].slot;
+    all.services.insert(service.into());
     let t = intent::desired(&all, lab.index, id(1), node_id(1), &facts(1)).tables;
     let six: Vec<_> = all.endpoints.values().filter(|e| e.ip6.is_some()).map(|e| e.slot).collect();
     assert!(!six.is_empty() && six.len() < 3);

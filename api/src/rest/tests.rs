@@ -143,7 +143,7 @@ fn cluster() -> Objects {
         lb_return: LbReturn::Tunnel,
         selector: Default::default(),
     };
-    all.services.insert(web.id, Arc::new(web));
+    all.services.insert(Arc::new(web));
     let endpoints = [
         endpoint(30, 1, "172.30.0.4", EndpointState::Ready),
         endpoint(31, 2, "172.30.0.5", EndpointState::Starting),
@@ -282,7 +282,7 @@ fn an_endpoint_says_what_its_container_needs() {
     );
     // What it refers to is not known: ids stand in, nothing is made up.
     all.networks.clear();
-    all.services.clear();
+    all.services = Default::default();
     let view = EndpointView::of(&all.endpoints[&id(30)], &all);
     assert_eq!((view.gateway, view.prefix_len, view.mtu), (None, None, None));
     assert_eq!(view.network, id(SHOP).to_string());
@@ -316,7 +316,7 @@ fn an_update_begins_with_what_is() {
 #[test]
 fn an_update_keeps_every_option() {
     let mut all = cluster();
-    let web = Arc::make_mut(all.services.get_mut(&id(WEB)).unwrap());
+    let mut web = Service::clone(&all.services[&id(WEB)]);
     web.algorithm = Algorithm::SourceHash;
     web.affinity_secs = 60;
     let range = SourceRange {
@@ -328,7 +328,8 @@ fn an_update_keeps_every_option() {
     web.selector = Labels::from([("app".to_owned(), "web".to_owned())]).into();
     web.ports[0].address = Some("192.168.77.11".parse().unwrap());
     web.ports[0].mode = PublishMode::Host;
-    let web = all.services[&id(WEB)].clone();
+    let web = Arc::new(web);
+    all.services.insert(web.clone());
     let spec = ServiceView::of(&web, &all).spec();
     assert_eq!(
         (
@@ -371,7 +372,9 @@ fn selected_endpoints_are_members() {
         )
     };
     assert_eq!(count(&all), (3, 3));
-    Arc::make_mut(all.services.get_mut(&id(WEB)).unwrap()).selector = Labels::from([("app".to_owned(), "web".to_owned())]).into();
+    let mut web = Service::clone(&all.services[&id(WEB)]);
+    web.selector = Labels::from([("app".to_owned(), "web".to_owned())]).into();
+    all.services.insert(Arc::new(web));
     assert_eq!(count(&all), (4, 4));
     let found = crate::query::select(&all, &crate::query::Query::Service("web".into())).unwrap();
     assert!(found.iter().any(|o| o.key().1 == id(40)));

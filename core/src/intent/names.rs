@@ -43,12 +43,8 @@ impl Host<'_> {
                 }
             }
         };
-        let services: Vec<_> = self
-            .objects
-            .services
-            .values()
-            .filter(|s| s.networks.contains(&network.id))
-            .collect();
+        let there = self.objects.services.in_network(network.id);
+        let services: Vec<_> = there.filter(|s| s.networks.contains(&network.id)).collect();
         let taken: BTreeSet<_> = services.iter().map(|s| s.name.to_ascii_lowercase()).collect();
         for s in &services {
             add(format!("tasks.{}", s.name), Vec::new());

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ops::Deref, sync::Arc};
 
-use super::Endpoint;
+use super::{Endpoint, groups::Groups};
 use crate::Id;
 
 /// Endpoints by id.
@@ -16,10 +16,6 @@ pub struct Endpoints {
     by_network: Groups,
     by_service: Groups,
 }
-
-/// Ids of endpoints by that of something that they have in common, in order. Lists and not sets: a large
-/// cluster has very many.
-type Groups = BTreeMap<Id, Vec<Id>>;
 
 impl Endpoints {
     /// Puts an endpoint; gives the one that was in its place.
@@ -35,8 +31,8 @@ impl Endpoints {
             (&mut self.by_service, moved(service, was.map(|w| w.2))),
         ] {
             let Some((to, from)) = step else { continue };
-            leave(groups, from, id);
-            enter(groups, to, id);
+            from.into_iter().for_each(|from| groups.leave(from, id));
+            to.into_iter().for_each(|to| groups.enter(to, id));
         }
         former
     }
@@ -45,9 +41,13 @@ impl Endpoints {
     pub fn remove(&mut self, id: Id) -> Option<Arc<Endpoint>> {
         let former = self.all.remove(&id)?;
         let (node, network, service) = places(&former);
-        leave(&mut self.by_node, node, id);
-        leave(&mut self.by_network, network, id);
-        leave(&mut self.by_service, service, id);
+        for (groups, group) in [
+            (&mut self.by_node, node),
+            (&mut self.by_network, network),
+            (&mut self.by_service, service),
+        ] {
+            group.into_iter().for_each(|group| groups.leave(group, id));
+        }
         Some(former)
     }
 
@@ -55,8 +55,7 @@ impl Endpoints {
     pub(super) fn compact(&mut self) {
         self.all = std::mem::take(&mut self.all).into_iter().collect();
         for groups in [&mut self.by_node, &mut self.by_network, &mut self.by_service] {
-            let all = std::mem::take(groups).into_iter();
-            *groups = all.map(|(id, ids)| (id, ids.into_boxed_slice().into_vec())).collect();
+            groups.compact();
         }
     }
 
@@ -77,8 +76,7 @@ impl Endpoints {
     }
 
     fn of<'a>(&'a self, groups: &'a Groups, id: Id) -> impl Iterator<Item = &'a Arc<Endpoint>> + Clone {
-        let ids = groups.get(&id).into_iter().flatten();
-        ids.filter_map(|id| self.all.get(id))
+        groups.of(id).iter().filter_map(|id| self.all.get(id))
     }
 }
 
@@ -109,28 +107,6 @@ impl FromIterator<Arc<Endpoint>> for Endpoints {
 /// Node, network and service.
 fn places(e: &Endpoint) -> (Option<Id>, Option<Id>, Option<Id>) {
     (Some(e.node), Some(e.network), e.service)
-}
-
-fn enter(groups: &mut Groups, group: Option<Id>, id: Id) {
-    let Some(group) = group else { return };
-    let ids = groups.entry(group).or_default();
-    if let Err(at) = ids.binary_search(&id) {
-        ids.insert(at, id);
-    }
-}
-
-fn leave(groups: &mut Groups, group: Option<Id>, id: Id) {
-    let Some(ids) = group.and_then(|group| groups.get_mut(&group)) else {
-        return;
-    };
-    if let Ok(at) = ids.binary_search(&id) {
-        ids.remove(at);
-    }
-    if ids.is_empty() {
-        group.and_then(|group| groups.remove(&group));
-    } else if ids.len() < ids.capacity() / 4 {
-        ids.shrink_to(ids.len() * 2);
-    }
 }
 
 #[cfg(test)]
