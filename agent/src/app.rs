@@ -3,7 +3,7 @@
 //! Reads and writes of the cluster go to its managers; an attachment is a write that comes back as
 //! intent. Nothing here touches the kernel: the reconcile loop does.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use mesh_api::{
@@ -12,7 +12,7 @@ use mesh_api::{
 };
 use mesh_control::client::ControlClient;
 use mesh_core::{
-    Id, Refusal, RefusalKind,
+    Id, Mac, Refusal, RefusalKind,
     command::{Command, NewEndpoint, PortRange, Reply},
     lb::{Hook, Program},
     objects::{Endpoint, EndpointState, Object, Port},
@@ -60,6 +60,8 @@ pub struct App {
     pub attachments: Arc<Attachments>,
     /// The stream of flows.
     pub flows: Arc<Hub>,
+    /// Nodes of the segment that take packets without encapsulation, by their Ethernet addresses.
+    pub neighbors: watch::Receiver<BTreeSet<Mac>>,
     /// What this kernel lacks.
     pub degraded: Vec<String>,
 }

@@ -13,7 +13,7 @@ use mesh_api::{
 };
 use mesh_control::health::probe::{IcmpProber, Prober};
 use mesh_core::{
-    Id,
+    Id, intent,
     objects::{Dataplane, NodeState, Objects},
 };
 use tokio::{
@@ -45,6 +45,7 @@ pub async fn examine(app: &App, plan: bool) -> Doctor {
         checks.push(judge::pending(&preview));
         checks.push(nodes(&view.objects));
         checks.push(peers(&view.objects, *id).await);
+        checks.extend(segment(app, &view.objects, *id));
         let uplink = app.applied.borrow().host.as_ref().map(|f| (f.facts.uplink.clone(), f.facts.mtu));
         checks.push(judge::mtu(&view.objects, *id, uplink));
     } else {
@@ -161,6 +162,13 @@ async fn peers(all: &Objects, me: Id) -> Check {
     });
     let answers: BTreeMap<String, bool> = asked.buffer_unordered(AT_A_TIME).collect().await;
     judge::peers(&answers)
+}
+
+/// Who is sent to without encapsulation. Nothing to say where no network asks for that.
+fn segment(app: &App, all: &Objects, me: Id) -> Option<Check> {
+    let range = app.applied.borrow().host.as_ref()?.facts.segment;
+    let targets = intent::on_segment(all, me, range);
+    judge::segment(all, me, &targets, &app.neighbors.borrow())
 }
 
 fn hooks(preview: &Result<Preview, String>) -> Check {

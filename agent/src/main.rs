@@ -21,6 +21,7 @@ mod reasons;
 mod reconcile;
 mod run;
 mod sandbox;
+mod segment;
 mod session;
 mod traffic;
 

@@ -24,7 +24,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt};
 use mesh_core::{
-    Id,
+    Id, Mac,
     action::{Action, BpfAction, NetAction},
     desired::Desired,
     intent::{self, Facts, veth_name},
@@ -131,6 +131,8 @@ pub struct Reconciler {
     pub ledger: Arc<Ledger>,
     /// Who this host is.
     pub member: watch::Receiver<Option<Member>>,
+    /// Who takes packets without encapsulation.
+    pub neighbors: watch::Receiver<BTreeSet<Mac>>,
     /// `--uplink`.
     pub uplink: Option<String>,
     /// `--resolv-conf`.
@@ -174,6 +176,8 @@ impl Reconciler {
             revisions.mark_unchanged();
             self.memory.settled &= !self.member.has_changed().unwrap_or(true);
             self.member.mark_unchanged();
+            self.memory.settled &= !self.neighbors.has_changed().unwrap_or(false);
+            self.neighbors.mark_unchanged();
             let begun = Instant::now();
             let (fine, full) = self.pass(pace.is_full(begun)).await;
             let took = begun.elapsed();
@@ -191,6 +195,10 @@ impl Reconciler {
                         break;
                     },
                     _ = self.member.changed() => {
+                        self.memory.settled = false;
+                        break;
+                    }
+                    Ok(()) = self.neighbors.changed() => {
                         self.memory.settled = false;
                         break;
                     }
@@ -263,6 +271,7 @@ impl Reconciler {
         let uplink = self.uplink.clone().unwrap_or_else(|| host.facts.uplink.clone());
         let facts = Facts {
             segment: host.facts.segment,
+            neighbors: self.neighbors.borrow().clone(),
             uplink,
             addrs: host.facts.addrs.iter().copied().collect(),
             resolvers: resolvers::of_host(&self.resolv_conf),

@@ -38,6 +38,7 @@ use crate::{
     membership::{Membership, Parts, role},
     metrics::{self, Metrics, Passes},
     reconcile::{Applied, Memory, Reconciler},
+    segment::Asker,
     traffic::flows::Hub,
 };
 
@@ -89,7 +90,9 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let (applied, seen_applied) = watch::channel(Applied::default());
     let member = watch::Sender::new(None);
     let passes = Arc::new(Passes::default());
+    let neighbors = watch::Sender::new(executor.loader.neighbors());
     let reconciler = Reconciler {
+        neighbors: neighbors.subscribe(),
         executor,
         ledger: ledger.clone(),
         member: member.subscribe(),
@@ -102,6 +105,14 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         memory: Memory::default(),
     };
     let mut kernel = tokio::spawn(reconciler.run(stop.clone()));
+    let heard = neighbors.subscribe();
+    let asker = Asker {
+        ledger: ledger.clone(),
+        member: member.subscribe(),
+        applied: seen_applied.clone(),
+        neighbors,
+    };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(asker.run()));
     let parts = Parts {
         ledger: ledger.clone(),
         events: events.clone(),
@@ -123,6 +134,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
         membership,
         attachments,
         flows: flows.clone(),
+        neighbors: heard,
         degraded,
     });
     tokio::spawn(flows.run(rings));

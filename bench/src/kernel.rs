@@ -158,6 +158,7 @@ impl Host {
             resolvers: Default::default(),
             cookie: overlay.cookie(),
             segment: None,
+            neighbors: Default::default(),
         };
         Ok(Self {
             overlay,

@@ -33,6 +33,8 @@ pub struct Facts {
     pub cookie: u64,
     /// Range of the Ethernet segment that its VTEP is on, where that is the uplink's.
     pub segment: Option<IpNet>,
+    /// Ethernet addresses of nodes there that take packets without encapsulation.
+    pub neighbors: BTreeSet<Mac>,
 }
 
 /// Name of a network's bridge.
@@ -285,15 +287,15 @@ impl Host<'_> {
         }
     }
 
-    /// An endpoint of another node, if that is reached without encapsulation: when both nodes are on one segment, and
-    /// the other has said from which Ethernet address it speaks there (an older meshd does not, and takes nothing).
+    /// An endpoint of another node, if that is reached without encapsulation: when both nodes are on one segment, the
+    /// other has said which Ethernet address it has there (an older meshd does not), and it was found to listen.
     fn remote(&self, network: &Network, e: &Endpoint, facts: &Facts, out: &mut Desired) {
         if network.encapsulation() != Encapsulation::CrossSubnet {
             return;
         }
-        let there = self.objects.nodes.get(&e.node);
-        let near = there.filter(|n| facts.segment.is_some_and(|s| s.contains(&n.data_path_addr)));
-        let (Some(own), Some(node)) = (self.node.underlay_mac, near.and_then(|n| n.underlay_mac)) else {
+        let there = self.objects.nodes.get(&e.node).and_then(|n| at_segment(n, facts.segment));
+        let near = there.filter(|mac| facts.neighbors.contains(mac));
+        let (Some(own), Some(node)) = (self.node.underlay_mac, near) else {
             return;
         };
         for ip in e.ips() {
@@ -418,6 +420,36 @@ impl Host<'_> {
             .is_some_and(|n| n.availability != Availability::Drain);
         e.state == EndpointState::Ready && willing && self.is_reachable(e)
     }
+}
+
+/// The nodes that node `me` may send to without encapsulation, by their Ethernet addresses, with those in the ingress
+/// network: those on its segment that have an endpoint in a network with one here that asks for it.
+pub fn on_segment(objects: &Objects, me: Id, segment: Option<IpNet>) -> BTreeMap<Mac, Ipv4Addr> {
+    let here: BTreeSet<Id> = objects.endpoints.on_node(me).map(|e| e.network).collect();
+    let is_bare = |id: &Id| {
+        objects
+            .networks
+            .get(id)
+            .is_some_and(|n| n.encapsulation() == Encapsulation::CrossSubnet)
+    };
+    let nodes: BTreeSet<Id> = here
+        .iter()
+        .filter(|id| is_bare(id))
+        .flat_map(|id| objects.endpoints.in_network(*id).map(|e| e.node))
+        .collect();
+    let others = nodes.into_iter().filter(|id| *id != me).filter_map(|id| objects.nodes.get(&id));
+    others
+        .filter_map(|n| match (at_segment(n, segment), n.ingress_ip) {
+            (Some(mac), IpAddr::V4(ip)) => Some((mac, ip)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The Ethernet address of a node, if that is on this segment.
+fn at_segment(node: &Node, segment: Option<IpNet>) -> Option<Mac> {
+    node.underlay_mac
+        .filter(|_| segment.is_some_and(|s| s.contains(&node.data_path_addr)))
 }
 
 /// The gateways of a container's default routes that go over one of its endpoints, of each family one

@@ -85,6 +85,28 @@ fn a_node_elsewhere_or_of_another_release_is_reached_by_vxlan() {
 }
 
 #[test]
+fn only_who_answers_is_sent_to_so() {
+    let lab = lab();
+    let of = |facts: &intent::Facts| intent::on_segment(lab.state.objects(), node_id(1), facts.segment);
+    assert_eq!(of(&facts(1)).keys().map(|mac| mac.0[5]).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(of(&intent::Facts { segment: None, ..facts(1) }).len(), 0);
+    let one = intent::Facts {
+        neighbors: [Mac([2, 0, 0, 0, 0, 3])].into(),
+        ..facts(1)
+    };
+    let d = intent::desired(lab.state.objects(), 1, id(1), node_id(1), &one);
+    assert_eq!(d.tables.remotes.len(), 1);
+    // A network that is encapsulated makes nobody a target.
+    let mut lab = Lab::new(2);
+    lab.network(1, "n1", None);
+    lab.segment_network(2, "n2", None);
+    lab.attach(endpoint(1, 1, "n1", None));
+    lab.attach(endpoint(2, 2, "n1", None));
+    lab.attach(endpoint(3, 2, "n2", None));
+    assert_eq!(intent::on_segment(lab.state.objects(), node_id(1), facts(1).segment).len(), 0);
+}
+
+#[test]
 fn there_is_room_for_so_many() {
     let mut lab = Lab::new(2);
     lab.segment_network(1, "n1", Some("172.16.0.0/12"));

@@ -22,6 +22,7 @@ pub mod occupied;
 mod port;
 mod route;
 mod rule;
+mod segment;
 mod socket;
 mod sockets;
 mod survey;
@@ -39,6 +40,7 @@ pub use error::{Error, KernelError};
 pub use host::HostFacts;
 pub use inside::{Inside, inspect};
 pub use netns::Netns;
+pub use segment::Segment;
 pub use survey::Survey;
 
 use filter::Filter;

@@ -38,11 +38,13 @@ fn encapsulated(lab: &Lab, host: &str) -> Result<u64> {
     sent.ok_or_else(|| format!("no counters in {links}").into())
 }
 
-/// The hosts' steps for what has changed are done.
-fn settled(lab: &Lab) -> Result<()> {
+/// All hosts send without encapsulation to so many others.
+fn settled(lab: &Lab, others: usize) -> Result<()> {
+    let all = format!("{others} nodes of this segment are sent to without encapsulation");
     for host in HOSTS {
-        until(10, &format!("nothing to be left for {host}"), || {
-            Ok(lab.ctl(host, "doctor")?.out.contains("nothing to do"))
+        until(20, &format!("{host} to have found the others"), || {
+            let said = lab.ctl(host, "doctor")?.out;
+            Ok(said.contains("nothing to do") && said.contains(&all))
         })?;
     }
     Ok(())
@@ -65,7 +67,7 @@ fn asks(lab: &Lab, from: &str, to: &str) -> Result<()> {
 #[test]
 fn hosts_of_a_segment_send_as_it_is() -> Result<()> {
     let lab = up()?;
-    settled(&lab)?;
+    settled(&lab, 2)?;
     let before = HOSTS.map(|h| encapsulated(&lab, h));
     for from in BACKENDS {
         for to in BACKENDS.iter().filter(|to| **to != from) {
@@ -89,7 +91,6 @@ fn a_host_that_is_elsewhere_is_reached_by_vxlan() -> Result<()> {
     let alone = "ip route add 192.168.77.0/24 dev eth0 src 192.168.77.13 metric 5; ip addr add 192.168.77.13/32 dev eth0; \
                  ip addr del 192.168.77.13/24 dev eth0";
     lab.argv(Place::Host("h3"), &["sh", "-c", alone])?.ok()?;
-    settled(&lab)?;
     let by_vxlan = |host: &str, from: &str, to: &str| -> Result<bool> {
         let before = encapsulated(&lab, host)?;
         asks(&lab, from, to)?;
@@ -108,7 +109,7 @@ fn a_host_that_is_elsewhere_is_reached_by_vxlan() -> Result<()> {
 #[test]
 fn connections_live_through_restarts_and_endpoints_move() -> Result<()> {
     let lab = up()?;
-    settled(&lab)?;
+    settled(&lab, 2)?;
     let [w2, _] = ips(&lab, "w2")?;
     let mut held = lab.hold(Place::In("w1"), &[&format!("{w2}:7")], 20)?;
     for host in ["h1", "h2"] {
@@ -128,11 +129,40 @@ fn connections_live_through_restarts_and_endpoints_move() -> Result<()> {
     Ok(())
 }
 
+/// A switch, or a cloud, that drops packets whose address it does not know.
+#[test]
+fn a_segment_that_judges_addresses_is_found_out() -> Result<()> {
+    let lab = up()?;
+    settled(&lab, 2)?;
+    let [w3, _] = ips(&lab, "w3")?;
+    let mut held = lab.hold(Place::In("w2"), &[&format!("{w3}:7")], 4)?;
+    let judge = "add table netdev judge; add chain netdev judge out { type filter hook egress device eth0 priority 0; }; \
+                 add rule netdev judge out ip saddr 10.0.0.0/8 drop";
+    lab.argv(Place::Host("h2"), &["nft", judge])?.ok()?;
+    until(20, "h2 to say that h1 and h3 do not hear it", || {
+        let said = lab.ctl("h2", "doctor")?;
+        Ok(said.status == 1 && said.out.contains("2 of 2 nodes of this segment are sent to by VXLAN"))
+    })?;
+    // They are reached, and what was there goes on.
+    assert!(held.lives()?);
+    asks(&lab, "w2", "w3")?;
+    asks(&lab, "w3", "w2")?;
+    // A meshd that starts finds the same out.
+    lab.lab(&["kill", "h2"])?.ok()?;
+    lab.lab(&["restart", "h2"])?.ok()?;
+    assert!(held.lives()?);
+    lab.at(Place::Host("h2"), "nft delete table netdev judge")?.ok()?;
+    settled(&lab, 2)?;
+    assert!(held.lives()?);
+    held.end()?;
+    Ok(())
+}
+
 /// Whoever is on the segment but no node is not let in, nor does it help to know the way.
 #[test]
 fn strangers_of_the_segment_stay_out() -> Result<()> {
     let lab = up()?;
-    settled(&lab)?;
+    settled(&lab, 2)?;
     let [w1, _] = ips(&lab, "w1")?;
     let route = format!("ip route add {w1}/32 via {}", address("h1"));
     lab.argv(Place::Client, &["sh", "-c", &route])?.ok()?;

@@ -1,14 +1,18 @@
 //! Judgements without I/O (but for the table of UDP ports): what was measured, and whether it is
 //! well.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use mesh_api::rest::Check;
 use mesh_core::{
-    Id,
+    Id, Mac,
     desired::VXLAN_PORT,
-    objects::{Node, Objects},
+    objects::{Encapsulation, Node, Objects},
 };
 use mesh_loader::Usage;
 
@@ -111,6 +115,34 @@ pub(super) fn peers(answers: &BTreeMap<String, bool>) -> Check {
             some(&silent)
         ),
     )
+}
+
+/// Of the nodes on this one's segment (`targets`, by Ethernet address), who takes packets without encapsulation.
+pub(super) fn segment(all: &Objects, me: Id, targets: &BTreeMap<Mac, Ipv4Addr>, takers: &BTreeSet<Mac>) -> Option<Check> {
+    let here: BTreeSet<Id> = all.endpoints.on_node(me).map(|e| e.network).collect();
+    let mut bare = here.iter().filter_map(|id| all.networks.get(id));
+    if !bare.any(|n| n.encapsulation() == Encapsulation::CrossSubnet) {
+        return None;
+    }
+    let deaf = targets.keys().filter(|mac| !takers.contains(mac));
+    let name = |mac: &Mac| {
+        all.nodes
+            .values()
+            .find(|n| n.underlay_mac == Some(*mac))
+            .map(|n| n.hostname.clone())
+    };
+    let deaf: Vec<String> = deaf.filter_map(name).collect();
+    let detail = if deaf.is_empty() {
+        format!("{} nodes of this segment are sent to without encapsulation", targets.len())
+    } else {
+        format!(
+            "{} of {} nodes of this segment are sent to by VXLAN, as they do not answer without: {}; does a switch or cloud drop addresses that it does not know?",
+            deaf.len(),
+            targets.len(),
+            some(&deaf)
+        )
+    };
+    Some(check("segment", deaf.is_empty(), detail))
 }
 
 /// Whether every network's packets fit through every underlay, and whether the cluster knows this

@@ -66,7 +66,15 @@ Examples:
           --ip-range 172.30.8.0/24 --aux-address router=172.30.0.2
   meshctl network create kafka --ipv6                                      IPv4 and IPv6
   meshctl network create kafka --subnet fd12:3456:789a:1::/64              IPv6 only
-  meshctl network create db --internal --opt mtu=1400 --label team=data")]
+  meshctl network create db --internal --opt mtu=1400 --label team=data
+  meshctl network create fast --opt encapsulation=cross-subnet             no VXLAN between hosts of one segment
+
+Options:
+  mtu=BYTES                    of the containers' interfaces; else what the underlay leaves under VXLAN
+  encapsulation=vxlan          always VXLAN between hosts (the default)
+  encapsulation=cross-subnet   VXLAN between hosts of different segments only; on one, packets go as they are, from
+                               and to the hosts' own Ethernet addresses, once the other host is found to get them.
+                               For segments whose switches do not judge IP addresses (clouds' mostly do)")]
 pub struct Create {
     /// Its name: 1 to 63 letters, digits and hyphens
     #[arg(value_name = "NAME")]
@@ -95,7 +103,7 @@ pub struct Create {
     /// Containers outside a service may attach
     #[arg(long)]
     pub attachable: bool,
-    /// Driver option (mtu); may be given several times
+    /// Driver option (mtu, encapsulation); may be given several times
     #[arg(long = "opt", value_name = "KEY=VALUE", value_parser = values::option)]
     pub options: Vec<(String, String)>,
     /// Label; may be given several times

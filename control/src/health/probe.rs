@@ -36,18 +36,28 @@ impl Prober for IcmpProber {
         let (IpAddr::V4(source), IpAddr::V4(target)) = (source, target) else {
             return false;
         };
-        match tokio::time::timeout(TIMEOUT, echo(source, target)).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::debug!(%source, %target, %error, "can not probe");
-                false
-            }
-            Err(_) => false,
-        }
+        asked(source, target, None::<fn(&[u8]) -> io::Result<()>>).await
     }
 }
 
-async fn echo(source: Ipv4Addr, target: Ipv4Addr) -> io::Result<()> {
+/// Whether `target` answers to `source`, both in the ingress network, to an echo request that `send` sends: some other
+/// way than the kernel would. Needs CAP_NET_RAW.
+pub async fn answers(source: Ipv4Addr, target: Ipv4Addr, send: impl FnOnce(&[u8]) -> io::Result<()>) -> bool {
+    asked(source, target, Some(send)).await
+}
+
+async fn asked(source: Ipv4Addr, target: Ipv4Addr, send: Option<impl FnOnce(&[u8]) -> io::Result<()>>) -> bool {
+    match tokio::time::timeout(TIMEOUT, echo(source, target, send)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(%source, %target, %error, "can not probe");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+async fn echo(source: Ipv4Addr, target: Ipv4Addr, send: Option<impl FnOnce(&[u8]) -> io::Result<()>>) -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::RAW.nonblocking().cloexec(), Some(Protocol::ICMPV4))?;
     socket.bind(&SocketAddr::from((source, 0)).into())?;
     // Connected, the kernel passes on what comes from the target only.
@@ -55,7 +65,11 @@ async fn echo(source: Ipv4Addr, target: Ipv4Addr) -> io::Result<()> {
     // To the runtime a connected datagram socket is one: what it calls is send(2) and recv(2).
     let socket = UdpSocket::from_std(OwnedFd::from(socket).into())?;
     let mark: [u8; 8] = rand::random();
-    socket.send(&echo_request(mark)).await?;
+    let request = echo_request(mark);
+    match send {
+        Some(send) => send(&request)?,
+        None => drop(socket.send(&request).await?),
+    }
     let mut buffer = [0u8; 256];
     loop {
         let n = socket.recv(&mut buffer).await?;

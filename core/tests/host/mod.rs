@@ -1,6 +1,7 @@
 //! A host for tests of plans: what it must be, and one that does what it is told.
 
 use mesh_core::{
+    Mac,
     action::{Action, BpfAction, NetAction},
     desired::Desired,
     intent::{self, Facts},
@@ -17,6 +18,7 @@ pub fn facts(n: u64) -> Facts {
         resolvers: Default::default(),
         cookie: 500 + n,
         segment: Some("192.168.77.0/24".parse().unwrap()),
+        neighbors: (1..=9).map(|n| Mac([2, 0, 0, 0, 0, n])).collect(),
     }
 }
 

@@ -291,6 +291,11 @@ impl Loader {
         Ok(tables.into_iter().chain(flows).collect())
     }
 
+    /// Ethernet addresses of the nodes that are sent to without encapsulation.
+    pub fn neighbors(&self) -> BTreeSet<mesh_core::Mac> {
+        self.store.tables().remotes.values().map(|r| r.node).collect()
+    }
+
     /// Removes flows that are over from a part of the tables; how many. To be called every few seconds.
     ///
     /// # Errors

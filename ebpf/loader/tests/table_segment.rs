@@ -9,7 +9,7 @@ use support::{
     frame::{ACK, SYN},
     packet::Packet,
     table::{Is, LEFT, SENT, Same, Table, at},
-    world::{A, C, DROP, E, Family, GATEWAY_MAC, ROUTER, UPLINK, V4, V6, mac, tables},
+    world::{A, C, DROP, E, Family, GATEWAY_MAC, INGRESS, INGRESS_IP, ROUTER, UPLINK, V4, V6, mac, tables},
 };
 
 /// The other node's Ethernet address on the segment.
@@ -101,6 +101,15 @@ fn got(t: &mut Table, f: &Family) {
     arrives(t, "to that, from no node", &to_b, ROUTER, LEFT, &["pass"]);
     let host = Packet::tcp(at(f.client, 2), at(f.router, 22), SYN, b"");
     arrives(t, "what that node routes", &host, NEIGHBOR, LEFT, &["pass"]);
+    if !f.v6 {
+        // Whether such packets get here: on to the ingress device, as if it had come in there.
+        let ping = Packet::icmp([172, 30, 0, 2].into(), INGRESS_IP.into(), 8, 0, &[0; 8]);
+        let bytes = ping.clone().eth(NEIGHBOR, UPLINK).bytes();
+        let out = t.w.raw(Program::FromUplink, "up0", &bytes);
+        let asked = ping.clone().eth(NEIGHBOR, INGRESS);
+        t.row("a question of a node", out, &bytes, SENT, &["segment_arrived"], Is(asked));
+        arrives(t, "a stranger's", &ping, ROUTER, LEFT, &["pass"]);
+    }
     let own = Packet::tcp(at(f.client, 2), at(f.node, 22), SYN, b"");
     arrives(t, "to the node itself", &own, NEIGHBOR, LEFT, &["pass"]);
 }

@@ -5,7 +5,7 @@
 
 use mesh_ebpf_common::{
     Reason,
-    rows::{Addr, Local, MacKey, Reply, kind},
+    rows::{Addr, Config, Local, MacKey, Macs, Reply, kind},
 };
 
 use crate::{
@@ -93,14 +93,27 @@ pub fn away(skb: Skb, local: &Local, to: &Addr) -> i32 {
 /// What came in at the uplink and is for no address of this node: from a node of the segment to an
 /// endpoint here, or not ours.
 #[inline(never)]
-pub fn arrived(skb: Skb, w: &mut Work) -> i32 {
+pub fn arrived(skb: Skb, w: &mut Work, config: &Config) -> i32 {
     // SAFETY: as in `endpoint`; so below.
     let to = unsafe { LOCAL_BY_ADDR.get(&w.key.dst) };
+    let asked = config.ingress_ip != 0 && w.key.dst.same(&Addr::v4(config.ingress_ip));
     // An endpoint that has gone: its packets are not for the host to route.
-    let ours = to.is_some() || unsafe { REMOTES.get(&w.key.src) }.is_some();
+    let ours = to.is_some() || asked || unsafe { REMOTES.get(&w.key.src) }.is_some();
     // From anybody else it is a packet like others: what the host lets in is let in.
     if !ours || NEIGHBORS.get_ptr(&MacKey::new(w.head.eth.src)).is_none() {
         return pass(Reason::Pass);
+    }
+    if asked {
+        // Another node asks whether such packets get here: as if it had done so by VXLAN.
+        w.macs = Macs {
+            dst: config.ingress_mac,
+            src: w.head.eth.src,
+        };
+        return if skb.store(0, &w.macs) {
+            skb.take_in(config.ingress_ifindex, Reason::SegmentArrived)
+        } else {
+            drop(Reason::DropFailed)
+        };
     }
     let Some(to) = to else {
         return drop(Reason::DropUnknownEndpoint);

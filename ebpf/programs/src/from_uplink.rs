@@ -39,14 +39,14 @@ pub fn run(skb: Skb) -> i32 {
     let port = match quick::run(skb, w, config) {
         Seen::Done(verdict) => return verdict,
         Seen::Port(port) => Some(port),
-        Seen::Other if head(skb, w) == Kind::Ip => return direct::arrived(skb, w),
+        Seen::Other if head(skb, w) == Kind::Ip => return direct::arrived(skb, w, config),
         Seen::Other | Seen::Nothing => None,
     };
     if head(skb, w) != Kind::Ip {
         return pass(Reason::Pass);
     }
     if NODE_ADDRS.get_ptr(&w.key.dst).is_none() {
-        return if config.segment == 1 { direct::arrived(skb, w) } else { pass(Reason::Pass) };
+        return if config.segment == 1 { direct::arrived(skb, w, config) } else { pass(Reason::Pass) };
     }
     let packet = parse::packet(skb, w);
     match packet {
