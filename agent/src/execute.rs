@@ -38,6 +38,11 @@ impl StepError {
     pub fn is_sandbox_gone(&self) -> bool {
         matches!(self, Self::Overlay(mesh_overlay::Error::SandboxGone { .. }))
     }
+
+    /// The link that the step was for does not exist.
+    pub fn is_link_gone(&self) -> bool {
+        matches!(self, Self::Overlay(e) if e.is_link_gone())
+    }
 }
 
 /// The three hands on the kernel.

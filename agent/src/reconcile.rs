@@ -41,7 +41,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{failures::Failures, pace::Pace, quick::Rows};
+use self::{
+    failures::{Failures, Missing},
+    pace::Pace,
+    quick::Rows,
+};
 use crate::{
     execute::{Executor, StepError, chain, device_of, veth_of},
     ledger::{Ledger, View},
@@ -160,6 +164,8 @@ pub struct Memory {
     facts: Option<Facts>,
     /// The rows for the next pass, as far as they were worked out for the objects that are there now.
     rows: Option<Rows>,
+    /// What failed for want of a link.
+    missing: Missing,
 }
 
 impl Reconciler {
@@ -383,6 +389,7 @@ impl Reconciler {
         };
         let complaints = out.errors.len();
         let mut failures = Failures::default();
+        self.memory.missing.begin();
         let endpoints: BTreeMap<String, Id> = desired.veths.values().map(|v| (veth_name(v.endpoint), v.endpoint)).collect();
         for step in &steps {
             tracing::debug!(%step, "step");
@@ -408,7 +415,11 @@ impl Reconciler {
             match endpoint {
                 Some(id) if e.is_sandbox_gone() => drop(out.gone.insert(id)),
                 _ => {
-                    tracing::warn!(%step, error = %text, "step failed; trying again");
+                    if !e.is_link_gone() || self.memory.missing.note(step) {
+                        tracing::warn!(%step, error = %text, "step failed; trying again");
+                    } else {
+                        tracing::debug!(%step, error = %text, "step failed; trying again");
+                    }
                     out.errors.push(text.clone());
                 }
             }

@@ -130,6 +130,11 @@ impl Error {
         }
     }
 
+    /// It was for a link that is not there.
+    pub fn is_link_gone(&self) -> bool {
+        matches!(self, Self::NoLink { .. }) || self.is(&[libc::ENODEV])
+    }
+
     /// True for one of these error numbers.
     pub(crate) fn is(&self, errnos: &[i32]) -> bool {
         self.errno().is_some_and(|e| errnos.contains(&e))
