@@ -5,8 +5,10 @@
 //! to that namespace and is then used from anywhere.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::fs::MetadataExt,
     thread,
@@ -15,7 +17,7 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
-use crate::error::Error;
+use crate::{error::Error, sockets};
 
 /// An open network namespace. It lives at least as long as this.
 #[derive(Debug)]
@@ -84,6 +86,19 @@ impl Netns {
         let request = format!("enter network namespace {}", self.path);
         let file = self.file.try_clone().map_err(Error::io(&request))?;
         on_thread(request, move || setns(file, CloneFlags::CLONE_NEWNET), work).await
+    }
+
+    /// The TCP connections that others have made to one of these addresses of a container; none where it is gone.
+    ///
+    /// # Errors
+    /// When the namespace can not be entered, or the kernel does not list sockets.
+    pub async fn connections(path: &str, inode: u64, own: BTreeSet<IpAddr>) -> Result<u64, Error> {
+        let netns = match Self::open_sandbox(path, inode) {
+            Err(Error::SandboxGone { .. }) => return Ok(0),
+            other => other?,
+        };
+        let counted = netns.run(move || sockets::inbound(&own)).await?;
+        counted.map_err(Error::io(format!("list connections in {path}")))
     }
 
     /// Like [`Netns::run`], for callers outside of async code: blocks until `work` is done.

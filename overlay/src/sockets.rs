@@ -1,5 +1,6 @@
 //! Ends sockets whose other end is gone: a connection that was given its backend when it was made has
-//! no packet path that could reset it. Called by apply, for the host's namespace and the containers'.
+//! no packet path that could reset it. Called by apply, for the host's namespace and the containers'. And counts
+//! the connections that others have made to a container, for the same reason: no table of flows has them.
 //!
 //! sock_diag(7): a dump with inet_diag, then SOCK_DESTROY for each (kernel 4.5, CONFIG_INET_DIAG_DESTROY;
 //! net/ipv4/inet_diag.c). A socket that is ended gets ECONNABORTED.
@@ -22,6 +23,10 @@ const ACK: u16 = libc::NLM_F_ACK as u16;
 /// TCP_ESTABLISHED, TCP_SYN_SENT, TCP_FIN_WAIT1, TCP_CLOSE_WAIT; UDP sockets that are connected are
 /// ESTABLISHED too (include/net/tcp_states.h).
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8;
+/// TCP_ESTABLISHED and TCP_CLOSE_WAIT: a server's connections that can still be answered.
+const SERVED: u32 = 1 << 1 | 1 << 8;
+/// TCP_LISTEN.
+const LISTENING: u32 = 1 << 10;
 /// `struct inet_diag_sockid`, and where it begins in `struct inet_diag_req_v2` and `inet_diag_msg`.
 const ID: usize = 48;
 const ID_AT_REQUEST: usize = 8;
@@ -33,18 +38,15 @@ const HEADER: usize = 16;
 /// # Errors
 /// The kernel does not list sockets, or cannot end them.
 pub fn end(peers: &BTreeSet<IpAddr>) -> io::Result<usize> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
+    let fd = open()?;
     let mut ended = 0;
     for family in [libc::AF_INET, libc::AF_INET6] {
         for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
             let (family, protocol) = (family as u8, protocol as u8);
-            for id in sockets(&fd, family, protocol, peers)? {
-                ask(&fd, DESTROY, REQUEST | ACK, family, protocol, &id)?;
+            let mut ids = sockets(&fd, family, protocol, STATES)?;
+            ids.retain(|id| peers.contains(&destination(family, id)));
+            for id in ids {
+                ask(&fd, DESTROY, REQUEST | ACK, family, protocol, STATES, &id)?;
                 match status(&fd)? {
                     None => ended += 1,
                     // It ended by itself meanwhile.
@@ -57,7 +59,34 @@ pub fn end(peers: &BTreeSet<IpAddr>) -> io::Result<usize> {
     Ok(ended)
 }
 
-fn ask(fd: &OwnedFd, kind: u16, flags: u16, family: u8, protocol: u8, id: &[u8; ID]) -> io::Result<()> {
+/// The TCP connections of the calling thread's namespace that others have made to one of its addresses `own`.
+///
+/// # Errors
+/// The kernel does not list sockets.
+pub fn inbound(own: &BTreeSet<IpAddr>) -> io::Result<u64> {
+    let fd = open()?;
+    let mut listed = [SERVED, LISTENING].map(|_| Vec::new());
+    for (states, to) in [SERVED, LISTENING].into_iter().zip(&mut listed) {
+        for family in [libc::AF_INET, libc::AF_INET6].map(|f| f as u8) {
+            let ids = sockets(&fd, family, libc::IPPROTO_TCP as u8, states)?;
+            to.extend(ids.into_iter().map(|id| (family, id)));
+        }
+    }
+    let [served, listening] = listed;
+    let ports: BTreeSet<[u8; 2]> = listening.iter().map(|(_, id)| [id[0], id[1]]).collect();
+    let is_inbound = |(family, id): &&(u8, [u8; ID])| {
+        let (from, to) = (destination(*family, id), source(*family, id));
+        ports.contains(&[id[0], id[1]]) && own.contains(&to) && from != to
+    };
+    Ok(served.iter().filter(is_inbound).count() as u64)
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?)
+}
+
+fn ask(fd: &OwnedFd, kind: u16, flags: u16, family: u8, protocol: u8, states: u32, id: &[u8; ID]) -> io::Result<()> {
     let mut message = Vec::with_capacity(HEADER + ID_AT_REQUEST + ID);
     message.extend(((HEADER + ID_AT_REQUEST + ID) as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
@@ -65,7 +94,7 @@ fn ask(fd: &OwnedFd, kind: u16, flags: u16, family: u8, protocol: u8, id: &[u8; 
     // Sequence number and sender's port: the kernel fills in what it needs.
     message.extend([0; 8]);
     message.extend([family, protocol, 0, 0]);
-    message.extend(STATES.to_ne_bytes());
+    message.extend(states.to_ne_bytes());
     message.extend(id);
     send(fd.as_raw_fd(), &message, MsgFlags::empty())?;
     Ok(())
@@ -99,9 +128,9 @@ fn status(fd: &OwnedFd) -> io::Result<Option<i32>> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no acknowledgement"))
 }
 
-/// The ids of sockets whose other end is one of `peers`.
-fn sockets(fd: &OwnedFd, family: u8, protocol: u8, peers: &BTreeSet<IpAddr>) -> io::Result<Vec<[u8; ID]>> {
-    ask(fd, BY_FAMILY, REQUEST | DUMP, family, protocol, &[0; ID])?;
+/// The ids of sockets in one of these states.
+fn sockets(fd: &OwnedFd, family: u8, protocol: u8, states: u32) -> io::Result<Vec<[u8; ID]>> {
+    ask(fd, BY_FAMILY, REQUEST | DUMP, family, protocol, states, &[0; ID])?;
     let mut found = Vec::new();
     let mut buffer = vec![0; 65_536];
     loop {
@@ -118,15 +147,24 @@ fn sockets(fd: &OwnedFd, family: u8, protocol: u8, peers: &BTreeSet<IpAddr>) -> 
                 };
             }
             let id: Option<[u8; ID]> = body.get(ID_AT_ANSWER..ID_AT_ANSWER + ID).and_then(|b| b.try_into().ok());
-            found.extend(id.filter(|id| peers.contains(&destination(family, id))));
+            found.extend(id);
         }
     }
 }
 
-/// The other end in an id: after the two ports and the source.
+/// The own end in an id: after the two ports.
+fn source(family: u8, id: &[u8; ID]) -> IpAddr {
+    address(family, &id[4..20])
+}
+
+/// The other end in an id: after the source.
 fn destination(family: u8, id: &[u8; ID]) -> IpAddr {
+    address(family, &id[20..36])
+}
+
+fn address(family: u8, of: &[u8]) -> IpAddr {
     let mut octets = [0; 16];
-    octets.copy_from_slice(&id[20..36]);
+    octets.copy_from_slice(of);
     if i32::from(family) == libc::AF_INET {
         let [a, b, c, d, ..] = octets;
         IpAddr::from([a, b, c, d])

@@ -71,3 +71,37 @@ async fn sockets_to_who_is_gone_are_ended() {
     .await;
     assert_eq!(read(&there.0), ErrorKind::WouldBlock, "another namespace's");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_others_made_are_counted() {
+    let container = Ns::new();
+    container.ok("ip link set lo up");
+    let netns = container.open();
+    let open = || {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // As a dual-stack server has them: by IPv4, by IPv6, and from an address of its own.
+        let to = ["127.0.0.2", "127.0.0.3", "::1"].map(|to| TcpStream::connect(SocketAddr::new(ip(to), port)).unwrap());
+        let served: Vec<_> = (0..3).map(|_| listener.accept().unwrap().0).collect();
+        (listener, to, served)
+    };
+    let (listener, clients, served) = netns.run(open).await.unwrap();
+    let count = async |own: &[&str]| {
+        let own = own.iter().map(|a| ip(a)).collect();
+        mesh_overlay::Netns::connections(&container.path(), netns.inode(), own)
+            .await
+            .unwrap()
+    };
+    assert_eq!(count(&["127.0.0.2"]).await, 1);
+    assert_eq!(count(&["127.0.0.2", "127.0.0.3", "::1"]).await, 2, "its own to itself are nobody's");
+    assert_eq!(count(&["127.0.0.1"]).await, 0, "what it connects to is not what it serves");
+    drop(clients);
+    drop(served);
+    until("the connections' end", || {
+        container.ok("ss -Htn state established").trim().is_empty()
+    });
+    assert_eq!(count(&["127.0.0.2", "127.0.0.3"]).await, 0);
+    drop(listener);
+    let gone = mesh_overlay::Netns::connections("/run/netns/no-such", 1, [ip("127.0.0.2")].into()).await;
+    assert_eq!(gone.unwrap(), 0);
+}

@@ -269,6 +269,29 @@ fn b12_draining_keeps_what_there_is() -> Result<()> {
     Ok(())
 }
 
+/// BEHAVIOURS 12, where no table of flows has the connection: a container's to the VIP.
+#[test]
+fn b12_a_containers_connection_is_waited_for_too() -> Result<()> {
+    let lab = Lab::up("")?;
+    web(&lab, "--publish 7000:7 --drain 5s")?;
+    lab.container("h3", "asker", "--network demo")?;
+    let mut long = lab.connect(Place::In("asker"), "web:7")?;
+    let on = long.ask()?.hostname;
+    let host = HOSTS[NAMES.iter().position(|n| *n == on).ok_or("an unknown container")?];
+    let begun = Instant::now();
+    lab.ctl(host, &format!("network disconnect demo netns:{on}"))?.ok()?;
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(4), "its connection had 5 s to end, not {took:?}");
+    // Without one there is nothing to wait for.
+    let other = NAMES.iter().position(|n| *n != on).ok_or("there is one only")?;
+    let begun = Instant::now();
+    lab.ctl(HOSTS[other], &format!("network disconnect demo netns:{}", NAMES[other]))?
+        .ok()?;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(4), "nobody was connected, and it took {took:?}");
+    Ok(())
+}
+
 /// BEHAVIOURS 12: removal is acknowledged by every node that balances to the endpoint.
 #[test]
 fn b12_a_removal_loses_no_request() -> Result<()> {
