@@ -193,6 +193,9 @@ pub struct Flags {
     /// Where Prometheus reads this host's metrics: ADDRESS:PORT or off [default: 127.0.0.1:9477]
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<MetricsAddr>,
+    /// Where the catalog is served as Consul's HTTP API, for reading: ADDRESS:PORT [default: nowhere]
+    #[arg(long, value_name = "ADDR")]
+    pub consul_http: Option<SocketAddr>,
     /// What to log, as for tracing's EnvFilter [default: info]
     #[arg(long, value_name = "FILTER", env = "MESHD_LOG")]
     pub log: Option<String>,
@@ -230,6 +233,8 @@ pub struct Config {
     pub cri_sockets: Vec<PathBuf>,
     /// See [`Flags::metrics`]; `None` when they are off.
     pub metrics: Option<MetricsAt>,
+    /// See [`Flags::consul_http`].
+    pub consul_http: Option<SocketAddr>,
     /// See [`Flags::log`].
     pub log: String,
     /// See [`Flags::log_format`].
@@ -295,6 +300,7 @@ impl Config {
                     asked: false,
                 }),
             },
+            consul_http: flags.consul_http.or(file.consul_http),
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
         };

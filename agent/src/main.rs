@@ -4,6 +4,7 @@ mod app;
 mod attachments;
 mod ca;
 mod config;
+mod consul;
 mod cri;
 mod detach;
 mod docker;
@@ -23,6 +24,7 @@ mod run;
 mod sandbox;
 mod segment;
 mod session;
+mod tcp;
 mod traffic;
 
 use std::{path::Path, process::ExitCode};

@@ -7,11 +7,7 @@ mod passes;
 mod process;
 mod text;
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use axum::{Router, extract::State, response::IntoResponse, routing::get};
 use mesh_api::rest::BackendTraffic;
@@ -31,6 +27,7 @@ use crate::{
     config::MetricsAt,
     reasons,
     reconcile::Applied,
+    tcp,
     traffic::{self, Counted},
 };
 
@@ -38,8 +35,6 @@ use crate::{
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Connections at a time.
 const SCRAPERS: usize = 32;
-/// A header of a request takes no longer: the port may be open to others.
-const HEADER_TIME: Duration = Duration::from_secs(5);
 
 /// Where the page comes from.
 pub struct Metrics {
@@ -72,29 +67,7 @@ pub async fn serve(metrics: Metrics, listener: TcpListener, stop: CancellationTo
         .route("/metrics", get(page))
         .fallback(async || (axum::http::StatusCode::NOT_FOUND, "metrics are at /metrics\n"))
         .with_state(Arc::new(metrics));
-    let service = hyper_util::service::TowerToHyperService::new(router);
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADER_TIME);
-    let mut open = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = open.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                // Hanging up on one more is kinder than running out of descriptors.
-                Ok((stream, _)) if open.len() >= SCRAPERS => drop(stream),
-                Ok((stream, _)) => {
-                    let connection = http.serve_connection(hyper_util::rt::TokioIo::new(stream), service.clone());
-                    // A scraper that hangs up is no news.
-                    open.spawn(async move { drop(connection.await) });
-                }
-                Err(e) => {
-                    tracing::warn!(error = %e, "a scraper's connection was not taken");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-        }
-    }
+    tcp::serve(router, listener, SCRAPERS, stop).await;
 }
 
 async fn page(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {

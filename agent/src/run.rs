@@ -28,6 +28,7 @@ use crate::{
     app::App,
     attachments::Attachments,
     config::Config,
+    consul,
     cri::{self, Pods},
     docker::{self, front::keep},
     events::EventLog,
@@ -85,6 +86,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let listener = local_api::listen(&socket).await?;
     let docker_sockets = listen_for_docker(&config).await?;
     let scraped = metrics::listen(config.metrics).await?;
+    let catalog = consul::listen(config.consul_http).await?;
 
     let (fatal, mut fatal_errors) = mpsc::channel(4);
     let (applied, seen_applied) = watch::channel(Applied::default());
@@ -151,6 +153,9 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
             started: SystemTime::now(),
         };
         tokio::spawn(metrics::serve(metrics, listener, stop.clone()));
+    }
+    if let Some(listener) = catalog {
+        tokio::spawn(consul::serve(app.clone(), listener, stop.clone()));
     }
     let watchdog = tokio::spawn(stop.clone().run_until_cancelled_owned(watchdog()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "meshd is ready");
