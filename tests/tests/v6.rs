@@ -196,6 +196,11 @@ fn ipv6_alone() -> Result<()> {
         // Nobody serves IPv4: that is refused, not left hanging.
         let asked = lab.at(Place::Client, &format!("meshd-echo client http {}:8888", address(host)))?;
         assert!(asked.err.contains("refused"), "{asked:?}");
+        // The host's own processes are given the backend beside them.
+        for own in [address6(host), "::1".to_owned()] {
+            let seen = lab.http(Place::Host(host), &at(&own, 8888), 3)?;
+            assert_eq!(tally(&seen).len(), 1, "{host} by {own}: {seen:?}");
+        }
     }
     Ok(())
 }

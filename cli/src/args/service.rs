@@ -97,7 +97,8 @@ pub struct Create {
     /// How an endpoint is chosen for a new flow
     #[arg(long, default_value = "rr", value_name = "ALGORITHM", value_parser = values::algorithm())]
     pub lb: Algorithm,
-    /// For how long after its last new flow a client comes back to its endpoint; 0s: it does not; at most 24h
+    /// For how long after its last new flow a client comes back to its endpoint; 0s: it does not; at most 24h.
+    /// Each node remembers by itself: with --lb source-hash a client meets the same endpoint on all of them
     #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = times::seconds)]
     pub affinity: u32,
     /// Clients that published ports let in; with ! before it, that they do not. The longest prefix decides; may be given several times

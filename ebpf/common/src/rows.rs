@@ -72,6 +72,16 @@ impl Addr {
         self.0[0] & u32::from_be(0xffc0_0000) == u32::from_be(0xfe80_0000)
     }
 
+    /// It is the address of one link that follows from the Ethernet address `mac` (RFC 4291 appendix A).
+    #[inline(always)]
+    pub const fn is_link_local_of(&self, mac: &[u8; 6]) -> bool {
+        let [a, b, c, d, e, f] = *mac;
+        self.0[0] == u32::from_be(0xfe80_0000)
+            && self.0[1] == 0
+            && self.0[2] == u32::from_ne_bytes([a ^ 2, b, c, 0xff])
+            && self.0[3] == u32::from_ne_bytes([0xfe, d, e, f])
+    }
+
     /// It is an address of localhost, of either family.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
@@ -670,6 +680,22 @@ mod tests {
         let ip: IpAddr = "10.1.2.3".parse().unwrap();
         assert_eq!(Addr::from(ip), Addr::v4(u32::from_ne_bytes([10, 1, 2, 3])));
         assert_eq!(Addr::from(ip).raw_v4().to_ne_bytes(), [10, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_links_address_follows_from_the_ethernet_address() {
+        let mac = [0x02, 0x6d, 10, 1, 0, 11];
+        for (text, own) in [
+            ("fe80::6d:aff:fe01:b", true),
+            ("fe80::26d:aff:fe01:b", false),
+            ("fe80::6d:aff:fe01:c", false),
+            ("fe80:0:0:1:6d:aff:fe01:b", false),
+            ("fe90::6d:aff:fe01:b", false),
+            ("fe80::1", false),
+        ] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(Addr::from(ip).is_link_local_of(&mac), own, "{text}");
+        }
     }
 
     #[test]

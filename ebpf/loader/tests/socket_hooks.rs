@@ -254,6 +254,41 @@ fn the_host_reaches_published_ports() {
     assert_eq!(host.counted(&mut seen), BTreeMap::new());
 }
 
+/// A service in networks of IPv6 only, whose backends are here.
+#[test]
+fn the_host_reaches_backends_of_ipv6_only() {
+    let mut host = Host::new();
+    let mut seen = BTreeMap::new();
+    let here = TcpListener::bind(at(V6.a, 8000)).unwrap();
+    // The kernel makes an IPv6 address usable in its own time.
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Err(e) = connect(at(V6.a, 8000)) {
+        assert!(Instant::now() < end, "{e}");
+    }
+    here.accept().unwrap();
+    host.this(Some(Namespace {
+        host: true,
+        networks: [].into(),
+    }));
+    host.0.put(Row::Service(2, Some(turn(&[]))));
+    host.counted(&mut seen);
+    let localhost6: IpAddr = "::1".parse().unwrap();
+    let asked = [localhost6, V6.node, V6.node2].map(|ip| at(ip, 8080));
+    // None of them is here.
+    assert_eq!(connect(asked[1]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(host.counted(&mut seen), one("socket_refused"));
+    host.0.put(Row::Service(2 | lb::V6 | lb::LOCAL, Some(turn(&[1]))));
+    for asked in asked {
+        reaches(asked, &here);
+        assert_eq!(host.counted(&mut seen), one("socket_connected"), "{asked}");
+    }
+    // Nobody serves IPv4.
+    for asked in [at(V4.node, 8080), at([127, 0, 0, 1].into(), 8080)] {
+        assert_eq!(connect(asked).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(host.counted(&mut seen), one("socket_refused"), "{asked}");
+    }
+}
+
 #[test]
 fn datagrams_of_the_host() {
     let mut host = Host::new();

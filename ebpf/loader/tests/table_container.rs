@@ -203,6 +203,54 @@ fn discovery(t: &mut Table) {
         let atomic = neighbor(136, own, all, target, mac(A)).behind(&[(44, 8)]);
         t.station(&format!("{what} place, in an atomic fragment"), &atomic, many, DROP, spoofed, Same);
     }
+    // Addresses of the link that are another's, or nobody's.
+    let others = ip("fe80::6d:aff:fe01:c");
+    for (what, kind, src, target) in [
+        ("says where another's link's is", 136, own, others),
+        ("says so as that one", 136, others, others),
+        ("says where one that it chose is", 136, own, ip("fe80::1")),
+        ("another's link's asks", 135, others, f.c),
+        ("another's link's says where its own is", 136, others, own),
+    ] {
+        t.station(what, &neighbor(kind, src, all, target, mac(A)), many, DROP, spoofed, Same);
+    }
+    // Ethernet addresses among the options.
+    let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
+    let option = |kind, of: [u8; 6]| [&[kind, 1][..], &of].concat();
+    let with = |kind, target, options: &[&[u8]]| {
+        let flags = if kind == 136 { 0x60 } else { 0 };
+        let data = [&[flags, 0, 0, 0][..], &support::packet::octets(target), &options.concat()].concat();
+        let ttl = 255;
+        Packet {
+            ttl,
+            ..Packet::icmp(own, all, kind, 0, &data)
+        }
+    };
+    let (source, target) = (option(1, mac(A)), option(2, mac(A)));
+    for (what, p) in [
+        ("asks with a nonce", with(135, f.c, &[&nonce, &source])),
+        ("asks with four options", with(135, f.c, &[&nonce, &nonce, &nonce, &source])),
+        ("says so without an option", with(136, own, &[])),
+        ("says so with a long option", with(136, own, &[&[14, 2][..], &[0; 14], &target])),
+    ] {
+        t.station(what, &p, many, LEFT, bridge, Same);
+    }
+    for (what, p) in [
+        ("asks as at another's", with(135, f.c, &[&option(1, mac(C))])),
+        (
+            "asks as at another's, behind a nonce",
+            with(135, f.c, &[&nonce, &option(1, mac(C))]),
+        ),
+        ("asks as at both", with(135, f.c, &[&source, &option(1, mac(C))])),
+        ("says that it is at another's", with(136, own, &[&option(2, mac(C))])),
+        ("says so by the wrong option", with(136, own, &[&target, &option(1, mac(C))])),
+        ("asks with five options", with(135, f.c, &[&nonce, &nonce, &nonce, &nonce, &source])),
+        ("asks with an option of no length", with(135, f.c, &[&[14, 0, 0, 0, 0, 0, 0, 0]])),
+        ("asks with an option that is cut", with(135, f.c, &[&[14, 2, 0, 0, 0, 0, 0, 0]])),
+        ("asks with half an option", with(135, f.c, &[&[1, 1, 2, 0x6d]])),
+    ] {
+        t.station(what, &p, many, DROP, spoofed, Same);
+    }
     t.station("router advertisement", &from(link, 134), many, DROP, spoofed, Same);
     t.station(
         "router advertisement behind options",

@@ -3,7 +3,7 @@
 
 use mesh_ebpf_common::{
     Reason,
-    header::{ARP_IPV4, ARP_REQUEST, ETH_LEN},
+    header::{ARP_IPV4, ARP_REQUEST, ETH_LEN, Neighbor},
     rows::{Addr, Local, Reply, Vip, kind},
 };
 
@@ -146,6 +146,11 @@ fn is_discovery(kind: u8) -> bool {
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const ROUTER_ADVERTISEMENT: u8 = 134;
+/// Options that name an Ethernet address: its sender's, its target's.
+const SOURCE_ADDRESS: u8 = 1;
+const TARGET_ADDRESS: u8 = 2;
+/// Options of one message that are looked at; Linux sends two.
+const OPTIONS: u32 = 4;
 const REDIRECT: u8 = 137;
 
 /// A container's word to its link. `own`: from its own address.
@@ -163,7 +168,10 @@ fn discovery(skb: Skb, w: &mut Work, local: &Local, own: bool) -> i32 {
             return drop(Reason::DropMalformed);
         }
         let target = addr6(&w.neighbor.target);
-        if kind == ADVERTISEMENT && !target.same(&local.ip6) && !target.is_link_local() {
+        // An address of the link is believed if it follows from the Ethernet address.
+        let another = w.key.src.is_link_local() && !w.key.src.is_link_local_of(&local.mac)
+            || kind == ADVERTISEMENT && !target.same(&local.ip6) && !target.is_link_local_of(&local.mac);
+        if another || !names_itself(skb, w, local) {
             return drop(Reason::DropSpoofedNd);
         }
         if kind == SOLICITATION && own && vip_of(&target, local).is_some() {
@@ -171,6 +179,28 @@ fn discovery(skb: Skb, w: &mut Work, local: &Local, own: bool) -> i32 {
         }
     }
     pass(Reason::PassBridge)
+}
+
+/// Every Ethernet address among the options of the message in [`Work::neighbor`] is the container's own, and none
+/// is where it was not looked for.
+#[inline(always)]
+fn names_itself(skb: Skb, w: &mut Work, local: &Local) -> bool {
+    let (mut at, end) = (w.l4 + size_of::<Neighbor>() as u32, w.l4 + w.l4_len);
+    for _ in 0..OPTIONS {
+        if at + 8 > end {
+            break;
+        }
+        if !skb.load(at, &mut w.option) {
+            return false;
+        }
+        let [kind, len, m0, m1, m2, m3, m4, m5] = w.option.0;
+        let names = kind == SOURCE_ADDRESS || kind == TARGET_ADDRESS;
+        if len == 0 || names && !same(&[m0, m1, m2, m3, m4, m5], &local.mac) {
+            return false;
+        }
+        at += u32::from(len) * 8;
+    }
+    at == end
 }
 
 /// To the station of the container's network with these addresses. `reply`: the packet is one of a VIP.

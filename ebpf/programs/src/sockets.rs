@@ -14,11 +14,11 @@ use aya_ebpf::{
 };
 use mesh_ebpf_common::{
     Reason,
-    rows::{Addr, Backend, FlowKey, Namespace, Socket, SocketKey, TCP, UDP, V6},
+    rows::{Addr, Backend, FlowKey, LOCAL, Namespace, Socket, SocketKey, TCP, UDP, V6},
 };
 
 use crate::{
-    maps::{BACKENDS, NAMESPACES, NODE_ADDRS, SOCKETS, VIPS, count, count_flow, published, stat_row},
+    maps::{BACKENDS, NAMESPACES, NODE_ADDRS, SERVICES, SOCKETS, VIPS, count, count_flow, published, stat_row},
     route::{Choice, choose},
     skb::now,
 };
@@ -150,11 +150,24 @@ fn asked(call: Call, ns: &Namespace, addr: &Addr, port: u16) -> Option<Asked> {
         return None;
     }
     let found = published(addr, port, call.proto())?;
+    // An IPv6 socket reaches backends of either family. Those of IPv6 only are reached where they are: a node has
+    // no IPv6 address in the ingress network that another's could be asked at.
+    let mut service = found.service;
+    if call.v6 && !addr.is_v4() && is_empty(service) {
+        service |= V6 | LOCAL;
+    }
     Some(Asked {
-        service: found.service,
+        service,
         target: found.target,
         published: true,
     })
+}
+
+/// The set has no backend.
+#[inline(always)]
+fn is_empty(set: u32) -> bool {
+    // SAFETY: as in `asked`.
+    unsafe { SERVICES.get(&set) }.is_none_or(|list| list.count == 0)
 }
 
 /// Where a socket that asks for `want` is sent: the backend, the address and the port.

@@ -22,6 +22,14 @@ pub struct Head {
 // SAFETY: byte fields only.
 unsafe impl Plain for Head {}
 
+/// The first eight bytes of an option of neighbour discovery (RFC 4861 section 4.6).
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct NdOption(pub [u8; 8]);
+
+// SAFETY: bytes.
+unsafe impl Plain for NdOption {}
+
 // [`crate::skb::Skb::read`] asks for that.
 const _: () = assert!(offset_of!(Work, head) % 2 == 0);
 const _: () = assert!(offset_of!(Work, tcp) % 2 == 0 && offset_of!(Work, udp) % 2 == 0);
@@ -93,6 +101,7 @@ pub struct Work {
     pub macs: Macs,
     pub arp: Arp,
     pub neighbor: Neighbor,
+    pub option: NdOption,
     pub reset: TcpReset,
     pub icmp_error: IcmpError,
     pub reset6: TcpReset6,
