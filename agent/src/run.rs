@@ -271,7 +271,10 @@ pub async fn cleanup(config: &Config, force: bool) -> Result<(), Exit> {
         said(Ok(vec![plugin.path.display().to_string()]));
     }
     // The lock is meshd-cni's, whose calls for one container take turns by it.
-    said(remove(&config.run_dir, &["meshd.sock", "cni.lock", docker::front::SOCKET]));
+    said(remove(
+        &config.run_dir,
+        &["meshd.sock", "cni.lock", docker::front::SOCKET, docker::stopping::TOLD],
+    ));
     if let Some(plugin) = config.docker_plugin.as_ref().filter(|p| p.path.exists())
         // Where another meshd answers, it is that one's.
         && UnixStream::connect(&plugin.path).await.is_err()

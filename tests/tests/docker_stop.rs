@@ -108,6 +108,14 @@ fn survivors(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
     lab.ctl("h1", "endpoint update deaf --state ready")?.ok()?;
     lab.balanced(&["h1", "h2"], 8080, &["deaf", "one", "two"])?;
+    // That was the last word also for a meshd that is started later, which hears of what came since.
+    run(lab, docker, "h1", "later", &["--stop-signal", "USR1"], DEAF)?;
+    lab.lab(&["kill", "h1"])?.ok()?;
+    docker.at("h1", "kill -s TERM later")?.ok()?;
+    lab.lab(&["restart", "h1"])?.ok()?;
+    becomes(lab, "later", "draining")?;
+    assert_eq!(state(lab, "deaf")?, "ready");
+    docker.at("h1", "rm -f later")?.ok()?;
 
     lab.ctl("h1", "endpoint update one --state draining")?.ok()?;
     lab.lab(&["kill", "h1"])?.ok()?;

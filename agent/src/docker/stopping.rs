@@ -4,13 +4,14 @@
 //! The engine tells of the signal ([`super::kills`]); what follows is a command like any other's. Whoever
 //! has been sent the signal is marked with the time by which it has ended, and one that runs on then is
 //! not any more. Both can be told again after a restart, because the engine remembers its signals and the
-//! endpoint the time.
+//! endpoint the time. What was told already is not: an operator may have said since that the container goes on.
 //!
 //! A namespace can outlive its container: Podman's service keeps those that it was asked about open for up
 //! to a minute.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -39,6 +40,9 @@ const SURVIVED: Duration = Duration::from_secs(50);
 /// So far back it is asked what was sent while nobody listened.
 const PAST: Duration = Duration::from_secs(24 * 3600);
 
+/// Below `RUN_DIR`: from when on the engine's signals have not been told yet.
+pub const TOLD: &str = "meshd-docker.told";
+
 /// Runs until meshd stops.
 pub async fn run(app: Arc<App>) {
     let engine = Engine::at("docker", &app.config.docker_socket);
@@ -46,7 +50,8 @@ pub async fn run(app: Arc<App>) {
     let (mut look, mut again) = (interval(LOOK), interval(AGAIN));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut since = Timestamp::now().saturating_sub(PAST).unwrap_or_default();
+    let told = app.config.run_dir.join(TOLD);
+    let mut since = read_told(&told, Timestamp::now());
     // Nobody is asked on a host without containers of an engine: its socket may be one that starts it.
     let mut has_any = false;
     let mut kills = None;
@@ -92,7 +97,7 @@ pub async fn run(app: Arc<App>) {
                 }
             }
         }
-        let mut left = Vec::new();
+        let (mut left, had_any) = (Vec::new(), !open.is_empty());
         for kill in open {
             match tell(&app, &engine, &kill).await {
                 Ok(()) => {}
@@ -103,7 +108,21 @@ pub async fn run(app: Arc<App>) {
             }
         }
         open = left;
+        if had_any && open.is_empty() {
+            // Without it, they are told again.
+            if let Err(e) = tokio::fs::write(&told, since.to_string()).await {
+                tracing::debug!(file = %told.display(), error = %e, "which stops were told is not written down");
+            }
+        }
     }
+}
+
+/// From when on signals are asked for. The file goes with a reboot, as the containers do.
+fn read_told(file: &Path, now: Timestamp) -> Timestamp {
+    let past = now.saturating_sub(PAST).unwrap_or_default();
+    let told = std::fs::read_to_string(file).ok().and_then(|text| text.parse().ok());
+    // One of the future is from before the clock was set.
+    told.filter(|told| *told <= now).map_or(past, |told: Timestamp| told.max(past))
 }
 
 async fn next(kills: &mut Option<Kills>) -> Result<Option<Kill>, EngineError> {
@@ -256,6 +275,24 @@ mod tests {
             "State": {"Pid": 7, "StartedAt": "2026-01-01T00:00:00Z"}, "HostConfig": {"NetworkMode": "container:c1"},
         }));
         assert_eq!(until(&guest, 15, "2026-01-01T00:00:10Z"), None);
+    }
+
+    #[test]
+    fn what_was_told_is_not_asked_for_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(TOLD);
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = at("2026-01-10T00:00:00Z");
+        assert_eq!(read_told(&file, now), at("2026-01-09T00:00:00Z"));
+        for (text, since) in [
+            ("2026-01-09T23:59:30.000000001Z", "2026-01-09T23:59:30.000000001Z"),
+            ("2026-01-01T00:00:00Z", "2026-01-09T00:00:00Z"),
+            ("2026-02-01T00:00:00Z", "2026-01-09T00:00:00Z"),
+            ("2026-01-09T23:5", "2026-01-09T00:00:00Z"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(read_told(&file, now), at(since), "{text}");
+        }
     }
 
     #[test]
