@@ -222,6 +222,12 @@ impl Membership {
             consensus: consensus.clone(),
             prober: Arc::new(IcmpProber),
         };
+        // Where it ended before a heartbeat named the newest managers, the log may know them: one that was demoted
+        // meanwhile hears of it only from them.
+        let known = consensus.leadership().borrow().voters.values().cloned().collect::<Vec<_>>();
+        if let Err(error) = identity.set_managers([identity.file().managers, known].concat()) {
+            tracing::warn!(%error, "can not keep the list of managers");
+        }
         match Manager::start(config).await {
             Ok(manager) => Ok(Hosted { manager, consensus }),
             Err(e) => {
