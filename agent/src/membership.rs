@@ -46,6 +46,9 @@ use crate::{
 /// How long a host that has been taken in may need for its first full list and pass.
 const SETTLE_TIME: Duration = Duration::from_secs(15);
 
+/// How long consensus may take to tell what is in its log.
+const LOG_TIME: Duration = Duration::from_secs(1);
+
 /// What a host has while it is in a cluster.
 struct Joined {
     identity: Arc<IdentityStore>,
@@ -184,6 +187,9 @@ impl Membership {
         }));
         let channels = Arc::new(Channels::new(&identity).map_err(other)?);
         let manager = self.manager_for(&identity, &channels).await?;
+        if let Some(hosted) = &manager {
+            know_managers(&identity, &hosted.consensus).await;
+        }
         self.enter(identity, channels, manager).await;
         Ok(())
     }
@@ -222,12 +228,6 @@ impl Membership {
             consensus: consensus.clone(),
             prober: Arc::new(IcmpProber),
         };
-        // Where it ended before a heartbeat named the newest managers, the log may know them: one that was demoted
-        // meanwhile hears of it only from them.
-        let known = consensus.leadership().borrow().voters.values().cloned().collect::<Vec<_>>();
-        if let Err(error) = identity.set_managers([identity.file().managers, known].concat()) {
-            tracing::warn!(%error, "can not keep the list of managers");
-        }
         match Manager::start(config).await {
             Ok(manager) => Ok(Hosted { manager, consensus }),
             Err(e) => {
@@ -542,6 +542,23 @@ impl Joined {
         if let Some(hosted) = self.manager {
             hosted.end().await;
         }
+    }
+}
+
+/// Adds the managers in a restarted manager's log to those that its last heartbeat named: it may have ended
+/// before one named the newest, and if it was demoted meanwhile, it hears of that only from them.
+async fn know_managers(identity: &IdentityStore, consensus: &RaftHost) {
+    let mut leadership = consensus.leadership();
+    // Consensus tells what it has read a moment after it began; one that was never taken in has nothing.
+    let Ok(Ok(read)) = timeout(LOG_TIME, leadership.wait_for(|l| !l.voters.is_empty()))
+        .await
+        .map(|r| r.map(|l| l.clone()))
+    else {
+        return;
+    };
+    let all = identity.file().managers.into_iter().chain(read.voters.into_values()).collect();
+    if let Err(error) = identity.set_managers(all) {
+        tracing::warn!(%error, "can not keep the list of managers");
     }
 }
 
