@@ -14,22 +14,29 @@ use crate::{
     addr, bridge,
     error::Error,
     fdb,
+    known::Known,
     link::{self, Device, Owner},
     neigh, port, route,
     socket::Socket,
     survey::Survey,
+    tables::Tables,
     vxlan,
 };
 
 /// Reads entries; links, addresses and routes are those of `survey`, and the packet filter was read before.
 /// `cluster` leaves out what carries another cluster's mark.
-pub(crate) async fn read(socket: &Socket, survey: &Survey, cluster: Option<Id>, nft: Option<Nft>) -> Result<SeenOverlay, Error> {
+pub(crate) async fn read(
+    (tables, known): (&Tables, &Known),
+    survey: &Survey,
+    cluster: Option<Id>,
+    nft: Option<Nft>,
+) -> Result<SeenOverlay, Error> {
     let ours = ours(&survey.links, cluster);
     let mut seen = few(survey, &ours, nft);
     // An event of what changes from here on is heard later, and does not agree then.
-    seen.fdb = fdb::all(socket, &ours).await?.into_iter().collect();
-    seen.neighs = neigh::all(socket, &ours).await?.into_iter().collect();
-    socket.known.learn(&ours, newest(&survey.links), &seen.fdb, &seen.neighs);
+    seen.fdb = fdb::all(tables, &ours).await?;
+    seen.neighs = neigh::all(tables, &ours).await?;
+    known.learn(&ours, newest(&survey.links), &seen.fdb, &seen.neighs);
     Ok(seen)
 }
 

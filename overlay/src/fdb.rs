@@ -3,7 +3,10 @@
 //! The same message reaches both (RTM_NEWNEIGH of AF_BRIDGE): NTF_MASTER means the bridge that the
 //! device is a port of, NTF_SELF the device.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use mesh_core::{Mac, desired::Fdb};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -16,6 +19,7 @@ use crate::{
     error::Error,
     link::{self, Device},
     socket::Socket,
+    tables::Tables,
 };
 
 // include/uapi/linux/neighbour.h
@@ -75,17 +79,16 @@ fn message(device: &Device, entry: &Fdb) -> NeighbourMessage {
 
 /// The static entries on these devices. Left out are a device's own address, what was learned, and
 /// multicast.
-pub(crate) async fn all(socket: &Socket, devices: &HashMap<u32, &Device>) -> Result<Vec<Fdb>, Error> {
+pub(crate) async fn all(tables: &Tables, devices: &HashMap<u32, &Device>) -> Result<BTreeSet<Fdb>, Error> {
     let mut ask = NeighbourMessage::default();
     ask.header.family = AddressFamily::Bridge;
-    let rows = socket
-        .dump("list forwarding entries", RouteNetlinkMessage::GetNeighbour(ask))
-        .await?;
     let read = |row| match row {
         RouteNetlinkMessage::NewNeighbour(m) => read(&m, devices.get(&m.header.ifindex)?),
         _ => None,
     };
-    Ok(rows.into_iter().filter_map(read).collect())
+    tables
+        .rows("list forwarding entries", &RouteNetlinkMessage::GetNeighbour(ask), read)
+        .await
 }
 
 fn read(m: &NeighbourMessage, device: &Device) -> Option<Fdb> {

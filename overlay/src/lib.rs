@@ -28,6 +28,7 @@ mod sockets;
 mod survey;
 mod sweep;
 mod sysctl;
+mod tables;
 mod veth;
 mod vxlan;
 
@@ -46,12 +47,14 @@ pub use survey::Survey;
 use filter::Filter;
 use socket::Socket;
 use sysctl::Sysctl;
+use tables::Tables;
 
 /// The network namespace of the thread that made this, as meshd uses it.
 #[derive(Debug)]
 pub struct Overlay {
     netns: Arc<Netns>,
     socket: Socket,
+    tables: Tables,
     sysctl: Sysctl,
     filter: Filter,
     cookie: u64,
@@ -70,6 +73,7 @@ impl Overlay {
         Ok(Self {
             netns,
             socket: Socket::open()?,
+            tables: Tables::open()?,
             sysctl,
             filter,
             cookie,
@@ -99,7 +103,7 @@ impl Overlay {
     /// When the kernel refuses, when its tables would not hold still, or when nft is missing.
     pub async fn read(&self, survey: &Survey, cluster: Option<Id>) -> Result<SeenOverlay, Error> {
         let filter = self.filter.get().await?;
-        let mut seen = dump::read(&self.socket, survey, cluster, filter.nft).await?;
+        let mut seen = dump::read((&self.tables, &self.socket.known), survey, cluster, filter.nft).await?;
         seen.blocked = filter.blocked;
         Ok(seen)
     }

@@ -132,7 +132,7 @@ fn agrees(message: &[u8], known: &Known) -> Option<bool> {
 }
 
 /// Takes one whole message, at least a header long, off the front.
-fn next_message<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+pub(crate) fn next_message<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length: [u8; 4] = rest.get(..4)?.try_into().ok()?;
     let length = usize::try_from(u32::from_ne_bytes(length)).ok().filter(|l| *l >= 16)?;
     let message = rest.get(..length)?;

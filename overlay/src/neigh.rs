@@ -1,7 +1,10 @@
 //! Permanent neighbours: on a bridge they are what ARP and ND are answered from (neighbour suppression), on
 //! the ingress VXLAN device they spare both altogether.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use mesh_core::{Mac, desired::Neigh};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -14,6 +17,7 @@ use crate::{
     error::Error,
     link::{self, Device},
     socket::Socket,
+    tables::Tables,
 };
 
 /// Adds a neighbour, or replaces what is known of the same address.
@@ -56,15 +60,13 @@ fn message(device: &Device, ip: IpAddr) -> NeighbourMessage {
 }
 
 /// The permanent neighbours on these devices.
-pub(crate) async fn all(socket: &Socket, devices: &HashMap<u32, &Device>) -> Result<Vec<Neigh>, Error> {
-    let rows = socket
-        .dump("list neighbours", RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))
-        .await?;
+pub(crate) async fn all(tables: &Tables, devices: &HashMap<u32, &Device>) -> Result<BTreeSet<Neigh>, Error> {
+    let ask = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
     let read = |row| match row {
         RouteNetlinkMessage::NewNeighbour(m) => read(&m, devices.get(&m.header.ifindex)?),
         _ => None,
     };
-    Ok(rows.into_iter().filter_map(read).collect())
+    tables.rows("list neighbours", &ask, read).await
 }
 
 fn read(m: &NeighbourMessage, device: &Device) -> Option<Neigh> {
