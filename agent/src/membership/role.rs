@@ -102,6 +102,13 @@ impl Membership {
                     }
                 }
             }
+            // Itself among them: the leader may be gone before a heartbeat's answer names them.
+            let managers = identity
+                .file()
+                .managers
+                .into_iter()
+                .chain(read.managers.into_iter().map(|m| m.addr));
+            identity.set_managers(managers.collect()).map_err(other)?;
             tracing::info!(raft_id = node.raft_id, "this node is a manager now");
         }
         Ok(())
