@@ -145,17 +145,18 @@ pub trait Consensus: Send + Sync + 'static {
     /// not take over.
     async fn transfer_leader(&self, to: u64) -> Result<(), ConsensusError>;
 
-    /// Answers a message of another manager.
+    /// Answers a message of another manager that is for raft id `to`; 0: it did not say, as older releases.
     ///
     /// # Errors
-    /// [`ConsensusError::Invalid`] for a payload that can not be read.
-    async fn handle(&self, rpc: RaftRpc, payload: Bytes) -> Result<Bytes, ConsensusError>;
+    /// [`ConsensusError::Invalid`] for a payload that can not be read, and for a message to another raft id:
+    /// what this manager writes and promises counts for nobody else.
+    async fn handle(&self, to: u64, rpc: RaftRpc, payload: Bytes) -> Result<Bytes, ConsensusError>;
 
-    /// Takes in a snapshot that another manager streams.
+    /// Takes in a snapshot that another manager streams to raft id `to`, as in [`Self::handle`].
     ///
     /// # Errors
-    /// [`ConsensusError::Invalid`] for a stream that breaks off or can not be read.
-    async fn handle_snapshot(&self, stream: BoxStream<'static, Result<Bytes, String>>) -> Result<Bytes, ConsensusError>;
+    /// [`ConsensusError::Invalid`] for a stream that breaks off, can not be read or is for another raft id.
+    async fn handle_snapshot(&self, to: u64, stream: BoxStream<'static, Result<Bytes, String>>) -> Result<Bytes, ConsensusError>;
 
     /// Stops taking part and closes the files.
     async fn shutdown(&self);
@@ -190,7 +191,8 @@ pub enum TransportError {
     },
 }
 
-/// How one manager's consensus reaches another's [`Consensus::handle`].
+/// How one manager's consensus reaches another's [`Consensus::handle`]: the manager with raft id `to`, expected at
+/// `addr`. A host that was a manager before has another raft id now, and may still run as the old one.
 ///
 /// Snapshots must not hold up appends: they need a connection of their own. Messages may be lost
 /// or repeated, but not altered.
@@ -200,11 +202,11 @@ pub trait RaftTransport: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`TransportError`].
-    async fn call(&self, addr: &str, rpc: RaftRpc, payload: Bytes, timeout: Duration) -> Result<Bytes, TransportError>;
+    async fn call(&self, addr: &str, to: u64, rpc: RaftRpc, payload: Bytes, timeout: Duration) -> Result<Bytes, TransportError>;
 
     /// Streams a snapshot, in chunks of at most 64 KiB, and returns the answer.
     ///
     /// # Errors
     /// See [`TransportError`].
-    async fn snapshot(&self, addr: &str, stream: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError>;
+    async fn snapshot(&self, addr: &str, to: u64, stream: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError>;
 }

@@ -49,23 +49,30 @@ fn failed(addr: &str, status: &Status) -> TransportError {
 
 /// A snapshot's chunks as messages; a type with a name, because the compiler can not see through a
 /// mapped trait object here (rust-lang/rust#102211).
-struct Messages(BoxStream<'static, Bytes>);
+struct Messages {
+    to: u64,
+    chunks: BoxStream<'static, Bytes>,
+}
 
 impl Stream for Messages {
     type Item = RaftMessage;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<RaftMessage>> {
-        self.0
+        let to = self.to;
+        self.chunks
             .poll_next_unpin(cx)
-            .map(|chunk| chunk.map(|c| RaftMessage { payload: c.into() }))
+            .map(|chunk| chunk.map(|c| RaftMessage { payload: c.into(), to }))
     }
 }
 
 #[async_trait]
 impl RaftTransport for GrpcTransport {
-    async fn call(&self, addr: &str, rpc: RaftRpc, payload: Bytes, timeout: Duration) -> Result<Bytes, TransportError> {
+    async fn call(&self, addr: &str, to: u64, rpc: RaftRpc, payload: Bytes, timeout: Duration) -> Result<Bytes, TransportError> {
         let mut client = self.client(Purpose::Raft, addr);
-        let message = RaftMessage { payload: payload.into() };
+        let message = RaftMessage {
+            payload: payload.into(),
+            to,
+        };
         let call = async {
             match rpc {
                 RaftRpc::Append => client.append(message).await,
@@ -83,8 +90,8 @@ impl RaftTransport for GrpcTransport {
         }
     }
 
-    async fn snapshot(&self, addr: &str, stream: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
-        match self.client(Purpose::Snapshot, addr).snapshot(Messages(stream)).await {
+    async fn snapshot(&self, addr: &str, to: u64, stream: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
+        match self.client(Purpose::Snapshot, addr).snapshot(Messages { to, chunks: stream }).await {
             Ok(reply) => Ok(reply.into_inner().payload.into()),
             Err(status) => Err(failed(addr, &status)),
         }

@@ -148,10 +148,10 @@ impl Consensus for Hand {
     async fn transfer_leader(&self, _: u64) -> Result<(), ConsensusError> {
         Err(ConsensusError::NotLeader { leader: None })
     }
-    async fn handle(&self, _: RaftRpc, _: Bytes) -> Result<Bytes, ConsensusError> {
+    async fn handle(&self, _: u64, _: RaftRpc, _: Bytes) -> Result<Bytes, ConsensusError> {
         Err(ConsensusError::NotLeader { leader: None })
     }
-    async fn handle_snapshot(&self, _: BoxStream<'static, Result<Bytes, String>>) -> Result<Bytes, ConsensusError> {
+    async fn handle_snapshot(&self, _: u64, _: BoxStream<'static, Result<Bytes, String>>) -> Result<Bytes, ConsensusError> {
         Err(ConsensusError::NotLeader { leader: None })
     }
     async fn shutdown(&self) {}

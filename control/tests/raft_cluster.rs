@@ -4,7 +4,7 @@
 mod raft_lab;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -263,16 +263,62 @@ async fn messages_that_can_not_be_read_are_refused() {
     use mesh_control::consensus::RaftRpc;
     let lab = Lab::new(1).await;
     for rpc in [RaftRpc::Append, RaftRpc::Vote, RaftRpc::TransferLeader] {
-        let e = lab.hosts[&1].handle(rpc, "{\"x\":1}".into()).await.unwrap_err();
+        let e = lab.hosts[&1].handle(1, rpc, "{\"x\":1}".into()).await.unwrap_err();
         assert!(matches!(e, ConsensusError::Invalid(_)), "{e:?}");
     }
     for chunks in [vec![], vec![Ok("{}\n".into())], vec![Err("reset".to_string())]] {
-        let e = lab.hosts[&1].handle_snapshot(stream::iter(chunks).boxed()).await.unwrap_err();
+        let e = lab.hosts[&1].handle_snapshot(1, stream::iter(chunks).boxed()).await.unwrap_err();
         assert!(matches!(e, ConsensusError::Invalid(_)), "{e:?}");
     }
     lab.hosts[&1].propose(rotate(1)).await.unwrap();
     let host: Arc<dyn Consensus> = lab.hosts[&1].clone();
     assert!(host.fatal().borrow().is_none());
+}
+
+/// A host that was demoted and is promoted again at once still runs under its old raft id when the leader
+/// takes the new one in: nothing that the old one writes or promises counts for the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_answers_for_no_other_raft_id() {
+    use mesh_control::consensus::RaftRpc;
+    let mut lab = Lab::new(3).await;
+    for rpc in [RaftRpc::Append, RaftRpc::Vote, RaftRpc::TransferLeader] {
+        let e = lab.hosts[&3].handle(9, rpc, "{}".into()).await.unwrap_err();
+        assert!(
+            matches!(&e, ConsensusError::Invalid(why) if why.contains("raft id 9") && why.contains("raft id 3")),
+            "{e:?}"
+        );
+    }
+    let e = lab.hosts[&3].handle_snapshot(9, stream::empty().boxed()).await.unwrap_err();
+    assert!(matches!(&e, ConsensusError::Invalid(why) if why.contains("raft id 9")), "{e:?}");
+
+    let leader = lab.hosts[&1].clone();
+    leader.set_members(members(&[1, 2])).await.unwrap();
+    let wanted = BTreeMap::from([(1, addr(1)), (2, addr(2)), (9, addr(3))]);
+    let promote = tokio::spawn({
+        let leader = leader.clone();
+        async move { leader.set_members(wanted).await }
+    });
+    until("the new raft id to be a learner", || {
+        leader.leadership().borrow().learners.contains_key(&9)
+    })
+    .await;
+    // Written while the old instance is all that is there.
+    for n in 1..=20 {
+        leader.propose(rotate(n)).await.unwrap();
+    }
+    assert!(
+        !leader.leadership().borrow().voters.contains_key(&9),
+        "a vote for one that is not there"
+    );
+    assert_eq!(rotated(&lab.hosts[&3].objects().1), 0);
+    // It ends, and the host begins under the new one.
+    lab.hosts.remove(&3).unwrap().shutdown().await;
+    let host = raft_lab::start_at(&lab.net, lab.dir.path(), 9, &addr(3)).await;
+    lab.hosts.insert(9, host);
+    promote.await.unwrap().unwrap();
+    lab.agree(&[1, 2, 9]).await;
+    // Without the first two's help it knows what was acknowledged before it came.
+    assert_eq!(rotated(&lab.hosts[&9].objects().1), 20);
 }
 
 /// Cuts, restarts and changes of leader at random while somebody writes and somebody reads: no

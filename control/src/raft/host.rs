@@ -173,6 +173,18 @@ impl RaftHost {
         }
     }
 
+    /// Refuses what is for another raft id. A host that is demoted and promoted again runs under its old one for
+    /// a while: what it acknowledged or promised for the new one would be gone with the old log.
+    fn check_target(&self, to: u64) -> Result<(), ConsensusError> {
+        let own = *self.raft.node_id();
+        if to == 0 || to == own {
+            return Ok(());
+        }
+        Err(ConsensusError::Invalid(format!(
+            "the message is for the manager with raft id {to}, but this one still has raft id {own}"
+        )))
+    }
+
     /// Refuses what would only pile up in the log of a leader that nobody hears.
     fn check_leading(&self) -> Result<(), ConsensusError> {
         let now = leadership::leadership(&self.raft.metrics().borrow_watched(), &self.heard);
@@ -351,7 +363,8 @@ impl Consensus for RaftHost {
         }
     }
 
-    async fn handle(&self, rpc: RaftRpc, payload: Bytes) -> Result<Bytes, ConsensusError> {
+    async fn handle(&self, to: u64, rpc: RaftRpc, payload: Bytes) -> Result<Bytes, ConsensusError> {
+        self.check_target(to)?;
         let stopped = |e: RaftError<TypeConfig>| match e {
             RaftError::Fatal(e) => fatal(&e),
             RaftError::APIError(never) => match never {},
@@ -373,7 +386,8 @@ impl Consensus for RaftHost {
         }
     }
 
-    async fn handle_snapshot(&self, stream: BoxStream<'static, Result<Bytes, String>>) -> Result<Bytes, ConsensusError> {
+    async fn handle_snapshot(&self, to: u64, stream: BoxStream<'static, Result<Bytes, String>>) -> Result<Bytes, ConsensusError> {
+        self.check_target(to)?;
         let received = snapshot::decode(stream).await;
         let (vote, snapshot) = received.map_err(|e| ConsensusError::Invalid(super::store::chain(&e)))?;
         encode(&self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| fatal(&e))?)

@@ -42,8 +42,9 @@ pub struct Network(pub Arc<dyn RaftTransport>);
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
-    async fn new_client(&mut self, _target: u64, node: &BasicNode) -> Peer {
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
         Peer {
+            id: target,
             addr: node.addr.clone(),
             transport: self.0.clone(),
         }
@@ -52,6 +53,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 /// Another manager.
 pub struct Peer {
+    id: u64,
     addr: String,
     transport: Arc<dyn RaftTransport>,
 }
@@ -64,7 +66,7 @@ impl Peer {
         timeout: Duration,
     ) -> Result<A, RPCError<TypeConfig>> {
         let payload = serde_json::to_vec(request).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
-        let call = self.transport.call(&self.addr, rpc, Bytes::from(payload), timeout);
+        let call = self.transport.call(&self.addr, self.id, rpc, Bytes::from(payload), timeout);
         let answer = match tokio::time::timeout(timeout, call).await {
             Ok(answer) => answer.map_err(rpc_error)?,
             Err(_) => {
@@ -130,7 +132,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let chunks = snapshot::encode(vote, snapshot).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
-        let send = self.transport.snapshot(&self.addr, chunks.boxed());
+        let send = self.transport.snapshot(&self.addr, self.id, chunks.boxed());
         let answer = tokio::select! {
             closed = cancel => return Err(closed.into()),
             answer = tokio::time::timeout(option.soft_ttl(), send) => answer,

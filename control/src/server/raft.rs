@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use mesh_api::proto::{RaftMessage, raft_server::Raft};
 use mesh_core::Refusal;
 use tonic::{Request, Response, Status, Streaming};
@@ -15,13 +15,17 @@ pub(super) struct Service(pub Arc<Shared>);
 
 impl Service {
     async fn handle(&self, rpc: RaftRpc, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
-        answer(self.0.consensus.handle(rpc, request.into_inner().payload.into()).await)
+        let RaftMessage { payload, to } = request.into_inner();
+        answer(self.0.consensus.handle(to, rpc, payload.into()).await)
     }
 }
 
 fn answer(result: Result<Bytes, ConsensusError>) -> Result<Response<RaftMessage>, Status> {
     let payload = result.map_err(|e| status_of(&Refusal::from(e)))?;
-    Ok(Response::new(RaftMessage { payload: payload.into() }))
+    Ok(Response::new(RaftMessage {
+        payload: payload.into(),
+        to: 0,
+    }))
 }
 
 #[tonic::async_trait]
@@ -39,9 +43,13 @@ impl Raft for Service {
     }
 
     async fn snapshot(&self, request: Request<Streaming<RaftMessage>>) -> Result<Response<RaftMessage>, Status> {
-        let chunks = request
-            .into_inner()
+        let mut messages = request.into_inner();
+        // For whom it is stands in the first one.
+        let first = messages.message().await?.unwrap_or_default();
+        let to = first.to;
+        let chunks = stream::once(async { Ok(first) })
+            .chain(messages)
             .map(|m| m.map(|m| Bytes::from(m.payload)).map_err(|s| s.message().to_owned()));
-        answer(self.0.consensus.handle_snapshot(Box::pin(chunks)).await)
+        answer(self.0.consensus.handle_snapshot(to, Box::pin(chunks)).await)
     }
 }

@@ -66,14 +66,14 @@ impl Wire {
 
 #[async_trait]
 impl RaftTransport for Wire {
-    async fn call(&self, addr: &str, rpc: RaftRpc, payload: Bytes, _timeout: Duration) -> Result<Bytes, TransportError> {
-        self.answer(addr, self.host(addr)?.handle(rpc, payload).await)
+    async fn call(&self, addr: &str, to: u64, rpc: RaftRpc, payload: Bytes, _timeout: Duration) -> Result<Bytes, TransportError> {
+        self.answer(addr, self.host(addr)?.handle(to, rpc, payload).await)
     }
 
-    async fn snapshot(&self, addr: &str, stream: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
+    async fn snapshot(&self, addr: &str, to: u64, stream: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
         self.net.snapshots.fetch_add(1, Ordering::Relaxed);
         let host = self.host(addr)?;
-        self.answer(addr, host.handle_snapshot(stream.map(Ok).boxed()).await)
+        self.answer(addr, host.handle_snapshot(to, stream.map(Ok).boxed()).await)
     }
 }
 
@@ -102,8 +102,17 @@ pub fn wire(net: &Arc<Net>, id: u64) -> Arc<dyn RaftTransport> {
 
 /// Starts a manager on a net.
 pub async fn start(net: &Arc<Net>, dir: &Path, id: u64) -> Arc<RaftHost> {
-    let host = RaftHost::start(&dir.join(id.to_string()), id, wire(net, id)).await.unwrap();
-    net.hosts.lock().unwrap().insert(addr(id), Arc::downgrade(&host));
+    start_at(net, dir, id, &addr(id)).await
+}
+
+/// Starts a manager on a net, at the address that another had.
+pub async fn start_at(net: &Arc<Net>, dir: &Path, id: u64, at: &str) -> Arc<RaftHost> {
+    let wire = Arc::new(Wire {
+        me: at.to_owned(),
+        net: net.clone(),
+    });
+    let host = RaftHost::start(&dir.join(id.to_string()), id, wire).await.unwrap();
+    net.hosts.lock().unwrap().insert(at.to_owned(), Arc::downgrade(&host));
     host
 }
 
