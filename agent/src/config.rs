@@ -204,6 +204,34 @@ pub struct Flags {
     pub log_format: Option<LogFormat>,
 }
 
+/// What to log, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logging {
+    /// See [`Flags::log`].
+    pub filter: String,
+    /// See [`Flags::log_format`].
+    pub format: LogFormat,
+}
+
+impl Logging {
+    /// As the flags say, else as the file does.
+    pub fn of(flags: &Flags, file: &Flags) -> Self {
+        Self {
+            filter: flags.log.as_ref().or(file.log.as_ref()).map_or_else(|| "info".into(), Clone::clone),
+            format: flags.log_format.or(file.log_format).unwrap_or_default(),
+        }
+    }
+
+    /// The flags that say this.
+    pub fn flags(&self) -> [String; 2] {
+        let format = match self.format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        [format!("--log={}", self.filter), format!("--log-format={format}")]
+    }
+}
+
 /// The settings in force.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -235,10 +263,8 @@ pub struct Config {
     pub metrics: Option<MetricsAt>,
     /// See [`Flags::consul_http`].
     pub consul_http: Option<SocketAddr>,
-    /// See [`Flags::log`].
-    pub log: String,
-    /// See [`Flags::log_format`].
-    pub log_format: LogFormat,
+    /// What to log, and how.
+    pub logging: Logging,
 }
 
 /// A setting that can not be.
@@ -262,6 +288,7 @@ impl Config {
             Some(path) => read(path)?,
             None => Flags::default(),
         };
+        let logging = Logging::of(&flags, &file);
         let dir = |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| flag.or(file).unwrap_or_else(|| default.into());
         let hostname = match flags.hostname.or(file.hostname) {
             Some(name) => name,
@@ -301,8 +328,7 @@ impl Config {
                 }),
             },
             consul_http: flags.consul_http.or(file.consul_http),
-            log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
-            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+            logging,
         };
         for (flag, path) in [
             ("data-dir", &config.data_dir),
@@ -389,6 +415,19 @@ mod tests {
         std::fs::write(&file, "hostnam = \"typo\"\n").unwrap();
         let e = load(&["--config", file.to_str().unwrap()]).unwrap_err().to_string();
         assert!(e.contains("hostnam") && !e.contains('\n'), "{e}");
+    }
+
+    #[test]
+    fn the_front_is_told_how_to_log() {
+        let logging = Logging {
+            filter: "meshd=debug,info".into(),
+            format: LogFormat::Json,
+        };
+        let told = [vec!["meshd".into()], logging.flags().to_vec()].concat();
+        let told = told.into_iter().chain(["docker-front", "/p", "/t"].map(String::from));
+        let cli = Cli::try_parse_from(told).unwrap();
+        assert!(matches!(cli.command, Some(Command::DockerFront { .. })));
+        assert_eq!(Logging::of(&cli.flags, &Flags::default()), logging);
     }
 
     #[test]

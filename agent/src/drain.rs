@@ -12,7 +12,7 @@ use mesh_core::{
     command::Command,
     objects::{Endpoint, EndpointState, NodeState, Object},
 };
-use mesh_overlay::Netns;
+use mesh_overlay::{Netns, Ports};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
@@ -43,8 +43,9 @@ impl App {
     /// ended with it.
     pub async fn emptied(&self, endpoint: &Endpoint, drain: Duration) {
         let end = Instant::now() + drain;
+        let mut ports = Ports::default();
         loop {
-            let flows = match self.left(endpoint).await {
+            let flows = match self.left(endpoint, &mut ports).await {
                 Ok(0) => return,
                 Ok(flows) => flows,
                 Err(error) => {
@@ -63,7 +64,7 @@ impl App {
 
     /// Flows that are left to an endpoint of this host. Those that came by a published port are in the tables here,
     /// whichever node they came in at; a container's connections to a VIP are in none, but are sockets of the endpoint's.
-    async fn left(&self, endpoint: &Endpoint) -> Result<u64, String> {
+    async fn left(&self, endpoint: &Endpoint, ports: &mut Ports) -> Result<u64, String> {
         let (to, answer) = oneshot::channel();
         let asked = self.requests.send(Request::LiveFlows(endpoint.slot, to)).await;
         let carried = match (asked, answer.await) {
@@ -72,10 +73,12 @@ impl App {
             (Ok(()), Ok(carried)) => carried.map_err(|e| chain(&e))?,
         };
         let (sandbox, own) = (&endpoint.sandbox, endpoint.ips().collect());
-        if carried > 0 || !sandbox.is_known() {
+        if !sandbox.is_known() {
             return Ok(carried);
         }
-        Netns::connections(&sandbox.netns, sandbox.inode, own).await.map_err(|e| chain(&e))
+        // Also where the tables have some: the server may stop listening before those end.
+        let made = Netns::connections(&sandbox.netns, sandbox.inode, own, ports).await;
+        if carried > 0 { Ok(carried) } else { made.map_err(|e| chain(&e)) }
     }
 
     /// Waits until every node that is heard has applied `revision`. Those that take too long are

@@ -30,7 +30,7 @@ mod traffic;
 use std::{path::Path, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
-use config::{Cli, Command, Config, LogFormat};
+use config::{Cli, Command, Config, LogFormat, Logging};
 
 /// A pass over a large cluster needs for moments several times what stays. The C library's allocator keeps
 /// most of that, in pieces between what is in use; this one gives it back to the kernel, by a thread of its
@@ -53,28 +53,21 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Some(Command::Man { dir }) = cli.command {
-        return match man(&dir) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => {
-                eprintln!("meshd: cannot write to {}: {e}", dir.display());
-                ExitCode::FAILURE
-            }
-        };
-    }
-    let config = match Config::load(cli.flags) {
-        Ok(config) => config,
-        Err(e) => {
-            eprintln!("meshd: {}", execute::chain(&e));
-            return ExitCode::from(2);
-        }
-    };
-    let result = match cli.command {
-        Some(Command::Cleanup { force }) => runtime().and_then(|rt| rt.block_on(run::cleanup(&config, force))),
-        Some(Command::DockerFront { plugin, to }) => log(&config)
+    let Cli { command, flags } = cli;
+    let load = |flags| Config::load(flags).map_err(|e| Exit::from(e).with_code(2));
+    let result = match command {
+        Some(Command::Man { dir }) => man(&dir).map_err(|e| Exit::new(format!("cannot write to {}: {e}", dir.display()))),
+        // It has none of the other settings: its meshd may have them from anywhere.
+        Some(Command::DockerFront { plugin, to }) => log(&Logging::of(&flags, &config::Flags::default()))
             .and_then(|()| front_runtime())
             .and_then(|rt| rt.block_on(docker::front::process::run(plugin, to))),
-        None | Some(Command::Man { .. }) => log(&config).and_then(|()| runtime()).and_then(|rt| rt.block_on(run::agent(config))),
+        Some(Command::Cleanup { force }) => {
+            load(flags).and_then(|config| runtime().and_then(|rt| rt.block_on(run::cleanup(&config, force))))
+        }
+        None => load(flags).and_then(|config| {
+            log(&config.logging)?;
+            runtime()?.block_on(run::agent(config))
+        }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -144,16 +137,18 @@ fn front_runtime() -> Result<tokio::runtime::Runtime, Exit> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-fn log(config: &Config) -> Result<(), Exit> {
+fn log(logging: &Logging) -> Result<(), Exit> {
     // Openraft's info is for those who work on it; naming it in --log brings it back.
-    let filter = tracing_subscriber::EnvFilter::try_new(format!("openraft=warn,{}", config.log))
-        .map_err(|e| Exit::new(format!("--log {:?} is not a filter: {e}", config.log)).with_code(2))?;
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("openraft=warn,{}", logging.filter))
+        .map_err(|e| Exit::new(format!("--log {:?} is not a filter: {e}", logging.filter)).with_code(2))?;
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let out = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A line that standard error does not take would be told there, which panics.
+        .log_internal_errors(false)
         .with_ansi(colour);
-    match config.log_format {
+    match logging.format {
         LogFormat::Text => out.init(),
         LogFormat::Json => out.json().init(),
     }

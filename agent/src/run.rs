@@ -30,7 +30,10 @@ use crate::{
     config::Config,
     consul,
     cri::{self, Pods},
-    docker::{self, front::keep},
+    docker::{
+        self,
+        front::keep::{self, Keeper},
+    },
     events::EventLog,
     execute::{Executor, chain},
     founding,
@@ -202,31 +205,35 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
 struct DockerSockets {
     /// Where the front hands requests on to.
     listener: UnixListener,
+    /// Has Docker's socket.
+    keeper: Keeper,
     /// Lasts as long as the front.
-    front: UnixStream,
+    front: Option<UnixStream>,
 }
 
-/// The sockets for Docker's driver. One that nobody asked for is done without where it can not be had.
+/// The sockets for Docker's driver. Where Docker's can not be had and nobody asked for it, it is tried for again later.
 async fn listen_for_docker(config: &Config) -> Result<Option<DockerSockets>, Exit> {
     let Some(plugin) = &config.docker_plugin else { return Ok(None) };
     let listener = local_api::listen(&config.docker_front()).await?;
-    match keep::ensure(&plugin.path, &config.docker_front()).await {
-        Ok(front) => Ok(Some(DockerSockets { listener, front })),
-        Err(e) if plugin.asked => Err(e.into()),
-        Err(e) => {
-            tracing::warn!(error = %chain(&e), "docker's containers cannot use the driver mesh");
-            Ok(None)
-        }
-    }
+    let keeper = Keeper {
+        plugin: plugin.path.clone(),
+        to: config.docker_front(),
+        logging: config.logging.clone(),
+    };
+    let front = match keeper.ensure().await {
+        Ok(front) => Some(front),
+        Err(e) if plugin.asked => return Err(e.into()),
+        // Told by the keeper, if it stays so.
+        Err(_) => None,
+    };
+    Ok(Some(DockerSockets { listener, keeper, front }))
 }
 
 /// Docker's driver, until `stop`. Docker's socket goes before the last requests are finished.
 async fn serve_docker(app: Arc<App>, sockets: Option<DockerSockets>, stop: CancellationToken) {
-    let (Some(sockets), Some(plugin)) = (sockets, app.config.docker_plugin.clone()) else {
-        return;
-    };
+    let Some(sockets) = sockets else { return };
     let own = app.config.docker_front();
-    let front = tokio::spawn(keep::run(plugin.path, own.clone(), sockets.front, stop.clone()));
+    let front = tokio::spawn(sockets.keeper.run(sockets.front, stop.clone()));
     let learn = tokio::spawn(stop.clone().run_until_cancelled_owned(docker::learn::run(app.clone())));
     let serve = tokio::spawn(docker::serve(app, sockets.listener, stop));
     drop((front.await, learn.await, serve.await));

@@ -42,6 +42,7 @@ pub use host::HostFacts;
 pub use inside::{Inside, inspect};
 pub use netns::Netns;
 pub use segment::Segment;
+pub use sockets::Ports;
 pub use survey::Survey;
 
 use filter::Filter;

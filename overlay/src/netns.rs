@@ -17,7 +17,10 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
-use crate::{error::Error, sockets};
+use crate::{
+    error::Error,
+    sockets::{self, Ports},
+};
 
 /// An open network namespace. It lives at least as long as this.
 #[derive(Debug)]
@@ -88,16 +91,19 @@ impl Netns {
         on_thread(request, move || setns(file, CloneFlags::CLONE_NEWNET), work).await
     }
 
-    /// The TCP connections that others have made to one of these addresses of a container; none where it is gone.
+    /// The TCP connections that others have made to one of these addresses of a container, at one of `ports`; none
+    /// where it is gone. The ports that are listened at now are added to those.
     ///
     /// # Errors
     /// When the namespace can not be entered, or the kernel does not list sockets.
-    pub async fn connections(path: &str, inode: u64, own: BTreeSet<IpAddr>) -> Result<u64, Error> {
+    pub async fn connections(path: &str, inode: u64, own: BTreeSet<IpAddr>, ports: &mut Ports) -> Result<u64, Error> {
         let netns = match Self::open_sandbox(path, inode) {
             Err(Error::SandboxGone { .. }) => return Ok(0),
             other => other?,
         };
-        let counted = netns.run(move || sockets::inbound(&own)).await?;
+        let mut known = ports.clone();
+        let (counted, known) = netns.run(move || (sockets::inbound(&own, &mut known), known)).await?;
+        *ports = known;
         counted.map_err(Error::io(format!("list connections in {path}")))
     }
 

@@ -59,11 +59,17 @@ pub fn end(peers: &BTreeSet<IpAddr>) -> io::Result<usize> {
     Ok(ended)
 }
 
-/// The TCP connections of the calling thread's namespace that others have made to one of its addresses `own`.
+/// Ports that something listens at, or did at an earlier look: a server that ends in good order listens no more
+/// while it answers what it has.
+#[derive(Clone, Debug, Default)]
+pub struct Ports(BTreeSet<[u8; 2]>);
+
+/// The TCP connections of the calling thread's namespace that others have made to one of its addresses `own`, at
+/// one of `ports`, to which those are added that are listened at now.
 ///
 /// # Errors
 /// The kernel does not list sockets.
-pub fn inbound(own: &BTreeSet<IpAddr>) -> io::Result<u64> {
+pub fn inbound(own: &BTreeSet<IpAddr>, ports: &mut Ports) -> io::Result<u64> {
     let fd = open()?;
     let mut listed = [SERVED, LISTENING].map(|_| Vec::new());
     for (states, to) in [SERVED, LISTENING].into_iter().zip(&mut listed) {
@@ -73,10 +79,10 @@ pub fn inbound(own: &BTreeSet<IpAddr>) -> io::Result<u64> {
         }
     }
     let [served, listening] = listed;
-    let ports: BTreeSet<[u8; 2]> = listening.iter().map(|(_, id)| [id[0], id[1]]).collect();
+    ports.0.extend(listening.iter().map(|(_, id)| [id[0], id[1]]));
     let is_inbound = |(family, id): &&(u8, [u8; ID])| {
         let (from, to) = (destination(*family, id), source(*family, id));
-        ports.contains(&[id[0], id[1]]) && own.contains(&to) && from != to
+        ports.0.contains(&[id[0], id[1]]) && own.contains(&to) && from != to
     };
     Ok(served.iter().filter(is_inbound).count() as u64)
 }

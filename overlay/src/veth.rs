@@ -203,10 +203,15 @@ pub(crate) async fn add_returns(overlay: &Overlay, name: &str, peer: &Peer) -> R
     let sandbox = Socket::open_in(&netns).await?;
     let (inside, addrs) = try_join(link::all(&sandbox), addr::all(&sandbox)).await?;
     let is_far_end = |d: &&Device| d.peer == Some(device.index) && device.peer == Some(d.index);
-    if let Some(far) = inside.iter().find(is_far_end) {
-        let is_there = |a: &IpNet| addrs.iter().any(|s| s.index == far.index && s.addr.addr() == a.addr());
-        returns(&sandbox, far, peer, is_there).await?;
+    let Some(far) = inside.iter().find(is_far_end) else {
+        return Ok(());
+    };
+    let is_there = |a: &IpNet| addrs.iter().any(|s| s.index == far.index && s.addr.addr() == a.addr());
+    // The engine is still at it: the next pass finds them.
+    if !peer.addrs.iter().any(is_there) {
+        return Ok(());
     }
+    returns(&sandbox, far, peer, is_there).await?;
     link::regroup(&overlay.socket, &device, link::RETURNS).await
 }
 

@@ -205,7 +205,6 @@ async fn what_an_engine_takes_waits_and_is_left_alone_then() {
     assert_eq!(inside.free_name(), "eth0");
     // Its container is known: the ways back, for the addresses that the engine gave it, once.
     let addr = veth.peer.addrs[0];
-    lab.pod.ok(&format!("ip addr add {addr} dev eth3"));
     assert!(!taken.veths[&name].returns);
     let mut known = veth.peer.clone();
     (known.waits, known.taken, known.netns, known.inode) = (false, true, lab.pod.path(), lab.pod.open().inode());
@@ -215,6 +214,9 @@ async fn what_an_engine_takes_waits_and_is_left_alone_then() {
         name: name.clone(),
         peer: known,
     };
+    apply(&lab.overlay, [returns.clone()]).await;
+    assert!(!seen().await.veths[&name].returns, "the engine has given it no address yet");
+    lab.pod.ok(&format!("ip addr add {addr} dev eth3"));
     apply(&lab.overlay, [returns.clone()]).await;
     apply(&lab.overlay, [returns.clone()]).await;
     assert!(seen().await.veths[&name].returns);

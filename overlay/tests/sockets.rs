@@ -11,6 +11,7 @@ use std::{
 
 use lab::*;
 use mesh_core::action::NetAction;
+use mesh_overlay::{Netns, Ports};
 
 const GONE: [&str; 2] = ["127.0.0.2", "::1"];
 const THERE: &str = "127.0.0.3";
@@ -86,22 +87,26 @@ async fn connections_that_others_made_are_counted() {
         (listener, to, served)
     };
     let (listener, clients, served) = netns.run(open).await.unwrap();
-    let count = async |own: &[&str]| {
+    let look = async |own: &[&str], ports: &mut Ports| {
         let own = own.iter().map(|a| ip(a)).collect();
-        mesh_overlay::Netns::connections(&container.path(), netns.inode(), own)
-            .await
-            .unwrap()
+        Netns::connections(&container.path(), netns.inode(), own, ports).await.unwrap()
     };
+    let count = async |own: &[&str]| look(own, &mut Ports::default()).await;
     assert_eq!(count(&["127.0.0.2"]).await, 1);
     assert_eq!(count(&["127.0.0.2", "127.0.0.3", "::1"]).await, 2, "its own to itself are nobody's");
     assert_eq!(count(&["127.0.0.1"]).await, 0, "what it connects to is not what it serves");
+    // A server that ends in good order.
+    let mut ports = Ports::default();
+    assert_eq!(look(&["127.0.0.2"], &mut ports).await, 1);
+    drop(listener);
+    assert_eq!(look(&["127.0.0.2"], &mut ports).await, 1, "it still answers");
+    assert_eq!(count(&["127.0.0.2"]).await, 0, "nobody knows who made it");
     drop(clients);
     drop(served);
     until("the connections' end", || {
         container.ok("ss -Htn state established").trim().is_empty()
     });
-    assert_eq!(count(&["127.0.0.2", "127.0.0.3"]).await, 0);
-    drop(listener);
-    let gone = mesh_overlay::Netns::connections("/run/netns/no-such", 1, [ip("127.0.0.2")].into()).await;
+    assert_eq!(look(&["127.0.0.2", "127.0.0.3"], &mut ports).await, 0);
+    let gone = Netns::connections("/run/netns/no-such", 1, [ip("127.0.0.2")].into(), &mut ports).await;
     assert_eq!(gone.unwrap(), 0);
 }

@@ -11,13 +11,14 @@ use std::{
 use tokio::{
     io::AsyncReadExt,
     net::UnixStream,
-    process::Command,
+    process::{Child, Command},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{END, Who, ask_front, who};
 use crate::{
+    config::Logging,
     execute::chain,
     local_api::{self, ListenError},
 };
@@ -49,80 +50,104 @@ pub enum KeepError {
     },
 }
 
-/// Sees to it that a front at `plugin` hands requests on to `to`; the connection lasts as long as that front.
-///
-/// # Errors
-/// When it can not be had, or another meshd's is there.
-pub async fn ensure(plugin: &Path, to: &Path) -> Result<UnixStream, KeepError> {
-    let silent = || KeepError::Silent(plugin.to_owned());
-    let ours = Who::ours(to);
-    match who(plugin).await {
-        Some(front) if front == ours => {}
-        Some(front) if front.to == to => {
-            ask_front(plugin, END).await;
-            let gone = timeout(START, async {
-                while plugin.exists() {
-                    sleep(Duration::from_millis(10)).await;
-                }
-            });
-            gone.await.map_err(|_| KeepError::Stays {
-                at: plugin.to_owned(),
-                version: front.version,
-            })?;
-            start(plugin, to).await?;
-        }
-        // Another meshd's front is no stale socket, which this says.
-        Some(_) | None => start(plugin, to).await?,
-    }
-    let begun = Instant::now();
-    while who(plugin).await.as_ref() != Some(&ours) {
-        if begun.elapsed() >= START {
-            return Err(silent());
-        }
-        sleep(Duration::from_millis(10)).await;
-    }
-    UnixStream::connect(plugin).await.map_err(|_| silent())
+/// What a front is started with.
+#[derive(Debug)]
+pub struct Keeper {
+    /// Docker's socket.
+    pub plugin: PathBuf,
+    /// meshd's, where the front hands requests on to.
+    pub to: PathBuf,
+    /// The front logs as meshd does.
+    pub logging: Logging,
 }
 
-/// Its socket is opened here, where errors have somebody to tell them to, and is the process's standard input.
-async fn start(plugin: &Path, to: &Path) -> Result<(), KeepError> {
-    let listener = local_api::listen(plugin).await?.into_std().map_err(KeepError::Start)?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg("docker-front")
-        .args([plugin, to])
-        .stdin(Stdio::from(OwnedFd::from(listener)))
-        // What is sent to meshd's group, as from a terminal, is for meshd, which ends the front.
-        .process_group(0)
-        .spawn()
-        .map_err(KeepError::Start)?;
-    tokio::spawn(async move { child.wait().await });
-    Ok(())
-}
-
-/// Starts another where the front ends, until `stop`; then ends it.
-pub async fn run(plugin: PathBuf, to: PathBuf, first: UnixStream, stop: CancellationToken) {
-    let mut front = Some(first);
-    let keep = async {
-        loop {
-            if let Some(mut held) = front.take() {
-                // It says nothing unasked: this is its end.
-                drop(held.read(&mut [0]).await);
-                tracing::warn!("the process of docker's socket ended: another is started");
+impl Keeper {
+    /// Sees to it that there is a front; the connection lasts as long as that one.
+    ///
+    /// # Errors
+    /// When it can not be had, or another meshd's is there.
+    pub async fn ensure(&self) -> Result<UnixStream, KeepError> {
+        let plugin = &self.plugin;
+        let ours = Who::ours(&self.to);
+        let mut child = match who(plugin).await {
+            Some(front) if front == ours => None,
+            Some(front) if front.to == self.to => {
+                ask_front(plugin, END).await;
+                let gone = timeout(START, async {
+                    while plugin.exists() {
+                        sleep(Duration::from_millis(10)).await;
+                    }
+                });
+                gone.await.map_err(|_| KeepError::Stays {
+                    at: plugin.clone(),
+                    version: front.version,
+                })?;
+                Some(self.start().await?)
             }
-            match ensure(&plugin, &to).await {
-                Ok(held) => front = Some(held),
-                Err(e) => {
-                    tracing::warn!(error = %chain(&e), "docker's containers cannot use the driver mesh");
-                    sleep(AGAIN).await;
+            // Another meshd's front is no stale socket, which this says.
+            Some(_) | None => Some(self.start().await?),
+        };
+        let begun = Instant::now();
+        while who(plugin).await.as_ref() != Some(&ours) {
+            if begun.elapsed() >= START {
+                // It holds the socket, at which another could not be started.
+                if let Some(child) = &mut child {
+                    child.kill().await.map_err(KeepError::Start)?;
+                }
+                return Err(KeepError::Silent(plugin.clone()));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        if let Some(mut child) = child {
+            tokio::spawn(async move { child.wait().await });
+        }
+        UnixStream::connect(plugin).await.map_err(|_| KeepError::Silent(plugin.clone()))
+    }
+
+    /// Its socket is opened here, where errors have somebody to tell them to, and is the process's standard input.
+    async fn start(&self) -> Result<Child, KeepError> {
+        let listener = local_api::listen(&self.plugin).await?.into_std().map_err(KeepError::Start)?;
+        Command::new("/proc/self/exe")
+            .args(self.logging.flags())
+            .arg("docker-front")
+            .args([&self.plugin, &self.to])
+            .stdin(Stdio::from(OwnedFd::from(listener)))
+            // What is sent to meshd's group, as from a terminal, is for meshd, which ends the front.
+            .process_group(0)
+            .spawn()
+            .map_err(KeepError::Start)
+    }
+
+    /// Starts a front where there is none, or where `front` ends, until `stop`; then ends it.
+    pub async fn run(self, mut front: Option<UnixStream>, stop: CancellationToken) {
+        let keep = async {
+            // What keeps it from being started is told once.
+            let mut told = None;
+            loop {
+                if let Some(mut held) = front.take() {
+                    // It says nothing unasked: this is its end.
+                    drop(held.read(&mut [0]).await);
+                    tracing::warn!("the process of docker's socket ended: another is started");
+                }
+                match self.ensure().await {
+                    Ok(held) => (front, told) = (Some(held), None),
+                    Err(e) => {
+                        let error = chain(&e);
+                        if told.as_ref() != Some(&error) {
+                            tracing::warn!(%error, "docker's containers cannot use the driver mesh; trying again");
+                            told = Some(error);
+                        }
+                        sleep(AGAIN).await;
+                    }
                 }
             }
+        };
+        tokio::select! {
+            () = keep => {}
+            () = stop.cancelled() => {}
         }
-    };
-    tokio::select! {
-        () = keep => {}
-        () = stop.cancelled() => {}
+        end(&self.plugin, &self.to).await;
     }
-    end(&plugin, &to).await;
 }
 
 /// Ends the front of a meshd with these sockets; true if there was one.

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::{net::UnixStream, time::timeout};
@@ -60,9 +60,12 @@ enum AskError {
     /// The connection broke.
     #[error("the connection broke")]
     Http(#[source] hyper::Error),
-    /// The answer was cut off, or is too large.
+    /// The answer was cut off.
     #[error("the answer could not be read: {0}")]
     Body(String),
+    /// The answer is longer than one is read.
+    #[error("the answer is larger than {MESSAGE} bytes")]
+    TooLarge,
 }
 
 /// One request on a connection of its own.
@@ -74,7 +77,10 @@ async fn ask(at: &Path, request: Request<Full<Bytes>>) -> Result<Response<Bytes>
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let (parts, body) = sender.send_request(request).await.map_err(AskError::Http)?.into_parts();
     let body = Limited::new(body, MESSAGE).collect().await;
-    let body = body.map_err(|e| AskError::Body(e.to_string()))?;
+    let body = body.map_err(|e| match e.is::<LengthLimitError>() {
+        true => AskError::TooLarge,
+        false => AskError::Body(e.to_string()),
+    })?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }
 

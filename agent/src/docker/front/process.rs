@@ -2,7 +2,7 @@
 //! when it is told to, or when there has been no meshd for a while.
 
 use std::{
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{END, MESSAGE, WHO, Who, ask};
+use super::{AskError, END, MESSAGE, WHO, Who, ask};
 use crate::{Exit, docker::refused, execute::chain};
 
 /// Between two tries to reach meshd.
@@ -42,7 +42,14 @@ struct Front {
     plugin: PathBuf,
     /// meshd's.
     to: PathBuf,
+    /// The device and the inode of Docker's socket, while it is this front's.
+    socket: Option<(u64, u64)>,
     stop: CancellationToken,
+}
+
+/// The device and the inode of a file, where there is one.
+fn inode(at: &Path) -> Option<(u64, u64)> {
+    at.symlink_metadata().ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Serves at standard input, which is a socket bound to `plugin`, until the end of the front.
@@ -54,6 +61,7 @@ pub async fn run(plugin: PathBuf, to: PathBuf) -> Result<(), Exit> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let front = Arc::new(Front {
+        socket: inode(&plugin),
         plugin,
         to,
         stop: CancellationToken::new(),
@@ -61,11 +69,14 @@ pub async fn run(plugin: PathBuf, to: PathBuf) -> Result<(), Exit> {
     let mut terminate = signal(SignalKind::terminate())?;
     let watched = front.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            () = orphaned(&watched.to) => tracing::warn!("there is no meshd any more: docker's networks of the driver mesh wait for one"),
-        }
+        let is_orphan = tokio::select! {
+            _ = terminate.recv() => false,
+            () = orphaned(&watched.to) => true,
+        };
         watched.end();
+        if is_orphan {
+            tracing::warn!("there is no meshd any more: docker's networks of the driver mesh wait for one");
+        }
     });
     serve(front, listener).await.map_err(Exit::from)
 }
@@ -81,9 +92,12 @@ async fn serve(front: Arc<Front>, listener: UnixListener) -> std::io::Result<()>
 }
 
 impl Front {
-    /// The socket goes first: Docker waits for one that is there and does not answer.
+    /// The socket goes first: Docker waits for one that is there and does not answer. Another's that has taken
+    /// its place stays.
     fn end(&self) {
         if !self.stop.is_cancelled()
+            && self.socket.is_some()
+            && inode(&self.plugin) == self.socket
             && let Err(e) = std::fs::remove_file(&self.plugin)
         {
             tracing::debug!(error = %e, "docker's socket");
@@ -134,6 +148,8 @@ async fn forward(State(front): State<Arc<Front>>, request: Request) -> Response 
                 response.headers_mut().extend(kind.map(|kind| (CONTENT_TYPE, kind)));
                 return response;
             }
+            // It would be so again.
+            Err(e @ AskError::TooLarge) => return refused(&Refusal::other(format!("meshd cannot answer docker: {e}"))),
             Err(e) if front.stop.is_cancelled() || begun.elapsed() >= PATIENCE => {
                 tracing::warn!(verb = parts.uri.path(), error = %chain(&e), "docker's request was given up");
                 return refused(&Refusal::unavailable("meshd does not answer: start it, then try again"));
@@ -159,12 +175,14 @@ mod tests {
     const LONG: Duration = Duration::from_secs(10);
 
     fn front(dir: &Path) -> (Arc<Front>, JoinHandle<std::io::Result<()>>) {
+        let plugin = dir.join("mesh.sock");
+        let listener = UnixListener::bind(&plugin).unwrap();
         let front = Arc::new(Front {
-            plugin: dir.join("mesh.sock"),
+            socket: inode(&plugin),
+            plugin,
             to: dir.join("meshd.sock"),
             stop: CancellationToken::new(),
         });
-        let listener = UnixListener::bind(&front.plugin).unwrap();
         (front.clone(), tokio::spawn(serve(front, listener)))
     }
 
@@ -211,6 +229,30 @@ mod tests {
             (answer.headers()[CONTENT_TYPE].to_str().unwrap(), answer.body().as_ref()),
             ("x/y", &b"{}"[..])
         );
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_large_is_not_asked_for_again() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (_front, _task) = front(tmp.path());
+        let router = Router::new().fallback(async || "x".repeat(MESSAGE + 1));
+        let listener = UnixListener::bind(tmp.path().join("meshd.sock")).unwrap();
+        tokio::spawn(axum::serve(listener, router).into_future());
+        let answer = timeout(LONG, docker(tmp.path(), "{}")).await.unwrap().unwrap();
+        let answer: Value = serde_json::from_slice(answer.body()).unwrap();
+        assert!(answer["Err"].as_str().unwrap().contains("larger than"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_front_leaves_the_socket_that_took_its_own_ones_place() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (front, _task) = front(tmp.path());
+        // Both are there for a moment, so that their inodes differ.
+        let next = tmp.path().join("next.sock");
+        let _other = UnixListener::bind(&next).unwrap();
+        std::fs::rename(&next, &front.plugin).unwrap();
+        front.end();
+        assert!(front.plugin.exists() && front.stop.is_cancelled());
     }
 
     #[tokio::test]
