@@ -201,7 +201,9 @@ pub(crate) async fn add_returns(overlay: &Overlay, name: &str, peer: &Peer) -> R
         other => other?,
     };
     let sandbox = Socket::open_in(&netns).await?;
-    let (inside, addrs) = try_join(link::all(&sandbox), addr::all(&sandbox)).await?;
+    // One after the other: of a second list on one socket the kernel says that it is busy (EBUSY).
+    let inside = link::all(&sandbox).await?;
+    let addrs = addr::all(&sandbox).await?;
     let is_far_end = |d: &&Device| d.peer == Some(device.index) && device.peer == Some(d.index);
     let Some(far) = inside.iter().find(is_far_end) else {
         return Ok(());
