@@ -67,6 +67,8 @@ fn consuls_clients_read_the_catalog() -> Result<()> {
     assert_eq!(get(&lab, "catalog/service/web")?.1.as_array().map(Vec::len), Some(3));
     for (request, status) in [
         ("-X PUT agent/service/register", "405"),
+        ("-H Host:a.example catalog/services", "403"),
+        ("-H Host:localhost:8500 catalog/services", "200"),
         ("kv/a", "404"),
         ("catalog/services?index=x", "400"),
     ] {

@@ -2,8 +2,8 @@
 //!
 //! A service of the mesh is a service there, and each of its endpoints an instance: the endpoint's own address
 //! with the first port that the service has at its endpoints (0 without one), on the node that it is on. An
-//! instance has a check that passes while the balancers would give it new flows, and its node has one that passes
-//! while its data plane answers. Labels are meta; the label `mesh.tags` (`a,b`) of service and endpoint are tags.
+//! instance has a check that passes while the balancers of other nodes would give it new flows, and its node has one
+//! that passes while its data plane answers. Labels are meta; the label `mesh.tags` (`a,b`) of service and endpoint are tags.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,6 +83,9 @@ struct Instance<'a> {
     service: &'a Service,
     endpoint: &'a Endpoint,
     node: &'a Node,
+    /// Nobody else of the service in its network takes new flows: those whose containers are stopping go on taking
+    /// them (as in `core::intent`).
+    last: bool,
 }
 
 /// The instances of all services.
@@ -110,15 +113,24 @@ fn chosen<'a>(all: &'a Objects, found: impl Iterator<Item = (&'a Service, &'a En
     let there = found.filter(|(_, e)| e.state != EndpointState::Starting);
     let instances = there.filter_map(|(service, endpoint)| {
         let node = all.nodes.get(&endpoint.node)?;
-        Some(Instance { service, endpoint, node })
+        Some(Instance {
+            service,
+            endpoint,
+            node,
+            last: false,
+        })
     });
+    let mut chosen: Vec<_> = instances.collect();
+    let place = |i: &Instance<'_>| (i.service.id, i.endpoint.network);
+    let taking: BTreeSet<_> = chosen.iter().filter(|i| i.trouble().is_none()).map(place).collect();
+    chosen.iter_mut().for_each(|i| i.last = !taking.contains(&place(i)));
     let fits = |i: &Instance<'_>| {
         let tags = i.tags();
         question.tags.iter().all(|t| tags.contains(t.as_str()))
             && question.node_meta.iter().all(|(k, v)| i.node.labels.get(k) == Some(v))
-            && (!question.passing || (i.trouble().is_none() && is_up(i.node)))
+            && (!question.passing || i.trouble().is_none())
     };
-    let mut chosen: Vec<_> = instances.filter(fits).collect();
+    chosen.retain(fits);
     chosen.sort_by(|a, b| (&a.node.hostname, a.endpoint.id, &a.service.name).cmp(&(&b.node.hostname, b.endpoint.id, &b.service.name)));
     chosen
 }
@@ -134,12 +146,13 @@ impl<'a> Instance<'a> {
         all.map(str::trim).filter(|t| !t.is_empty()).collect()
     }
 
-    /// Why the balancers give it no new flow.
+    /// Why the balancers of other nodes give it no new flow: none of an instance whose node is down, too.
     fn trouble(&self) -> Option<&'static str> {
         match self.endpoint.state {
-            EndpointState::Ready if self.endpoint.stopping.is_some() => Some("its container was asked to stop"),
+            EndpointState::Ready if !is_up(self.node) => Some("its node's data plane does not answer"),
             EndpointState::Ready if self.endpoint.weight == 0 => Some("its weight is 0"),
             EndpointState::Ready if self.node.availability == Availability::Drain => Some("its node drains"),
+            EndpointState::Ready if self.endpoint.stopping.is_some() && !self.last => Some("its container was asked to stop"),
             EndpointState::Ready => None,
             EndpointState::Draining => Some("it drains"),
             EndpointState::Starting => Some("it is being attached"),

@@ -56,9 +56,13 @@ fn all() -> Objects {
 }
 
 fn ask(path: &str, query: &[(&str, &str)]) -> Value {
+    ask_of(&all(), path, query)
+}
+
+fn ask_of(all: &Objects, path: &str, query: &[(&str, &str)]) -> Value {
     let params: Vec<_> = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let question = Question::read(path, &params).unwrap();
-    answer(&all(), Id::from_bits(OWN), &question).unwrap()
+    answer(all, Id::from_bits(OWN), &question).unwrap()
 }
 
 fn addresses(list: &Value, at: &str) -> Vec<String> {
@@ -106,9 +110,38 @@ fn what_gets_no_new_flow_does_not_pass() {
     let critical = ask("/v1/health/state/critical", &[]);
     assert_eq!(
         addresses(&critical, "/Output"),
-        ["neither its meshd nor its kernel answers", "it drains"]
+        [
+            "neither its meshd nor its kernel answers",
+            "it drains",
+            "its node's data plane does not answer"
+        ]
     );
     assert_eq!(ask("/v1/health/state/any", &[]).as_array().unwrap().len(), 3 + 4);
+}
+
+/// A container that is stopping gets new flows only where no other is left that takes them, in its network.
+#[test]
+fn the_last_ones_pass_until_they_end() {
+    let mut all = all();
+    let mut passing = |id: u64, change: fn(&mut Endpoint)| {
+        let mut e = all.endpoints.get(&Id::from_bits(100 + id)).unwrap().as_ref().clone();
+        change(&mut e);
+        let object = Object::Endpoint(Arc::new(e));
+        let (kind, id) = object.key();
+        all.apply(&Change {
+            kind,
+            id,
+            object: Some(object),
+        });
+        addresses(&ask_of(&all, "/v1/health/service/web", &[("passing", "")]), "/Service/Address")
+    };
+    let stop = |e: &mut Endpoint| e.stopping = Some(Box::new(jiff::Timestamp::UNIX_EPOCH));
+    assert_eq!(passing(2, stop), ["10.1.0.1"]);
+    assert_eq!(passing(1, stop), ["10.1.0.2", "10.1.0.1"], "that on h3 is not reached");
+    assert_eq!(passing(1, |e| e.weight = 0), ["10.1.0.2"]);
+    assert_eq!(passing(4, |e| e.state = EndpointState::Ready), ["10.1.0.4"]);
+    let elsewhere = |e: &mut Endpoint| e.network = Id::from_bits(51);
+    assert_eq!(passing(4, elsewhere), ["10.1.0.2", "10.1.0.4"]);
 }
 
 #[test]
