@@ -168,7 +168,7 @@ async fn peers(all: &Objects, me: Id) -> Check {
 fn segment(app: &App, all: &Objects, me: Id) -> Option<Check> {
     let range = app.applied.borrow().host.as_ref()?.facts.segment;
     let targets = intent::on_segment(all, me, range);
-    judge::segment(all, me, &targets, &app.neighbors.borrow())
+    judge::segment(all, me, range, &targets, &app.neighbors.borrow())
 }
 
 fn hooks(preview: &Result<Preview, String>) -> Check {

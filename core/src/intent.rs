@@ -226,6 +226,9 @@ impl Host<'_> {
         };
         out.links.insert(vxlan.clone(), (network.id, link));
         out.tables.networks.insert(vxlan.clone(), network.vni);
+        if network.encapsulation() == Encapsulation::CrossSubnet {
+            out.tables.ranges.extend(network.subnets.iter().map(|s| (s.subnet, network.vni)));
+        }
         out.hooks.insert(lb::Hook {
             program: lb::Program::FromNetwork,
             dev: vxlan.clone(),
@@ -438,6 +441,7 @@ pub fn on_segment(objects: &Objects, me: Id, segment: Option<IpNet>) -> BTreeMap
         .flat_map(|id| objects.endpoints.in_network(*id).map(|e| e.node))
         .collect();
     let others = nodes.into_iter().filter(|id| *id != me).filter_map(|id| objects.nodes.get(&id));
+    let others = others.filter(|n| n.dataplane == Dataplane::Reachable);
     others
         .filter_map(|n| match (at_segment(n, segment), n.ingress_ip) {
             (Some(mac), IpAddr::V4(ip)) => Some((mac, ip)),

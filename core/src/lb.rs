@@ -166,6 +166,9 @@ pub struct Tables {
     /// Endpoints of other hosts of the segment that are reached without encapsulation, by their addresses;
     /// [`REMOTES`] at most.
     pub remotes: BTreeMap<IpAddr, Remote>,
+    /// Ranges of the networks that are here and go without encapsulation, with their VXLAN network identifiers: nobody
+    /// sends into another's.
+    pub ranges: BTreeMap<IpNet, u32>,
     /// Ethernet addresses of other nodes in the underlay, from which packets to endpoints here are taken
     /// without encapsulation.
     pub neighbors: BTreeSet<Mac>,
@@ -199,6 +202,7 @@ impl Tables {
             locals: self.locals.clone(),
             networks: self.networks.clone(),
             remotes: some(&self.remotes, of.map(|t| &t.remotes)),
+            ranges: self.ranges.clone(),
             neighbors: self.neighbors.clone(),
             peers: self.peers.clone(),
             namespaces: self.namespaces.clone(),
@@ -242,6 +246,8 @@ pub enum Row {
     Network(String, Option<u32>),
     /// See [`Tables::remotes`]; `None` removes.
     Remote(IpAddr, Option<Remote>),
+    /// See [`Tables::ranges`]; `None` removes.
+    Range(IpNet, Option<u32>),
     /// See [`Tables::neighbors`]; false removes.
     Neighbor(Mac, bool),
     /// See [`Tables::peers`]; false removes.

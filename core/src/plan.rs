@@ -282,6 +282,7 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
     r.put.extend(want.peers.difference(&seen.peers).map(|m| Row::Peer(*m, true)));
     r.put
         .extend(want.neighbors.difference(&seen.neighbors).map(|m| Row::Neighbor(*m, true)));
+    changed(&want.ranges, &seen.ranges, |k, v| Row::Range(*k, Some(*v)), &mut r.put);
     changed(&want.remotes, &seen.remotes, |k, v| Row::Remote(*k, Some(*v)), &mut r.put);
     changed(&want.networks, &seen.networks, |k, v| Row::Network(k.clone(), Some(*v)), &mut r.put);
     changed(
@@ -320,6 +321,7 @@ fn rows(want: &Tables, seen: &Tables) -> Rows {
     removed(&want.sources, &seen.sources, |k| Row::Source(*k, None), &mut r.del);
     removed(&want.backends, &seen.backends, |k| Row::Backend(*k, None), &mut r.del);
     removed(&want.remotes, &seen.remotes, |k| Row::Remote(*k, None), &mut r.del);
+    removed(&want.ranges, &seen.ranges, |k| Row::Range(*k, None), &mut r.del);
     removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), &mut r.del);
     removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), &mut r.del);
     r.del

@@ -45,6 +45,8 @@ fn nodes_of_a_segment_reach_each_other_as_they_are() {
     );
     assert_eq!(t.locals.values().filter(|l| l.segment).count(), 1);
     assert_eq!(t.neighbors.len(), 2);
+    let vni = lab.state.objects().network("n2").unwrap().vni;
+    assert_eq!(t.ranges, [("172.31.0.0/24".parse().unwrap(), vni)].into());
     let mut seen = Default::default();
     let steps = plan(&desired(&lab, 1), &seen);
     carry_out(&mut seen, &steps);

@@ -37,11 +37,13 @@ pub(crate) fn facts(survey: &Survey, data_path_addr: IpAddr) -> Result<HostFacts
     let mut routes: Vec<HostRoute> = survey.routes.iter().filter_map(|r| host_route(r, &by_index)).collect();
     routes.sort();
     routes.dedup();
+    // Of the loopback device it is zero.
+    let mac = uplink.mac.filter(|mac| *mac != Mac::default() && mac.0[0] & 1 == 0);
     Ok(HostFacts {
         uplink: uplink.name.clone(),
         mtu: uplink.mtu,
-        mac: uplink.mac,
-        segment: uplink.mac.map(|_| data_path.trunc()),
+        mac,
+        segment: mac.map(|_| data_path.trunc()),
         addrs: on_uplink.map(|a| a.addr.addr()).collect(),
         routes,
     })

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use mesh_api::rest::Check;
 use mesh_core::{
@@ -118,11 +119,21 @@ pub(super) fn peers(answers: &BTreeMap<String, bool>) -> Check {
 }
 
 /// Of the nodes on this one's segment (`targets`, by Ethernet address), who takes packets without encapsulation.
-pub(super) fn segment(all: &Objects, me: Id, targets: &BTreeMap<Mac, Ipv4Addr>, takers: &BTreeSet<Mac>) -> Option<Check> {
+pub(super) fn segment(
+    all: &Objects,
+    me: Id,
+    range: Option<IpNet>,
+    targets: &BTreeMap<Mac, Ipv4Addr>,
+    takers: &BTreeSet<Mac>,
+) -> Option<Check> {
     let here: BTreeSet<Id> = all.endpoints.on_node(me).map(|e| e.network).collect();
     let mut bare = here.iter().filter_map(|id| all.networks.get(id));
     if !bare.any(|n| n.encapsulation() == Encapsulation::CrossSubnet) {
         return None;
+    }
+    if range.is_none() {
+        let detail = "all is encapsulated: this host's data-path address is of no segment of the uplink (see meshd --uplink)";
+        return Some(check("segment", false, detail));
     }
     let deaf = targets.keys().filter(|mac| !takers.contains(mac));
     let name = |mac: &Mac| {
@@ -136,7 +147,7 @@ pub(super) fn segment(all: &Objects, me: Id, targets: &BTreeMap<Mac, Ipv4Addr>, 
         format!("{} nodes of this segment are sent to without encapsulation", targets.len())
     } else {
         format!(
-            "{} of {} nodes of this segment are sent to by VXLAN, as they do not answer without: {}; does a switch or cloud drop addresses that it does not know?",
+            "{} of {} nodes of this segment are sent to by VXLAN, as they do not answer without: {}; does a switch or cloud drop what it does not know?",
             deaf.len(),
             targets.len(),
             some(&deaf)

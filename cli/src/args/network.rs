@@ -74,7 +74,7 @@ Options:
   encapsulation=vxlan          always VXLAN between hosts (the default)
   encapsulation=cross-subnet   VXLAN between hosts of different segments only; on one, packets go as they are, from
                                and to the hosts' own Ethernet addresses, once the other host is found to get them.
-                               For segments whose switches do not judge IP addresses (clouds' mostly do)")]
+                               For segments that judge neither addresses nor protocols (clouds mostly do)")]
 pub struct Create {
     /// Its name: 1 to 63 letters, digits and hyphens
     #[arg(value_name = "NAME")]

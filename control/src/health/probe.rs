@@ -15,6 +15,9 @@ use tokio::net::UdpSocket;
 /// How long an answer may take.
 pub const TIMEOUT: Duration = Duration::from_millis(400);
 
+/// And where nothing is lost by waiting.
+const PATIENT: Duration = Duration::from_millis(900);
+
 /// ICMP types (RFC 792).
 const ECHO_REPLY: u8 = 0;
 const ECHO: u8 = 8;
@@ -36,18 +39,18 @@ impl Prober for IcmpProber {
         let (IpAddr::V4(source), IpAddr::V4(target)) = (source, target) else {
             return false;
         };
-        asked(source, target, None::<fn(&[u8]) -> io::Result<()>>).await
+        asked(source, target, None::<fn(&[u8]) -> io::Result<()>>, TIMEOUT).await
     }
 }
 
 /// Whether `target` answers to `source`, both in the ingress network, to an echo request that `send` sends: some other
 /// way than the kernel would. Needs CAP_NET_RAW.
 pub async fn answers(source: Ipv4Addr, target: Ipv4Addr, send: impl FnOnce(&[u8]) -> io::Result<()>) -> bool {
-    asked(source, target, Some(send)).await
+    asked(source, target, Some(send), PATIENT).await
 }
 
-async fn asked(source: Ipv4Addr, target: Ipv4Addr, send: Option<impl FnOnce(&[u8]) -> io::Result<()>>) -> bool {
-    match tokio::time::timeout(TIMEOUT, echo(source, target, send)).await {
+async fn asked(source: Ipv4Addr, target: Ipv4Addr, send: Option<impl FnOnce(&[u8]) -> io::Result<()>>, limit: Duration) -> bool {
+    match tokio::time::timeout(limit, echo(source, target, send)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
             tracing::debug!(%source, %target, %error, "can not probe");

@@ -127,6 +127,7 @@ fn put(t: &mut Tables, row: Row) {
         }
         Row::NodeAddr(a, on) => drop(if on { t.node_addrs.insert(a) } else { t.node_addrs.remove(&a) }),
         Row::Remote(k, v) => set(&mut t.remotes, k, v),
+        Row::Range(k, v) => set(&mut t.ranges, k, v),
         Row::Neighbor(m, on) => drop(if on { t.neighbors.insert(m) } else { t.neighbors.remove(&m) }),
         Row::Peer(m, on) => drop(if on { t.peers.insert(m) } else { t.peers.remove(&m) }),
         Row::Published(k, v) => set(&mut t.published, k, v),

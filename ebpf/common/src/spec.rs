@@ -86,12 +86,14 @@ pub const LOCALS: MapSpec = hash::<u32, rows::Local>("LOCALS", 8192);
 /// Endpoints here, by their Ethernet address.
 pub const LOCAL_BY_MAC: MapSpec = hash::<rows::MacKey, rows::Local>("LOCAL_BY_MAC", 8192);
 /// Interfaces of endpoints here that are reached without encapsulation, by their addresses.
-pub const LOCAL_BY_ADDR: MapSpec = hash::<rows::Addr, u32>("LOCAL_BY_ADDR", 8192);
+pub const LOCAL_BY_ADDR: MapSpec = hash::<rows::Addr, u32>("LOCAL_BY_ADDR", 16_384);
 /// Endpoints on other nodes of the segment that are reached without encapsulation. What has no room is
 /// encapsulated.
 pub const REMOTES: MapSpec = hash::<rows::Addr, rows::Remote>("REMOTES", 32_768);
 /// Other nodes, by the Ethernet address that they have in the underlay.
 pub const NEIGHBORS: MapSpec = hash::<rows::MacKey, u32>("NEIGHBORS", 16_384);
+/// Networks here that go without encapsulation, by their ranges.
+pub const RANGES: MapSpec = spec::<(u32, rows::Addr), u32>("RANGES", MapKind::LpmTrie, 8192, NO_PREALLOC);
 /// Networks here, by the index of their VXLAN device.
 pub const NETWORKS: MapSpec = hash::<u32, rows::Network>("NETWORKS", 8192);
 /// Other nodes.
@@ -122,7 +124,7 @@ pub const STAT_ROWS: MapSpec = hash::<rows::Pair, u32>("STAT_ROWS", 32_768);
 pub const STAT_FREE: MapSpec = spec::<(), u32>("STAT_FREE", MapKind::Queue, 32_768, 0);
 
 /// All maps that are pinned.
-pub const ALL: [MapSpec; 28] = [
+pub const ALL: [MapSpec; 29] = [
     CONFIG,
     NODE_ADDRS,
     PUBLISHED,
@@ -137,6 +139,7 @@ pub const ALL: [MapSpec; 28] = [
     LOCAL_BY_ADDR,
     REMOTES,
     NEIGHBORS,
+    RANGES,
     NETWORKS,
     PEERS,
     FLOWS,

@@ -47,6 +47,7 @@ pub struct Store {
     locals: Table<u32, Bytes<rows::Local>>,
     local_by_mac: Table<Bytes<rows::MacKey>, Bytes<rows::Local>>,
     local_by_addr: Table<Bytes<rows::Addr>, u32>,
+    ranges: Trie<Bytes<rows::Addr>, u32>,
     remotes: Table<Bytes<rows::Addr>, Bytes<rows::Remote>>,
     neighbors: Table<Bytes<rows::MacKey>, u32>,
     networks: Table<u32, Bytes<rows::Network>>,
@@ -100,6 +101,7 @@ impl Store {
             locals: Table::take(ebpf, &spec::LOCALS)?,
             local_by_mac: Table::take(ebpf, &spec::LOCAL_BY_MAC)?,
             local_by_addr: Table::take(ebpf, &spec::LOCAL_BY_ADDR)?,
+            ranges: Trie::take(ebpf, &spec::RANGES)?,
             remotes: Table::take(ebpf, &spec::REMOTES)?,
             neighbors: Table::take(ebpf, &spec::NEIGHBORS)?,
             networks: Table::take(ebpf, &spec::NETWORKS)?,
@@ -143,6 +145,9 @@ impl Store {
         let vips = self.vips.rows()?.into_iter();
         t.vips = vips.map(|(Bytes(a), Bytes(v))| (a.into(), vip(v))).collect();
         t.peers = self.peers.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
+        for (bits, Bytes(a), vni) in self.ranges.rows()? {
+            t.ranges.extend(range(32 + bits, a).map(|net| (net, vni)));
+        }
         let remote = |r: rows::Remote| lb::Remote {
             network: r.network,
             node: Mac(r.macs.dst),
@@ -260,6 +265,20 @@ impl Store {
             Row::Remote(ip, None) => {
                 self.remotes.remove(&Bytes((*ip).into()))?;
                 self.shadow.remotes.remove(ip);
+                Ok(())
+            }
+            Row::Range(net, vni) => {
+                let (bits, addr) = (bits(*net) - 32, Bytes(net.network().into()));
+                match vni {
+                    Some(vni) => {
+                        self.ranges.put(bits, addr, *vni)?;
+                        self.shadow.ranges.insert(*net, *vni);
+                    }
+                    None => {
+                        self.ranges.remove(bits, addr)?;
+                        self.shadow.ranges.remove(net);
+                    }
+                }
                 Ok(())
             }
             Row::Neighbor(mac, true) => {

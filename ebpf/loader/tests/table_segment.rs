@@ -1,4 +1,5 @@
 //! Row by row: what goes from node to node of a segment without encapsulation.
+#![expect(clippy::unwrap_used, reason = "test")]
 mod support;
 
 use mesh_core::{
@@ -21,6 +22,10 @@ fn table() -> Table {
     let mut t = Table::new();
     set_local(&mut t, true);
     t.w.put(Row::Neighbor(Mac(NEIGHBOR), true));
+    for range in ["10.1.0.0/24", "fd00:1::/64"] {
+        t.w.put(Row::Range(range.parse().unwrap(), Some(4097)));
+    }
+    t.w.put(Row::Range("10.3.0.0/24".parse().unwrap(), Some(4099)));
     for f in [V4, V6] {
         let row = lb::Remote {
             network: 4097,
@@ -43,7 +48,14 @@ fn set_local(t: &mut Table, segment: bool) {
 /// From the uplink, sent by `from`.
 fn arrives(t: &mut Table, name: &str, p: &Packet, from: [u8; 6], verdict: i32, counted: &[&str]) {
     let bytes = p.clone().eth(from, UPLINK).bytes();
-    t.bytes(name, Program::FromUplink, "up0", &bytes, verdict, counted);
+    let out = t.w.raw(Program::FromUplink, "up0", &bytes);
+    // Of the underlay's Ethernet addresses the container sees nothing.
+    let want = if verdict == SENT {
+        Is(p.clone().eth(GATEWAY_MAC, mac(A)))
+    } else {
+        Same
+    };
+    t.row(name, out, &bytes, verdict, counted, want);
 }
 
 fn sent(t: &mut Table, f: &Family) {
@@ -99,6 +111,8 @@ fn got(t: &mut Table, f: &Family) {
     let to_b = Packet::tcp(at(f.c, 2), at(f.b, 1), SYN, b"");
     arrives(t, "to an endpoint that is gone", &to_b, NEIGHBOR, DROP, &["drop_unknown_endpoint"]);
     arrives(t, "to that, from no node", &to_b, ROUTER, LEFT, &["pass"]);
+    let routed = Packet::tcp(at(f.client, 2), at(f.a, 1), SYN, b"");
+    arrives(t, "what a process of that node sends there", &routed, NEIGHBOR, LEFT, &["pass"]);
     let host = Packet::tcp(at(f.client, 2), at(f.router, 22), SYN, b"");
     arrives(t, "what that node routes", &host, NEIGHBOR, LEFT, &["pass"]);
     if !f.v6 {
@@ -124,7 +138,7 @@ fn vip(t: &mut Table, f: &Family) {
     let answer = Packet::udp(at(f.c, 5300), at(f.a, 40_000), b"answer");
     let bytes = answer.eth(NEIGHBOR, UPLINK).bytes();
     let out = t.w.raw(Program::FromUplink, "up0", &bytes);
-    let shown = Packet::udp(at(f.vip, 5300), at(f.a, 40_000), b"answer").eth(NEIGHBOR, UPLINK);
+    let shown = Packet::udp(at(f.vip, 5300), at(f.a, 40_000), b"answer").eth(GATEWAY_MAC, mac(A));
     t.row("and its answer", out, &bytes, SENT, &["vip_reply", "segment_arrived"], Is(shown));
 }
 
@@ -139,19 +153,16 @@ fn segments() {
     }
     // An endpoint of a network that is encapsulated is not reached so.
     let p = Packet::tcp(at(V4.c, 2), at(std::net::IpAddr::from(E), 1), SYN, b"");
-    arrives(
-        &mut t,
-        "to another network's endpoint",
-        &p,
-        NEIGHBOR,
-        DROP,
-        &["drop_unknown_endpoint"],
-    );
+    arrives(&mut t, "to another network's endpoint", &p, NEIGHBOR, LEFT, &["pass"]);
+    let p = Packet::tcp(at([10, 3, 0, 7].into(), 2), at(V4.a, 1), SYN, b"");
+    arrives(&mut t, "from another network", &p, NEIGHBOR, LEFT, &["pass"]);
     let p = Packet::tcp(at(V4.c, 2), at(V4.a, 1), SYN, b"");
     t.w.put(Row::Neighbor(Mac(NEIGHBOR), false));
     arrives(&mut t, "from a node that is gone", &p, NEIGHBOR, LEFT, &["pass"]);
     t.w.put(Row::Neighbor(Mac(NEIGHBOR), true));
-    // A loader that starts anew knows them.
+    // A loader that starts anew knows them, also if the one before was killed between two rows.
+    let index = nix::net::if_::if_nametoindex("mv-a").unwrap();
+    t.w.lose_address(V4.a, index + 1);
     let mut t = t.reopened();
     assert_eq!(t.w.loader.observe().unwrap().0.remotes.len(), 2);
     arrives(&mut t, "after a restart", &p, NEIGHBOR, SENT, &["segment_arrived"]);

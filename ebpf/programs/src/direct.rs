@@ -11,7 +11,7 @@ use mesh_ebpf_common::{
 use crate::{
     bind::{self, touch_reverse},
     icmp,
-    maps::{LOCAL_BY_ADDR, LOCAL_BY_MAC, NEIGHBORS, REMOTES, config, count},
+    maps::{LOCAL_BY_ADDR, LOCAL_BY_MAC, LOCALS, NEIGHBORS, REMOTES, config, count, range},
     nat::{self, To},
     parse::{self, Packet, remember_fragment},
     skb::{Skb, drop, pass},
@@ -94,13 +94,10 @@ pub fn away(skb: Skb, local: &Local, to: &Addr) -> i32 {
 /// endpoint here, or not ours.
 #[inline(never)]
 pub fn arrived(skb: Skb, w: &mut Work, config: &Config) -> i32 {
-    // SAFETY: as in `endpoint`; so below.
-    let to = unsafe { LOCAL_BY_ADDR.get(&w.key.dst) };
     let asked = config.ingress_ip != 0 && w.key.dst.same(&Addr::v4(config.ingress_ip));
-    // An endpoint that has gone: its packets are not for the host to route.
-    let ours = to.is_some() || asked || unsafe { REMOTES.get(&w.key.src) }.is_some();
+    let network = range(&w.key.dst);
     // From anybody else it is a packet like others: what the host lets in is let in.
-    if !ours || NEIGHBORS.get_ptr(&MacKey::new(w.head.eth.src)).is_none() {
+    if !asked && network.is_none() || NEIGHBORS.get_ptr(&MacKey::new(w.head.eth.src)).is_none() {
         return pass(Reason::Pass);
     }
     if asked {
@@ -115,12 +112,29 @@ pub fn arrived(skb: Skb, w: &mut Work, config: &Config) -> i32 {
             drop(Reason::DropFailed)
         };
     }
-    let Some(to) = to else {
+    // What that node routes, for a process of its own or a container of another network: the host's to judge.
+    if range(&w.key.src) != network {
+        return pass(Reason::Pass);
+    }
+    // SAFETY: as in `endpoint`; so below.
+    let index = unsafe { LOCAL_BY_ADDR.get(&w.key.dst) };
+    let to = index.and_then(|index| unsafe { LOCALS.get(index) });
+    // An endpoint that has gone: its packets are not for the host to route.
+    let Some(to) = to.filter(|to| Some(to.network) == network) else {
         return drop(Reason::DropUnknownEndpoint);
     };
     let packet = parse::packet(skb, w);
+    // As it came from its network, and not from the underlay.
+    (w.head.eth.dst, w.head.eth.src) = (to.mac, to.gateway_mac);
+    w.macs = Macs {
+        dst: to.mac,
+        src: to.gateway_mac,
+    };
+    if !skb.store(0, &w.macs) {
+        return drop(Reason::DropFailed);
+    }
     let reply = vip_reply(skb, w, packet);
-    deliver(skb, w, packet, *to, reply, Reason::SegmentArrived)
+    deliver(skb, w, packet, to.ifindex, reply, Reason::SegmentArrived)
 }
 
 /// Gives the packet to the endpoint here whose interface has the index `to`; `reply`: it is one of a VIP.

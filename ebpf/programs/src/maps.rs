@@ -59,6 +59,9 @@ pub static CONFIG: Array<rows::Config> = Array::with_max_entries(spec::CONFIG.ma
 static PUBLISHED: Array<rows::Published> = Array::with_max_entries(spec::PUBLISHED.max_entries, spec::PUBLISHED.flags);
 
 #[map]
+static RANGES: LpmTrie<Addr, u32> = LpmTrie::with_max_entries(spec::RANGES.max_entries, spec::RANGES.flags);
+
+#[map]
 static SOURCES: LpmTrie<rows::Source, u32> = LpmTrie::with_max_entries(spec::SOURCES.max_entries, spec::SOURCES.flags);
 
 #[map]
@@ -191,4 +194,10 @@ pub fn admitted(set: u32, client: &Addr) -> bool {
         },
     );
     matches!(SOURCES.get(&key), Some(1))
+}
+
+/// The network without encapsulation whose address this is.
+#[inline(always)]
+pub fn range(addr: &Addr) -> Option<u32> {
+    RANGES.get(&Key::new(128, *addr)).copied()
 }

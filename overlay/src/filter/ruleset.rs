@@ -79,6 +79,8 @@ const CHAINS: &str = r#"
 	chain input {
 		type filter hook input priority filter; policy accept;
 		iifname @bridges jump to_host
+		iifname != @ours iifname != "lo" ip daddr @ingress4 counter drop
+		iifname != @ours iifname != "lo" ip6 daddr @ingress6 counter drop
 	}
 	chain to_host {
 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept

@@ -1,6 +1,9 @@
 //! Rows that name devices by their index, for [`super::Store`]: own place, endpoints, networks.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use mesh_core::{Mac, lb};
 use mesh_ebpf_common::{
@@ -103,7 +106,7 @@ impl Store {
             };
             t.locals.insert(text(&l.name), local);
         }
-        Ok(())
+        self.mend_addresses()
     }
 
     pub(super) fn put_config(
@@ -233,12 +236,41 @@ impl Store {
                 self.shadow.locals.remove(name);
             }
         }
-        // Only then need the uplink's program look for any.
+        self.note_segment()
+    }
+
+    /// Only where an endpoint is reached without encapsulation need the uplink's program look for any.
+    fn note_segment(&mut self) -> Result<(), Error> {
         let segment = self.own_locals.values().any(|l| l.segment == 1).into();
         if segment != self.own.segment {
             self.write_config(rows::Config { segment, ..self.own })?;
         }
         Ok(())
+    }
+
+    /// Makes the addresses that lead to endpoints here what the endpoints' rows say: a loader that was killed may
+    /// have written the one and not the other.
+    fn mend_addresses(&mut self) -> Result<(), Error> {
+        let locals = self.own_locals.values().filter(|l| l.segment == 1);
+        let of = |l: &rows::Local| {
+            addresses(read4(l.ip4), read6(l.ip6))
+                .into_iter()
+                .map(|ip| (ip, l.ifindex))
+                .collect::<Vec<_>>()
+        };
+        let mut missing: BTreeMap<IpAddr, u32> = locals.flat_map(of).collect();
+        for (key, index) in self.local_by_addr.rows()? {
+            let ip = key.0.into();
+            if missing.get(&ip) == Some(&index) {
+                missing.remove(&ip);
+            } else {
+                self.local_by_addr.remove(&key)?;
+            }
+        }
+        for (ip, index) in missing {
+            self.local_by_addr.put(Bytes(ip.into()), index)?;
+        }
+        self.note_segment()
     }
 
     /// Where an endpoint's addresses lead without encapsulation, as its `row` says; `former`: the index that its

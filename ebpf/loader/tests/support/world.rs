@@ -336,6 +336,17 @@ impl World {
             .collect()
     }
 
+    /// Has an address lead to another interface than its endpoint's row says, as a loader that is killed may leave it.
+    pub fn lose_address(&self, ip: IpAddr, index: u32) {
+        let map = aya::maps::MapData::from_pin(self.maps().join("LOCAL_BY_ADDR")).unwrap();
+        let mut map: aya::maps::HashMap<_, [u8; 16], u32> = aya::maps::Map::HashMap(map).try_into().unwrap();
+        let key = match ip {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        map.insert(key.octets(), index, 0).unwrap();
+    }
+
     /// Directory of the pinned maps.
     pub fn maps(&self) -> std::path::PathBuf {
         let pins = super::pins(self.dir.path());
@@ -502,6 +513,7 @@ pub fn tables() -> lb::Tables {
         networks: [("mx-n".to_owned(), 4097), ("mx-m".to_owned(), 4098)].into(),
         peers: [Mac(PEER)].into(),
         remotes: Default::default(),
+        ranges: Default::default(),
         neighbors: Default::default(),
     }
 }
