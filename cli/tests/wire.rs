@@ -212,7 +212,7 @@ fn printed() {
         [ID, "h1", "ready", "active", "Leader", "192.168.77.11"]
     );
     let rotated = done(&s, "ca rotate").0;
-    assert!(rotated.contains("1 of 2 nodes") && rotated.contains("h2 (down)") && rotated.contains("join tokens have changed"));
+    assert!(rotated.contains("1 of 2 nodes") && rotated.contains("h2 (down)") && rotated.contains("join tokens are new"));
     assert!(done(&s, "service ls").0.contains("1/1") && done(&s, "service ls").0.contains("8888->80/tcp"));
     assert!(done(&s, "service inspect web").0.contains("published=8888  target=80"));
     assert!(!done(&s, "node ls").0.contains('\x1b'), "no colours into a pipe");

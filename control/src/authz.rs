@@ -154,6 +154,9 @@ pub fn removed(node: Id) -> Refusal {
 /// Forbidden, naming a manager to use; not found, when the command is about an endpoint that is not
 /// there.
 pub fn may_propose(member: Member, command: &Command, all: &Objects) -> Result<(), Refusal> {
+    if let Command::NodeReport { id, addr, .. } = command {
+        not_a_managers_address(*id, *addr, all)?;
+    }
     match (sender(command), member.role) {
         (Sender::Inside, _) => Err(Refusal::forbidden(format!(
             "the command {} is never taken from another node",
@@ -162,6 +165,22 @@ pub fn may_propose(member: Member, command: &Command, all: &Objects) -> Result<(
         (Sender::Manager | Sender::Own, Role::Manager) => Ok(()),
         (Sender::Manager, Role::Worker) => Err(worker_refusal(all)),
         (Sender::Own, Role::Worker) => owns(member.node, command, all),
+    }
+}
+
+/// Nobody may say that the address by which a manager is called is its own. (A worker is never called: two that
+/// swap their addresses report one after the other.)
+fn not_a_managers_address(id: Id, addr: std::net::IpAddr, all: &Objects) -> Result<(), Refusal> {
+    let Some(node) = all.nodes.get(&id).filter(|n| n.addr != addr) else {
+        return Ok(());
+    };
+    let taken = |n: &&std::sync::Arc<Node>| n.id != id && n.role == Role::Manager && (n.addr, n.control_port) == (addr, node.control_port);
+    match all.nodes.values().find(taken) {
+        Some(manager) => Err(Refusal::forbidden(format!(
+            "address {addr} is that of the manager {}: give this host another",
+            manager.hostname
+        ))),
+        None => Ok(()),
     }
 }
 

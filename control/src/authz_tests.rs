@@ -307,6 +307,38 @@ fn commands() {
 }
 
 #[test]
+fn nobody_takes_a_managers_address() {
+    let all = cluster();
+    let report = |of: u64, last| {
+        let Command::NodeReport { data_path_addr, .. } = report(of) else {
+            unreachable!()
+        };
+        Command::NodeReport {
+            id: id(of),
+            addr: [192, 168, 77, last].into(),
+            data_path_addr,
+            underlay_mtu: 1500,
+            underlay_mac: None,
+            host_routes: Vec::new(),
+        }
+    };
+    let member = |n, role| Member { node: id(n), role };
+    let address = |n: u64| 10 + n as u8;
+    for who in [member(WORKER, Role::Worker), member(MANAGER, Role::Manager)] {
+        let got = may_propose(who, &report(WORKER, address(MANAGER)), &all).unwrap_err();
+        assert!(got.kind == RefusalKind::Forbidden && got.message.contains("manager h1"), "{got}");
+    }
+    let own = member(WORKER, Role::Worker);
+    for last in [address(WORKER), address(OTHER), 99] {
+        assert_eq!(may_propose(own, &report(WORKER, last), &all), Ok(()));
+    }
+    assert_eq!(
+        may_propose(member(MANAGER, Role::Manager), &report(MANAGER, address(MANAGER)), &all),
+        Ok(())
+    );
+}
+
+#[test]
 fn queries() {
     let all = cluster();
     let worker = Member {
@@ -346,6 +378,7 @@ fn calls() {
         cluster: id(1),
         node: id(2),
         role,
+        raft_id: 0,
     };
     let (manager, worker) = (name(Role::Manager), name(Role::Worker));
     for (path, rpc, _) in CALLS {
@@ -381,6 +414,7 @@ fn a_manager_is_one_by_certificate_and_in_the_cluster() {
                 cluster: id(1),
                 node: id(node),
                 role,
+                raft_id: 0,
             },
             &all,
         )

@@ -15,7 +15,10 @@ mod channels;
 use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -55,8 +58,10 @@ const REMOVAL_BUDGET: Duration = Duration::from_secs(20);
 const REMOVAL_ATTEMPT: Duration = Duration::from_secs(16);
 /// Time for a heartbeat: the next one is due a second later.
 const BEAT: Duration = Duration::from_secs(1);
-/// Time over which nodes spread their renewals when the root was replaced.
+/// Shortest time over which nodes spread their renewals when the root was replaced.
 const SPREAD: Duration = Duration::from_secs(2);
+/// What each node of the cluster adds to that time: 10,000 nodes take a minute, and ask for 170 certificates a second.
+const SPREAD_PER_NODE: Duration = Duration::from_millis(6);
 /// Largest answer to a read, in bytes: a list of 200,000 endpoints.
 const MAX_ANSWER: usize = 256 << 20;
 /// Largest message of a watch, in bytes: 512 objects, or what one command changed.
@@ -99,6 +104,12 @@ pub struct ControlClient {
     leader: ArcSwapOption<String>,
     /// The cluster trusts other roots than this node: the certificate is to be renewed now.
     stale: Notify,
+    /// Digest of the roots that the cluster trusts, as last heard; `None`: not heard.
+    trusted: ArcSwapOption<String>,
+    /// How many nodes it has, as last heard.
+    nodes: AtomicU32,
+    /// Raft id that this node had when its certificate was renewed last: once for each is enough.
+    renewed_as: AtomicU64,
 }
 
 impl ControlClient {
@@ -109,6 +120,9 @@ impl ControlClient {
             channels,
             leader: ArcSwapOption::empty(),
             stale: Notify::new(),
+            trusted: ArcSwapOption::empty(),
+            nodes: AtomicU32::new(0),
+            renewed_as: AtomicU64::new(0),
         }
     }
 
@@ -174,7 +188,7 @@ impl ControlClient {
     /// # Errors
     /// Unavailable when the leader is not reached in a second; forbidden when this node was removed.
     pub async fn beat(&self, revision: u64) -> Result<(), Refusal> {
-        let (root, trust) = (self.identity.root(), self.identity.trust());
+        let root = self.identity.root();
         let call = |channel| {
             let request = BeatRequest {
                 applied_revision: revision,
@@ -182,17 +196,27 @@ impl ControlClient {
             };
             async move {
                 let reply = AgentsClient::new(channel).beat(request).await?.into_inner();
-                Ok(said(reply.leader, (reply.managers, reply.trust)))
+                Ok(said(reply.leader, (reply.managers, reply.trust, reply.nodes)))
             }
         };
-        let (managers, trusted) = self.ask(BEAT, BEAT, &mut false, call).await?;
-        if !trusted.is_empty() && trusted != trust {
+        let (managers, trusted, nodes) = self.ask(BEAT, BEAT, &mut false, call).await?;
+        self.nodes.store(nodes, Ordering::Relaxed);
+        self.trusted.store((!trusted.is_empty()).then(|| Arc::new(trusted)));
+        if self.is_stale() {
             self.stale.notify_one();
         }
         if let Err(error) = self.identity.set_managers(managers) {
             tracing::warn!(%error, "can not keep the list of managers");
         }
         Ok(())
+    }
+
+    /// Whether the certificate is to be renewed before it is due: the cluster trusts other roots, or it does not name
+    /// the raft id that this manager has now.
+    fn is_stale(&self) -> bool {
+        let trusted = self.trusted.load_full();
+        let renewed = self.renewed_as.load(Ordering::Relaxed) == self.identity.file().raft_id;
+        trusted.is_some_and(|t| *t != self.identity.trust()) || !(renewed || self.identity.names_raft_id())
     }
 
     /// Gets another certificate, with a new key, and takes it up.
@@ -211,7 +235,9 @@ impl ControlClient {
             }
         };
         let (cert, ca) = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
+        let raft_id = self.identity.file().raft_id;
         self.identity.renew(cert, ca, key).map_err(|e| other(&e))?;
+        self.renewed_as.store(raft_id, Ordering::Relaxed);
         // Connections that stand speak for the certificate that they were made with.
         self.channels.renew();
         Ok(())
@@ -243,7 +269,12 @@ impl ControlClient {
                 () = wait => Duration::from_secs(60),
                 () = self.stale.notified() => {
                     // Every node is told in the same second.
-                    sleep(SPREAD.mul_f64(rand::random_range(0.0..1.0))).await;
+                    let spread = SPREAD.max(SPREAD_PER_NODE * self.nodes.load(Ordering::Relaxed));
+                    sleep(spread.mul_f64(rand::random_range(0.0..1.0))).await;
+                    // The beats meanwhile woke this again, and a change of the role renews by itself.
+                    if !self.is_stale() {
+                        continue;
+                    }
                     SPREAD
                 }
             };

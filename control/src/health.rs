@@ -102,6 +102,12 @@ impl Health {
         self.tracks.iter().map(|(id, t)| (*id, t.root.clone())).collect()
     }
 
+    /// The nodes that are heard and do not say which root their certificate is of: their release can not.
+    pub fn rootless(&self) -> Vec<Id> {
+        let silent = self.tracks.iter().filter(|(_, t)| t.beat.is_some() && t.root.is_empty());
+        silent.map(|(id, _)| *id).collect()
+    }
+
     /// The revisions that nodes have said to have applied.
     pub fn applied(&self) -> BTreeMap<Id, u64> {
         let heard = self.tracks.iter().filter(|(_, t)| t.beat.is_some());

@@ -164,3 +164,15 @@ fn a_removed_node_is_forgotten() {
     health.step(zero, Id::from_bits(OWN), &BTreeMap::new());
     assert!(health.tracks.is_empty());
 }
+
+#[test]
+fn a_node_of_a_release_without_roots_is_known() {
+    let (zero, mut health) = (Instant::now(), Health::default());
+    health.answered(Id::from_bits(OWN), zero);
+    assert!(health.rootless().is_empty(), "nothing is known of who was not heard");
+    health.beat(Id::from_bits(OTHER), zero, 7);
+    health.certified(Id::from_bits(OTHER), zero, "");
+    assert_eq!(health.rootless(), [Id::from_bits(OTHER)]);
+    health.certified(Id::from_bits(OTHER), zero, "ab12");
+    assert!(health.rootless().is_empty());
+}

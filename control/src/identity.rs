@@ -296,6 +296,17 @@ impl IdentityStore {
         roots::fingerprint(&self.current.load().0.ca_pem).unwrap_or_default()
     }
 
+    /// Whether the certificate names the raft id that this node has as a manager: one of an earlier promotion, or of
+    /// a release that did not write it, does not. Workers have none.
+    pub fn names_raft_id(&self) -> bool {
+        let current = self.current.load();
+        let file = &current.0.file;
+        let name = pki::certificate(&current.0.cert_pem)
+            .ok()
+            .and_then(|c| NodeName::of_certificate(&c).ok());
+        file.role == Role::Worker || name.is_none_or(|n| n.raft_id == file.raft_id)
+    }
+
     /// Takes up a renewed certificate, its key, and what the cluster trusts now; the role follows the certificate.
     ///
     /// # Errors
@@ -371,7 +382,7 @@ mod tests {
     fn identity(ca: &Authority, node: u64) -> Identity {
         let key_pem = pki::new_key().unwrap();
         let cert_pem = ca
-            .sign(&pki::signing_request(&key_pem).unwrap(), Id::from_bits(node), Role::Worker)
+            .sign(&pki::signing_request(&key_pem).unwrap(), Id::from_bits(node), Role::Worker, 0)
             .unwrap();
         let file = NodeFile {
             cluster: Id::from_bits(1),

@@ -78,7 +78,7 @@ impl Founding {
         let (cluster, node) = (random_id(), random_id());
         let authority = Authority::create(cluster)?;
         let key_pem = pki::new_key()?;
-        let cert_pem = authority.sign(&pki::signing_request(&key_pem)?, node, Role::Manager)?;
+        let cert_pem = authority.sign(&pki::signing_request(&key_pem)?, node, Role::Manager, 1)?;
         let Joining {
             hostname,
             addr,

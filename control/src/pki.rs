@@ -97,7 +97,14 @@ pub struct NodeName {
     pub node: Id,
     /// What the node was when the certificate was made.
     pub role: Role,
+    /// A manager's raft id then: the index of the log entry that made it one, so a certificate of before a
+    /// demotion can be told from one of after it. 0 for workers, and where the certificate is of a release
+    /// that did not say it. It stands in the subject, not in the URI.
+    pub raft_id: u64,
 }
+
+/// What precedes the raft id in the subject's common name.
+const RAFT: &str = "manager ";
 
 impl fmt::Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,6 +134,7 @@ impl NodeName {
             cluster: cluster.parse().map_err(|_| form())?,
             node: node.parse().map_err(|_| form())?,
             role,
+            raft_id: 0,
         })
     }
 
@@ -145,7 +153,10 @@ impl NodeName {
             .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
             .collect();
         match uris[..] {
-            [uri] => Self::parse(uri),
+            [uri] => Self::parse(uri).map(|name| Self {
+                raft_id: if name.role == Role::Manager { raft_id_of(&cert) } else { 0 },
+                ..name
+            }),
             _ => Err(PeerError::Uris(uris.len())),
         }
     }
@@ -180,6 +191,12 @@ impl NodeName {
             })
         }
     }
+}
+
+/// The raft id in a certificate's subject; 0 when there is none.
+fn raft_id_of(cert: &X509Certificate<'_>) -> u64 {
+    let names = cert.subject().iter_common_name().filter_map(|cn| cn.as_str().ok());
+    names.filter_map(|cn| cn.strip_prefix(RAFT)?.parse().ok()).next().unwrap_or(0)
 }
 
 /// The DNS name that every node certificate of a cluster carries, for TLS's server name: addresses
@@ -344,18 +361,25 @@ impl Authority {
         Ok(digest(&certificate(&self.cert_pem)?))
     }
 
-    /// Signs a request for a node, from now on for [`NODE_LIFETIME`]. Only the request's public key
-    /// is taken, after its signature has shown that the requester holds the private one; PEM.
+    /// Signs a request for a node, from now on for [`NODE_LIFETIME`]; `raft_id` is a manager's, 0 for workers.
+    /// Only the request's public key is taken, after its signature has shown that the requester holds the
+    /// private one; PEM.
     ///
     /// # Errors
     /// [`PkiError`] when the request can not be read, is not signed by its key, or has a key of
     /// another kind.
-    pub fn sign(&self, csr_pem: &str, node: Id, role: Role) -> Result<String, PkiError> {
+    pub fn sign(&self, csr_pem: &str, node: Id, role: Role, raft_id: u64) -> Result<String, PkiError> {
         let now = SystemTime::now();
-        self.sign_for(csr_pem, node, role, now - SKEW..now + NODE_LIFETIME)
+        let name = NodeName {
+            cluster: self.cluster,
+            node,
+            role,
+            raft_id,
+        };
+        self.sign_names(csr_pem, &[name.to_string()], raft_id, now - SKEW..now + NODE_LIFETIME)
     }
 
-    /// As [`Self::sign`], with other dates.
+    /// As [`Self::sign`], with other dates, and without a raft id.
     ///
     /// # Errors
     /// As [`Self::sign`].
@@ -364,11 +388,12 @@ impl Authority {
             cluster: self.cluster,
             node,
             role,
+            raft_id: 0,
         };
-        self.sign_names(csr_pem, &[name.to_string()], valid)
+        self.sign_names(csr_pem, &[name.to_string()], 0, valid)
     }
 
-    fn sign_names(&self, csr_pem: &str, uris: &[String], valid: Range<SystemTime>) -> Result<String, PkiError> {
+    fn sign_names(&self, csr_pem: &str, uris: &[String], raft_id: u64, valid: Range<SystemTime>) -> Result<String, PkiError> {
         let request = read_request(csr_pem)?;
         let make = |source| PkiError::Make {
             what: "sign a node's certificate",
@@ -376,6 +401,9 @@ impl Authority {
         };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
+        if raft_id > 0 {
+            params.distinguished_name.push(DnType::CommonName, format!("{RAFT}{raft_id}"));
+        }
         params.serial_number = Some(serial());
         params.not_before = valid.start.into();
         params.not_after = valid.end.into();

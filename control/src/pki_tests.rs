@@ -17,6 +17,7 @@ fn names_are_read_as_they_are_written_and_in_no_other_form() {
         cluster: id(7),
         node: id(9),
         role: Role::Worker,
+        raft_id: 0,
     };
     assert_eq!(NodeName::parse(&name.to_string()), Ok(name));
     let (c, n) = (id(7), id(9));
@@ -48,6 +49,7 @@ fn exactly_one_uri_of_our_cluster() {
             cluster: id(cluster),
             node: id(5),
             role,
+            raft_id: 0,
         }
         .to_string()
     };
@@ -70,7 +72,7 @@ fn exactly_one_uri_of_our_cluster() {
         ),
     ];
     for (uris, expected) in cases {
-        let cert = certificate(&ca.sign_names(&csr, &uris, month()).unwrap()).unwrap();
+        let cert = certificate(&ca.sign_names(&csr, &uris, 0, month()).unwrap()).unwrap();
         assert_eq!(NodeName::of_member(&cert, id(1)).map(|n| n.role), expected, "{uris:?}");
     }
     assert!(
@@ -92,6 +94,7 @@ fn a_role_that_is_not_the_needed_one_is_refused() {
         cluster: id(1),
         node: id(2),
         role: Role::Worker,
+        raft_id: 0,
     };
     assert_eq!(
         worker.require(Role::Manager),
@@ -114,19 +117,26 @@ fn only_the_key_of_a_request_is_taken() {
             cluster: id(1),
             node: id(66),
             role: Role::Manager,
+            raft_id: 0,
         }
         .to_string()
         .try_into()
         .unwrap(),
     ));
     let csr = wish.serialize_request(&key).unwrap().pem().unwrap();
-    let der = certificate(&ca.sign(&csr, id(5), Role::Worker).unwrap()).unwrap();
+    let manager = certificate(&ca.sign(&csr, id(5), Role::Manager, 77).unwrap()).unwrap();
+    assert_eq!(
+        NodeName::of_member(&manager, id(1)).map(|n| (n.role, n.raft_id)),
+        Ok((Role::Manager, 77))
+    );
+    let der = certificate(&ca.sign(&csr, id(5), Role::Worker, 0).unwrap()).unwrap();
     assert_eq!(
         NodeName::of_member(&der, id(1)),
         Ok(NodeName {
             cluster: id(1),
             node: id(5),
-            role: Role::Worker
+            role: Role::Worker,
+            raft_id: 0,
         })
     );
     let (_, cert) = X509Certificate::from_der(&der).unwrap();
@@ -148,24 +158,24 @@ fn a_request_must_be_signed_by_its_key() {
     use base64::Engine as _;
     let body = base64::engine::general_purpose::STANDARD.encode(&forged);
     let forged = format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
-    assert!(ca.sign(&forged, id(5), Role::Worker).is_err());
+    assert!(ca.sign(&forged, id(5), Role::Worker, 0).is_err());
     for bad in ["", "x", "-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"] {
-        assert!(ca.sign(bad, id(5), Role::Worker).is_err());
+        assert!(ca.sign(bad, id(5), Role::Worker, 0).is_err());
     }
     assert!(matches!(
-        ca.sign(&"x".repeat(MAX_CSR + 1), id(5), Role::Worker),
+        ca.sign(&"x".repeat(MAX_CSR + 1), id(5), Role::Worker, 0),
         Err(PkiError::TooLarge(_))
     ));
     let other = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let csr = CertificateParams::default().serialize_request(&other).unwrap().pem().unwrap();
-    assert!(matches!(ca.sign(&csr, id(5), Role::Worker), Err(PkiError::Key)));
+    assert!(matches!(ca.sign(&csr, id(5), Role::Worker, 0), Err(PkiError::Key)));
 }
 
 #[test]
 fn dates_allow_for_a_clock_an_hour_behind() {
     let ca = Authority::create(id(1)).unwrap();
     let cert = ca
-        .sign(&signing_request(&new_key().unwrap()).unwrap(), id(5), Role::Worker)
+        .sign(&signing_request(&new_key().unwrap()).unwrap(), id(5), Role::Worker, 0)
         .unwrap();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
     let valid = validity(&certificate(&cert).unwrap()).unwrap();

@@ -24,7 +24,10 @@ use mesh_core::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::pki::{self, Authority, PkiError};
+use crate::{
+    pki::{self, Authority, PkiError},
+    token,
+};
 
 /// What nodes shall trust, PEM: the root that signs, then the former ones.
 pub fn bundle(cluster: &Cluster) -> String {
@@ -85,7 +88,8 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Makes the root that replaces a cluster's.
+/// Makes the root that replaces a cluster's, and new secrets for the join tokens: who had the former key also had
+/// those.
 ///
 /// # Errors
 /// [`PkiError`] when the present one can not be read, or there is no randomness.
@@ -96,6 +100,8 @@ pub fn next(cluster: &Cluster) -> Result<NewRoot, PkiError> {
         cross: present.cross_sign(&new)?,
         cert: new.cert_pem().to_owned(),
         key: new.key_pem().to_owned(),
+        worker_secret: Some(token::new_secret()),
+        manager_secret: Some(token::new_secret()),
     })
 }
 

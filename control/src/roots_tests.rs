@@ -39,7 +39,7 @@ fn rotated(cluster: &Cluster) -> Cluster {
 fn shown(cluster: &Cluster) -> String {
     let ca = Authority::load(cluster.id, &cluster.ca_cert, &cluster.ca_key).unwrap();
     let csr = pki::signing_request(&pki::new_key().unwrap()).unwrap();
-    chain(cluster, &ca.sign(&csr, Id::from_bits(2), Role::Manager).unwrap()) + &cluster.ca_cert
+    chain(cluster, &ca.sign(&csr, Id::from_bits(2), Role::Manager, 0).unwrap()) + &cluster.ca_cert
 }
 
 fn trusts(bundle: &str, shown: &str) -> bool {

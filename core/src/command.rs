@@ -3,7 +3,10 @@
 //! [`crate::state::State::apply`] carries them out. All that is not deterministic (ids, secrets,
 //! the time) is drawn by the proposer and carried in the command.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -102,8 +105,8 @@ pub struct Learnt {
     pub service: Option<String>,
 }
 
-/// A new root of the cluster.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A new root of the cluster, and what changes with it.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewRoot {
     /// Its certificate, PEM.
     pub cert: String,
@@ -111,6 +114,19 @@ pub struct NewRoot {
     pub key: String,
     /// The same root, signed by the one before, PEM.
     pub cross: String,
+    /// New secret of the worker token: the digest beside it is no secret, so the old one would go on joining
+    /// nodes. `None`: it stays.
+    #[serde(default)]
+    pub worker_secret: Option<String>,
+    /// New secret of the manager token, likewise.
+    #[serde(default)]
+    pub manager_secret: Option<String>,
+}
+
+impl fmt::Debug for NewRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewRoot").field("cert", &self.cert).finish_non_exhaustive()
+    }
 }
 
 /// An entry of the raft log.
@@ -206,7 +222,8 @@ pub enum Command {
     },
     /// Replaces the cluster's root; the former one stays trusted until [`Command::CaForget`].
     CaRotate {
-        /// Certificate of the root that shall be replaced, PEM: a repetition replaces nothing.
+        /// Certificate of the root that shall be replaced, PEM: a repetition, which has the same time, replaces
+        /// nothing.
         from: String,
         /// Now.
         at: Timestamp,

@@ -465,6 +465,49 @@ fn roles_change_as_long_as_there_is_a_quorum() {
     lab.refused(role(2, Role::Worker), K::Conflict, &["only manager"]);
 }
 
+#[test]
+fn a_rotation_replaces_the_root_and_both_secrets_once() {
+    let mut lab = Lab::new(1);
+    let at = Timestamp::UNIX_EPOCH;
+    let cluster = |lab: &Lab| lab.state.objects().cluster.clone().unwrap();
+    let before = cluster(&lab);
+    let rotate = |from: &str, name: &str, secret: Option<&str>| C::CaRotate {
+        from: from.to_owned(),
+        at,
+        made: Some(mesh_core::command::NewRoot {
+            cert: format!("{name} cert"),
+            key: format!("{name} key"),
+            cross: "cross".into(),
+            worker_secret: secret.map(|s| format!("{s} worker")),
+            manager_secret: secret.map(|s| format!("{s} manager")),
+        }),
+    };
+    let first = rotate(&before.ca_cert, "second", Some("new"));
+    assert!(!format!("{first:?}").contains("second key"), "a key is not for logs");
+    lab.ok(first.clone());
+    let after = cluster(&lab);
+    assert_eq!((after.ca_cert.as_str(), after.ca_key.as_str()), ("second cert", "second key"));
+    assert_eq!(
+        (after.worker_secret.as_str(), after.manager_secret.as_str()),
+        ("new worker", "new manager")
+    );
+    // Repeated after a lost answer, it changes nothing; another one from the old root is refused.
+    lab.ok(first);
+    assert_eq!(cluster(&lab), after);
+    let late = match rotate(&before.ca_cert, "third", None) {
+        C::CaRotate { from, made, .. } => C::CaRotate {
+            from,
+            made,
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        },
+        other => other,
+    };
+    lab.refused(late, K::Conflict, &["replaced meanwhile"]);
+    // An entry of before there were secrets in it keeps them.
+    lab.ok(rotate("second cert", "third", None));
+    assert_eq!(cluster(&lab).manager_secret, "new manager");
+}
+
 /// A step of a random history.
 fn step() -> impl Strategy<Value = C> {
     let n = 0..6u64;

@@ -40,7 +40,13 @@ fn the_root_is_replaced_while_everything_runs() -> Result<()> {
     for host in ["h1", "h2"] {
         let token = token.trim();
         lab.ctl("h3", &format!("join --token {token} {host}"))?.refused(4, &["already"])?;
-        assert_ne!(lab.ctl(host, "token worker -q")?.ok()?.trim(), token, "the tokens name the root");
+        let new = lab.ctl(host, "token worker -q")?.ok()?;
+        assert_ne!(digest_and_secret(&new).0, digest_and_secret(token).0, "the tokens name the root");
+        assert_ne!(
+            digest_and_secret(&new).1,
+            digest_and_secret(token).1,
+            "who has an old secret joins nobody"
+        );
     }
 
     // A node is away: the new root is in use at once, the old one waits for the node, which finds its way back.
@@ -74,14 +80,23 @@ fn the_root_is_replaced_while_everything_runs() -> Result<()> {
     lab.container("h3", "late", "--network demo")?;
     lab.balanced(&["h1", "h2", "h3"], 8080, &ALL)?;
 
-    // A host joins with a token of the new root.
+    // A host that is no member joins with a token of the new root, and not with one of before.
+    let old = token;
     let token = lab.ctl("h1", "token worker -q")?.ok()?;
     for name in ["w3", "late"] {
         lab.lab(&["stop", name])?.ok()?;
     }
     lab.ctl("h3", "leave")?.ok()?;
+    let refused = lab.ctl("h3", &format!("join --token {} 192.168.77.11", old.trim()))?;
+    assert_ne!(refused.status, 0, "an old token joined a host");
+    assert_eq!(renewed(&lab)?, ["h1", "h2"]);
     lab.ctl("h3", &format!("join --token {} 192.168.77.11", token.trim()))?.ok()?;
     settled(&lab, &fourth["fingerprint"])
+}
+
+/// The parts of a join token: the root's digest, and the secret (with its check).
+fn digest_and_secret(token: &str) -> (&str, &str) {
+    token.trim().rsplit_once('-').unwrap_or_default()
 }
 
 /// Waits until every node has a certificate of the root with this fingerprint, and there is no other any more.

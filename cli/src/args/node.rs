@@ -46,7 +46,8 @@ Examples:
     /// Make workers managers
     #[command(after_long_help = "\
 Returns when the node votes. Three managers stand the loss of one, five that of two; an even number
-stands no more than one less. A node that is down can not be promoted.
+stands no more than one less. A node that is down can not be promoted. A manager keeps the cluster's secrets.
+Every node must run a release that knows this command: upgrade all first.
 
 Examples:
   meshctl node promote h2 h3
@@ -59,8 +60,9 @@ Examples:
     /// Make managers workers again
     #[command(after_long_help = "\
 Returns when the node's vote is gone. A manager that leads hands over first. Refused for the only manager,
-and when no majority of the others is up. The node forgets the cluster's secrets; if somebody may have read
-them there, rotate the join tokens (meshctl token manager --rotate).
+and when no majority of the others is up. The node removes its copy of the cluster's secrets, but has known
+them: the key of the root certificate and both join tokens. If it is not trusted any more, remove it
+(meshctl node rm) and replace them all (meshctl ca rotate).
 
 Examples:
   meshctl node demote h3")]

@@ -68,7 +68,7 @@ fn rotated(view: &CaView) -> String {
         }
     };
     format!(
-        "The cluster has a new root: {}\n{} of {all} nodes have a certificate of it; {former}\nThe join tokens have changed with it: meshctl token worker, meshctl token manager.\n",
+        "The cluster has a new root: {}\n{} of {all} nodes have a certificate of it; {former}\nThe join tokens are new, those from before join nobody: meshctl token worker, meshctl token manager.\n",
         view.fingerprint,
         all - missing.len()
     )

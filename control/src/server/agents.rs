@@ -10,6 +10,9 @@ use tonic::{Request, Response, Status};
 use super::{Shared, manager_addrs, member, status_of};
 use crate::watch::Watcher;
 
+/// Characters of a SHA-256 in hexadecimal: more is no fingerprint of a root.
+const MAX_ROOT: usize = 64;
+
 pub(super) struct Service(pub Arc<Shared>);
 
 #[tonic::async_trait]
@@ -32,6 +35,12 @@ impl Agents for Service {
             applied_revision: revision,
             root,
         } = request.into_inner();
+        if root.len() > MAX_ROOT {
+            return Err(status_of(&Refusal::malformed(format!(
+                "the fingerprint of the root has {} characters, more than {MAX_ROOT}",
+                root.len()
+            ))));
+        }
         let (_, all) = self.0.consensus.objects();
         let managers = manager_addrs(&all);
         let leadership = self.0.consensus.leadership().borrow().clone();
@@ -40,7 +49,7 @@ impl Agents for Service {
             return Ok(Response::new(BeatReply {
                 leader: leadership.leader_addr.ok_or_else(none)?,
                 managers,
-                trust: String::new(),
+                ..Default::default()
             }));
         }
         {
@@ -58,6 +67,7 @@ impl Agents for Service {
             leader: String::new(),
             managers,
             trust: all.cluster.as_deref().map(|c| self.0.trust.of(c)).unwrap_or_default(),
+            nodes: u32::try_from(all.nodes.len()).unwrap_or(u32::MAX),
         }))
     }
 }

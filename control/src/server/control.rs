@@ -52,10 +52,17 @@ impl Control for Service {
         }
         let name = command.name();
         let takes_vote = command.leaver().is_some();
+        self.understood(&command).map_err(|refusal| status_of(&refusal))?;
         if self.ends_me(&command)
             && let Some(leader) = self.hand_over().await?
         {
             return led_by(leader);
+        }
+        // The new root must be signed by the one that it replaces, not by one that this manager still has.
+        if matches!(command, Command::CaRotate { .. })
+            && let Err(e) = self.0.consensus.read_barrier().await
+        {
+            return led_by(hint(e)?);
         }
         let command = self.filled(command).map_err(|refusal| status_of(&refusal))?;
         match self.0.consensus.propose(pinned(command, caller)).await {
@@ -99,6 +106,19 @@ impl Control for Service {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
         let caller = member(&request)?;
+        let led_by = |leader| {
+            Ok(Response::new(RenewReply {
+                leader,
+                ..Default::default()
+            }))
+        };
+        // A manager that is behind would sign with a root that is forgotten, and say that it is the only one.
+        if let Some(leader) = self.0.leader_elsewhere() {
+            return led_by(leader);
+        }
+        if let Err(e) = self.0.consensus.read_barrier().await {
+            return led_by(hint(e)?);
+        }
         let (_, all) = self.0.consensus.objects();
         let refuse = |r: Refusal| status_of(&r);
         let cluster = all
@@ -106,14 +126,14 @@ impl Control for Service {
             .as_ref()
             .ok_or_else(|| refuse(Refusal::unavailable("this manager is being brought up to date")))?;
         // The role is the cluster's word, not the old certificate's: that is how a change of role arrives.
-        let role = all
+        let (role, raft_id) = all
             .nodes
             .get(&caller.node)
-            .map(|n| n.role)
+            .map(|n| (n.role, n.raft_id))
             .ok_or_else(|| refuse(authz::removed(caller.node)))?;
         let ca = Authority::load(cluster.id, &cluster.ca_cert, &cluster.ca_key).map_err(|e| Status::internal(e.to_string()))?;
         let cert = ca
-            .sign(&request.get_ref().csr, caller.node, role)
+            .sign(&request.get_ref().csr, caller.node, role, raft_id)
             .map_err(|e| refuse(Refusal::malformed(e.to_string())))?;
         tracing::info!(node = %caller.node, role = role.as_str(), "certificate renewed");
         Ok(Response::new(RenewReply {
@@ -135,12 +155,32 @@ impl Service {
             .cluster
             .as_ref()
             .ok_or_else(|| Refusal::unavailable("this manager is being brought up to date"))?;
-        let made = roots::next(cluster).map_err(|e| Refusal::other(format!("can not make a new root: {e}")))?;
-        Ok(Command::CaRotate {
-            from,
-            at,
-            made: Some(made),
-        })
+        // Otherwise it is a repetition, or comes too late: the state tells them apart.
+        let made = (cluster.ca_cert == from).then(|| roots::next(cluster)).transpose();
+        let made = made.map_err(|e| Refusal::other(format!("can not make a new root: {e}")))?;
+        Ok(Command::CaRotate { from, at, made })
+    }
+
+    /// Refuses what nodes of a release before it could not follow: a manager of one can not read the log entry.
+    /// Those releases do not say with their heartbeat which root their certificate is of.
+    fn understood(&self, command: &Command) -> Result<(), Refusal> {
+        if !matches!(command, Command::NodeRole { .. } | Command::CaRotate { .. }) {
+            return Ok(());
+        }
+        let silent = self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).rootless();
+        let (_, all) = self.0.consensus.objects();
+        let names: Vec<_> = silent
+            .iter()
+            .filter_map(|id| all.nodes.get(id))
+            .map(|n| n.hostname.as_str())
+            .collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::conflict(format!(
+            "meshd is of an older release on {}, which does not know this command: upgrade every node first",
+            names.join(", ")
+        )))
     }
 
     /// What the cluster trusts, and which nodes have said that they do.

@@ -77,8 +77,6 @@ impl Service {
         // Repeated with the same key after a lost answer, the request finds the node that it made.
         new.id = pki::id_of_request(&request.csr).map_err(malformed)?;
         new.role = role;
-        let ca = Authority::load(cluster.id, &cluster.ca_cert, &cluster.ca_key).map_err(|e| Status::internal(e.to_string()))?;
-        let cert = ca.sign(&request.csr, new.id, role).map_err(malformed)?;
         let (id, hostname) = (new.id, new.hostname.clone());
         let applied = self
             .0
@@ -100,6 +98,8 @@ impl Service {
             Ok(other) => return Err(Status::internal(format!("joining answered {other:?}"))),
             Err(refusal) => return Err(refuse(refusal)),
         };
+        let ca = Authority::load(cluster.id, &cluster.ca_cert, &cluster.ca_key).map_err(|e| Status::internal(e.to_string()))?;
+        let cert = ca.sign(&request.csr, id, role, node.raft_id).map_err(malformed)?;
         tracing::info!(node = %id, hostname, role = role.as_str(), "node joined");
         let all: Arc<Objects> = self.0.consensus.objects().1;
         Ok(Response::new(EnrollReply {

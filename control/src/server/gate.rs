@@ -11,12 +11,15 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{Id, Refusal};
+use mesh_core::{
+    Id, Refusal,
+    objects::{Objects, Role},
+};
 use tokio::sync::broadcast::error::RecvError;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{Peer, control_addr, status_of};
+use super::{Peer, status_of};
 use crate::{
     authz::{self, Member, Rpc, Who},
     consensus::{Batch, Consensus, ConsensusError},
@@ -95,39 +98,36 @@ impl Roll {
         tokio::time::timeout(CATCH_UP, told).await.unwrap_or_else(|_| behind())
     }
 
-    /// Whether a manager may speak raft here. A manager that is behind, or has nothing yet, can not
-    /// know those that joined meanwhile, and one of them may be the leader that would tell it: there
-    /// only what is known to be removed is refused, and raft's own votes decide the rest. For the same reason one
-    /// whose certificate says manager, and which is a worker in what this manager has, is refused only by a
-    /// leader, or while another one is heard: it was either demoted since, or promoted and this manager is
-    /// behind.
+    /// Whether one with a manager's certificate may speak raft here; see [`may_speak_raft`].
     ///
     /// # Errors
     /// Forbidden for a node that was removed, or is a worker.
     pub fn raft(&self, name: &NodeName) -> Result<(), Refusal> {
-        match self.local(name) {
-            Some(Ok(member)) if member.role == mesh_core::objects::Role::Manager => Ok(()),
-            Some(Ok(member)) if !self.may_be_promoted(member.node) => {
-                Err(Refusal::forbidden(format!("node {} is no manager", member.node)))
-            }
-            Some(Ok(_)) => Ok(()),
-            Some(Err(e)) => Err(e),
-            // The leader's own state is never behind that of a manager it has not let in.
-            None if self.consensus.leadership().borrow().is_leader => Err(authz::removed(name.node)),
-            None => Ok(()),
+        let (revision, all) = self.consensus.objects();
+        if !all.nodes.contains_key(&name.node) && self.removed.lock().unwrap_or_else(PoisonError::into_inner).contains(&name.node) {
+            return Err(authz::removed(name.node));
         }
+        may_speak_raft(name, revision, &all, self.consensus.leadership().borrow().is_leader)
     }
 }
 
-impl Roll {
-    /// Whether a node, a worker as far as is known here, may be a manager by now. A leader that this manager is
-    /// too far behind to have heard of has no address yet.
-    fn may_be_promoted(&self, id: Id) -> bool {
-        let leadership = self.consensus.leadership();
-        let now = leadership.borrow();
-        let (_, all) = self.consensus.objects();
-        let own = all.nodes.get(&id).map(|n| control_addr(n));
-        !now.is_leader && (now.leader_addr.is_none() || now.leader_addr == own)
+/// Whether one with a manager's certificate may speak raft to a manager that has applied `revision`. A manager
+/// that is behind, or has nothing yet, can not know those that became managers meanwhile, and one of them may be
+/// the leader that would tell it. The certificate tells the two cases apart: its raft id is the index of the entry
+/// that made the node a manager. When that entry is not applied here yet, the node is let in, and raft's own votes
+/// decide the rest; when it is, the node was demoted or removed after it.
+fn may_speak_raft(name: &NodeName, revision: u64, all: &Objects, leads: bool) -> Result<(), Refusal> {
+    let node = all.nodes.get(&name.node);
+    if node.is_some_and(|n| n.role == Role::Manager) || name.raft_id > revision {
+        return Ok(());
+    }
+    match node {
+        Some(_) => Err(Refusal::forbidden(format!("node {} is no manager", name.node))),
+        None if name.raft_id > 0 && all.cluster.is_some() => Err(authz::removed(name.node)),
+        // A certificate without a raft id. The leader's own state is never behind that of a manager it has not
+        // let in.
+        None if leads => Err(authz::removed(name.node)),
+        None => Ok(()),
     }
 }
 
@@ -198,5 +198,74 @@ async fn check(roll: &Roll, call: Option<(Rpc, Who)>, peer: Option<Peer>) -> Res
         (Rpc::Raft, Some(name)) => roll.raft(name).map(|()| None),
         (_, Some(name)) => roll.member(name).await.map(Some),
         (_, None) => Err(unknown()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::RefusalKind;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A manager 1 since entry 1, and node 2, whose last role is `role`.
+    fn objects(role: Option<&str>) -> Objects {
+        let cluster = json!({
+            "id": Id::from_bits(9), "version": 1, "created_at": "2026-01-01T00:00:00Z", "address_pools": [], "subnet_prefix": 24,
+            "ca_cert": "", "ca_key": "", "worker_secret": "", "manager_secret": "", "next_vni": 1, "next_slot": 1,
+        });
+        let node = |n: u64, role: &str| {
+            let node: mesh_core::objects::Node = serde_json::from_value(json!({
+                "id": Id::from_bits(n), "version": 1, "created_at": "2026-01-01T00:00:00Z", "hostname": format!("h{n}"), "labels": {},
+                "role": role, "raft_id": 0, "availability": "active", "addr": "192.0.2.1", "control_port": 2377,
+                "data_path_addr": "192.0.2.1", "underlay_mtu": 1500, "ingress_ip": "10.0.0.2", "host_routes": [],
+                "state": "ready", "dataplane": "reachable",
+            }))
+            .unwrap();
+            (node.id, Arc::new(node))
+        };
+        Objects {
+            cluster: Some(Arc::new(serde_json::from_value(cluster).unwrap())),
+            nodes: std::iter::once(node(1, "manager")).chain(role.map(|r| node(2, r))).collect(),
+            ..Objects::default()
+        }
+    }
+
+    fn name(raft_id: u64) -> NodeName {
+        NodeName {
+            cluster: Id::from_bits(9),
+            node: Id::from_bits(2),
+            role: Role::Manager,
+            raft_id,
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_before_a_demotion_opens_raft_nowhere_that_has_heard_of_it() {
+        let (worker, manager, unknown, nothing) = (objects(Some("worker")), objects(Some("manager")), objects(None), Objects::default());
+        // Promoted by entry 10; what this manager has is of entry 7, 10 or 30.
+        for (all, raft_id, revision, passes) in [
+            (&manager, 10, 30, true),
+            (&manager, 0, 30, true),
+            (&worker, 10, 7, true),
+            (&worker, 10, 10, false),
+            (&worker, 10, 30, false),
+            (&worker, 0, 30, false),
+            (&unknown, 10, 7, true),
+            (&unknown, 10, 30, false),
+            (&nothing, 10, 0, true),
+            // The first entries of a log are raft's own.
+            (&nothing, 1, 1, true),
+        ] {
+            for leads in [false, true] {
+                let got = may_speak_raft(&name(raft_id), revision, all, leads);
+                let expected = passes && !(leads && all.nodes.is_empty() && raft_id <= revision);
+                assert_eq!(got.is_ok(), expected, "raft id {raft_id}, revision {revision}, leads {leads}");
+                assert!(got.err().is_none_or(|r| r.kind == RefusalKind::Forbidden));
+            }
+        }
+        // Of a release that did not write the raft id.
+        assert!(may_speak_raft(&name(0), 30, &unknown, false).is_ok());
+        assert!(may_speak_raft(&name(0), 30, &unknown, true).is_err());
     }
 }

@@ -16,10 +16,14 @@ const MOST_FORMER: usize = 4;
 
 pub(super) fn rotate(state: &State, from: &str, at: Timestamp, made: Option<&NewRoot>, index: u64) -> Effect {
     let mut cluster = state.cluster()?.clone();
-    let made = made.ok_or_else(|| Refusal::malformed("a rotation without a new root: the leader makes it"))?;
+    // Repeated after a lost answer.
+    if cluster.former_roots.iter().any(|r| r.cert == from && r.replaced_at == at) {
+        return Ok((Reply::Done, Vec::new()));
+    }
     if cluster.ca_cert != from {
         return Err(Refusal::conflict("the root was replaced meanwhile: see meshctl ca show"));
     }
+    let made = made.ok_or_else(|| Refusal::malformed("a rotation without a new root: the leader makes it"))?;
     if cluster.former_roots.len() >= MOST_FORMER {
         return Err(Refusal::conflict(format!(
             "{MOST_FORMER} former roots are still trusted, because nodes have no certificate of the present one: see meshctl ca show, and bring those nodes back or remove them"
@@ -32,6 +36,8 @@ pub(super) fn rotate(state: &State, from: &str, at: Timestamp, made: Option<&New
     };
     cluster.former_roots.insert(0, former);
     cluster.ca_key = made.key.clone();
+    cluster.worker_secret = made.worker_secret.clone().unwrap_or(cluster.worker_secret);
+    cluster.manager_secret = made.manager_secret.clone().unwrap_or(cluster.manager_secret);
     cluster.version = index;
     Ok((Reply::Done, vec![put(Object::Cluster(Arc::new(cluster)))]))
 }
