@@ -8,6 +8,7 @@
 //! All calls must be made from a thread in the host's network namespace, always the same one: devices
 //! are found by name.
 
+mod counting;
 mod error;
 mod events;
 mod hooks;
@@ -36,6 +37,7 @@ pub use events::{Event, Events, Watch};
 pub use hooks::AttachKind;
 pub use store::Stat;
 
+use counting::Counting;
 use events::Switch;
 use hooks::Hooks;
 use reclaim::Reclaim;
@@ -89,6 +91,7 @@ pub struct Loader {
     hooks: Hooks,
     sockets: Sockets,
     reclaim: Reclaim,
+    counting: Counting,
     switch: Switch,
     flow_table_size: u32,
     /// Pins of other versions, until all hooks are this one's.
@@ -156,6 +159,7 @@ impl Loader {
             hooks,
             sockets,
             reclaim,
+            counting: Counting::open(&maps)?,
             switch,
             flow_table_size: opts.flow_table_size,
             former,
@@ -296,13 +300,16 @@ impl Loader {
         self.store.tables().remotes.values().map(|r| r.node).collect()
     }
 
-    /// Removes flows that are over from a part of the tables; how many. To be called every few seconds.
+    /// Removes flows that are over from a part of the tables; how many. Gives out the counters of backends
+    /// that are gone when no flow is left that counts in them. To be called every few seconds.
     ///
     /// # Errors
     ///
     /// The kernel does not answer.
     pub fn reclaim(&mut self) -> Result<u64, Error> {
-        self.reclaim.run()
+        let removed = self.reclaim.run()?;
+        self.counting.run(&mut self.store)?;
+        Ok(removed)
     }
 
     /// Flows to the backend `slot` that this host remembers and that are not over: TCP connections that

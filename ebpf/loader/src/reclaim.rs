@@ -18,7 +18,7 @@ use crate::{Error, sys};
 /// Rows that are read at once.
 const BATCH: usize = 4096;
 /// Rows that one call looks at, per table.
-const PART: usize = 65_536;
+pub const PART: usize = 65_536;
 /// A UDP flow, which has no end, is taken for a live one so long.
 const UDP_LIVE_NS: u64 = 5 * 1_000_000_000;
 
@@ -30,9 +30,15 @@ pub struct Rows {
 }
 
 impl Rows {
-    fn open(maps: &Path, name: &'static str) -> Result<Self, Error> {
+    /// Opens it at its pin in `maps`.
+    pub fn open(maps: &Path, name: &'static str) -> Result<Self, Error> {
         let map = MapData::from_pin(maps.join(name)).map_err(|source| Error::map(name, "open pinned", source))?;
         Ok(Self { name, map, cursor: None })
+    }
+
+    /// Begins at the start again.
+    pub fn rewind(&mut self) {
+        self.cursor = None;
     }
 
     fn failed(&self, source: std::io::Error) -> Error {
@@ -40,7 +46,7 @@ impl Rows {
     }
 
     /// Looks at up to `limit` rows, from where the last call stopped; true at the end of the table.
-    fn scan<V: Plain + Default>(&mut self, limit: usize, mut look: impl FnMut(&FlowKey, &V)) -> Result<bool, Error> {
+    pub fn scan<V: Plain + Default>(&mut self, limit: usize, mut look: impl FnMut(&FlowKey, &V)) -> Result<bool, Error> {
         let (mut keys, mut values) = (vec![FlowKey::default(); BATCH], vec![V::default(); BATCH]);
         let mut seen = 0;
         while seen < limit {

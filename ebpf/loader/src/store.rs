@@ -5,12 +5,16 @@
 //! [`lists`].
 
 mod array;
+mod held;
 mod lists;
 mod places;
 mod stats;
 mod table;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use aya::{
     Ebpf,
@@ -380,6 +384,30 @@ impl Store {
     pub fn stat_row(&mut self, set: u32, backend: u32) -> Result<u32, Error> {
         let service = lists::base(set);
         self.stats.row(rows::Pair { service, backend })
+    }
+
+    /// Counters are held that were taken away from backends, or are to be taken away.
+    pub fn stats_due(&self) -> bool {
+        self.stats.due()
+    }
+
+    /// Takes the counters of backends that are in no list away from them; all that are held now, and the mark
+    /// for [`Self::free_stats`].
+    pub fn held_stats(&mut self) -> Result<(BTreeSet<u32>, u64), Error> {
+        if self.stats.changed() {
+            self.forget_unlisted()?;
+        }
+        Ok(self.stats.held())
+    }
+
+    /// Gives out counters that were held before `mark`, of which no flow names these.
+    pub fn free_stats(&mut self, rows: &BTreeSet<u32>, mark: u64) -> Result<(), Error> {
+        self.stats.free_unnamed(rows, mark)
+    }
+
+    /// Gives out held counters if few are free.
+    pub fn free_oldest_stats(&mut self) -> Result<(), Error> {
+        self.stats.free_oldest()
     }
 
     /// What went through each backend of each service that was given a flow here.

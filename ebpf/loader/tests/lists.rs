@@ -3,12 +3,19 @@
 
 mod support;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use mesh_core::lb::{Method, Pool, Row};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, Queue};
+use mesh_core::{
+    action::BpfAction,
+    lb::{Method, Pool, Row},
+};
 use mesh_ebpf_common::{
     flow::hash_flow,
-    rows::{Addr, FlowKey, TCP},
+    rows::{Addr, Flow, FlowKey, TCP},
 };
 use mesh_loader::Stat;
 use support::{
@@ -86,6 +93,11 @@ fn room_for_many_tables_and_their_changes() {
     }
     w = w.reopen();
     assert_eq!(w.loader.observe().unwrap().0.services[&1000], table(40));
+    // One that finds no room leaves no part behind.
+    let long = |parts: u32| Row::Service(1200, Some(turn(&(0..parts * 32).map(|i| 1 + i % 5).collect::<Vec<_>>())));
+    w.loader.apply(&BpfAction::Row(long(14_800))).unwrap_err();
+    w.put(long(14_000));
+    w.put(Row::Service(1200, None));
     for set in 1000..1100 {
         w.put(Row::Service(set, None));
     }
@@ -180,6 +192,90 @@ fn counters_are_given_out_with_the_first_flow() {
     assert_eq!(of(&w).len(), 2, "the set of IPv6 still has it");
     w.put(Row::Service(1 | mesh_core::lb::V6, Some(turn(&[4]))));
     assert_eq!(of(&w), [stat(4, 1)]);
+}
+
+fn pinned(w: &World, name: &str) -> MapData {
+    MapData::from_pin(w.maps().join(name)).unwrap()
+}
+
+/// Rows of `STATS` that are nobody's.
+fn free(w: &World) -> BTreeSet<u32> {
+    let mut queue: Queue<_, u32> = Map::Queue(pinned(w, "STAT_FREE")).try_into().unwrap();
+    let mut rows = Vec::new();
+    while let Ok(row) = queue.pop(0) {
+        rows.push(row);
+    }
+    for row in &rows {
+        queue.push(row, 0).unwrap();
+    }
+    let once: BTreeSet<u32> = rows.iter().copied().collect();
+    assert_eq!(once.len(), rows.len(), "one is there twice");
+    once
+}
+
+#[test]
+fn counters_that_a_flow_counts_in_are_not_given_to_another() {
+    let mut w = World::new();
+    // The key is a `Pair`.
+    let mut pairs: HashMap<_, [u32; 2], u32> = Map::HashMap(pinned(&w, "STAT_ROWS")).try_into().unwrap();
+    let put = |w: &mut World, list: &[u32]| {
+        [1, 1 | mesh_core::lb::V6]
+            .into_iter()
+            .for_each(|set| w.put(Row::Service(set, Some(turn(list)))))
+    };
+    let of = |w: &World, backend| {
+        w.loader
+            .stats()
+            .unwrap()
+            .into_iter()
+            .find(|s| (s.service, s.backend) == (1, backend))
+    };
+    let more = |w: &World| {
+        w.client(&Frame::tcp((CLIENT, 1), (NODE, 80), ACK, b"")).is(SENT, &["carried"]);
+    };
+    assert_eq!(open(&w, 1), mac(C));
+    let row = pairs.get(&[1, 3], 0).unwrap();
+    put(&mut w, &[4]);
+    for _ in 0..3 {
+        w.loader.reclaim().unwrap();
+        assert_eq!(of(&w, 3), None);
+        assert!(!free(&w).contains(&row));
+        more(&w);
+    }
+    // It returns, and its count with it.
+    put(&mut w, &[3, 4]);
+    w.loader.reclaim().unwrap();
+    assert_eq!(pairs.get(&[1, 3], 0).unwrap(), row);
+    assert_eq!(of(&w, 3).map(|s| (s.flows, s.packets)), Some((1, 4)));
+    // The next loader knows nothing of the pair, and sees the flow.
+    put(&mut w, &[4]);
+    w = w.reopen();
+    w.loader.reclaim().unwrap();
+    assert!(!free(&w).contains(&row));
+    more(&w);
+    // As a program does that has read the list before it changed.
+    let taken = *free(&w).first().unwrap();
+    let mut queue: Queue<_, u32> = Map::Queue(pinned(&w, "STAT_FREE")).try_into().unwrap();
+    let others: Vec<u32> = std::iter::from_fn(|| queue.pop(0).ok()).filter(|row| *row != taken).collect();
+    for row in &others {
+        queue.push(row, 0).unwrap();
+    }
+    pairs.insert([1, 3], taken, 0).unwrap();
+    put(&mut w, &[3]);
+    put(&mut w, &[4]);
+    w.loader.reclaim().unwrap();
+    assert_eq!(of(&w, 3), None);
+    assert!(free(&w).contains(&taken), "no flow counts in it");
+    // The flow is over.
+    let mut flows: HashMap<_, [u8; size_of::<FlowKey>()], [u8; size_of::<Flow>()]> =
+        Map::LruHashMap(pinned(&w, "FLOWS")).try_into().unwrap();
+    for key in flows.keys().map(Result::unwrap).collect::<Vec<_>>() {
+        flows.remove(&key).unwrap();
+    }
+    w.loader.reclaim().unwrap();
+    assert_eq!(free(&w).len(), 32_767, "all but that of those that have no room");
+    let stats: PerCpuArray<_, [u64; 5]> = Map::PerCpuArray(pinned(&w, "STATS")).try_into().unwrap();
+    assert!(stats.get(&row, 0).unwrap().iter().all(|s| *s == [0; 5]));
 }
 
 #[test]

@@ -75,9 +75,17 @@ impl Store {
             };
             self.shadow.services.insert(set, pool);
         }
-        let counted = self.stats.pairs()?;
-        for pair in counted {
-            self.forget(pair.service, [pair.backend])?;
+        self.forget_unlisted()
+    }
+
+    /// Takes the counters of backends that are in no list away from them.
+    pub(super) fn forget_unlisted(&mut self) -> Result<(), Error> {
+        let mut counted: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for pair in self.stats.pairs()? {
+            counted.entry(pair.service).or_default().push(pair.backend);
+        }
+        for (service, backends) in counted {
+            self.forget(service, backends)?;
         }
         Ok(())
     }
@@ -91,8 +99,13 @@ impl Store {
         let bank = old.map_or(0, |s| s.bank ^ 1);
         for (part, backends) in (0..parts(count)).zip(pool.list.chunks(PART as usize)) {
             let key = rows::MemberKey { service: set, bank, part };
-            self.members.put(Bytes(key), Bytes(Members(filled(backends))))?;
+            if let Err(e) = self.members.put(Bytes(key), Bytes(Members(filled(backends)))) {
+                // Nothing names what was written, and others may need the room.
+                self.remove_list(set, bank, parts(count))?;
+                return Err(e);
+            }
         }
+        self.restore(set, pool)?;
         let row = rows::Service {
             // Turns that are taken between this look and the next line are taken twice.
             turn: self.services.get(&set)?.map_or(0, |Bytes(s)| s.turn),
@@ -107,16 +120,29 @@ impl Store {
         self.services.put(set, Bytes(row))?;
         let former = self.shadow.services.insert(set, pool.clone());
         if let Some(old) = old {
-            self.remove_list(set, &old)?;
+            self.remove_list(set, old.bank, parts(old.count))?;
         }
         self.forget(set, former.into_iter().flat_map(|p| p.list))
     }
 
-    /// Removes the list that a service's former row named.
-    fn remove_list(&mut self, service: u32, old: &rows::Service) -> Result<(), Error> {
-        for part in 0..parts(old.count) {
-            let bank = old.bank;
+    /// Removes the rows of a list.
+    fn remove_list(&mut self, service: u32, bank: u32, parts: u32) -> Result<(), Error> {
+        for part in 0..parts {
             self.members.remove(&Bytes(rows::MemberKey { service, bank, part }))?;
+        }
+        Ok(())
+    }
+
+    /// Gives backends that come back their counters, before a program gives them new ones.
+    fn restore(&mut self, set: u32, pool: &Pool) -> Result<(), Error> {
+        let service = base(set);
+        let mut back: BTreeSet<u32> = self.stats.released(service).collect();
+        if !back.is_empty() {
+            let list: BTreeSet<u32> = pool.list.iter().copied().collect();
+            back.retain(|backend| list.contains(backend));
+        }
+        for backend in back {
+            self.stats.restore(Pair { service, backend })?;
         }
         Ok(())
     }
@@ -131,7 +157,7 @@ impl Store {
         rows.map(|parts| parts as usize).sum()
     }
 
-    /// Frees the counters of those of `backends` that are in no list of the service any more.
+    /// Takes away the counters of those of `backends` that are in no list of the service any more.
     fn forget(&mut self, set: u32, backends: impl IntoIterator<Item = u32>) -> Result<(), Error> {
         let service = base(set);
         let mut gone: BTreeSet<u32> = backends.into_iter().collect();
@@ -154,7 +180,7 @@ impl Store {
         self.services.remove(&set)?;
         let former = self.shadow.services.remove(&set);
         if let Some(Bytes(old)) = old {
-            self.remove_list(set, &old)?;
+            self.remove_list(set, old.bank, parts(old.count))?;
         }
         self.forget(set, former.into_iter().flat_map(|p| p.list))
     }

@@ -1,9 +1,11 @@
 //! Counters of each backend of each service, for [`super::Store`].
 //!
 //! A host gives flows to few of a large cluster's backends, and the counters' memory grows with its
-//! CPUs: the programs take a row of `STATS` out of `STAT_FREE` when they first need one. Rows of backends
-//! that are in no list any more are given out again as late as possible, for flows that still count in
-//! them.
+//! CPUs: the programs take a row of `STATS` out of `STAT_FREE` when they first need one. The row of a
+//! backend that is in no list any more is held (see [`held`](super::held)) until no flow names it, and its
+//! backend gets it back if it returns before.
+
+use std::collections::BTreeSet;
 
 use aya::{
     Ebpf,
@@ -17,6 +19,7 @@ use mesh_ebpf_common::{
 
 use super::{
     Stat,
+    held::Held,
     table::{Bytes, Table},
 };
 use crate::{Error, sys};
@@ -26,7 +29,13 @@ pub struct Stats {
     counters: PerCpuArray<MapData, Bytes<rows::Stat>>,
     rows: Table<Bytes<Pair>, u32>,
     free: Queue<MapData, u32>,
+    held: Held,
+    /// A program or a migration may have given rows to pairs in no list.
+    changed: bool,
 }
+
+/// Of so many rows one is to be free: else held ones are given out although flows may count in them.
+const FREE: usize = 8;
 
 fn failed(name: &'static str, doing: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::map(name, doing, source)
@@ -45,6 +54,8 @@ impl Stats {
             counters,
             rows: Table::take(ebpf, &spec::STAT_ROWS)?,
             free,
+            held: Held::default(),
+            changed: false,
         };
         stats.find()?;
         Ok(stats)
@@ -52,13 +63,11 @@ impl Stats {
 
     fn find(&mut self) -> Result<(), Error> {
         let mut known = vec![false; self.counters.len() as usize];
-        let mut waiting = Vec::new();
-        while let Some(row) = self.pop()? {
-            waiting.push(row);
-        }
+        let mut waiting = self.drain()?;
         if !waiting.is_empty() {
-            // A program that has just taken one puts it where it is found below.
+            // A program that has just taken one puts it where it is found below, or back.
             sys::wait_for_programs();
+            waiting.extend(self.drain()?);
         }
         let owned = self.rows.rows()?.into_iter().map(|(_, row)| row);
         for row in owned.chain(waiting.iter().copied()).chain([0]) {
@@ -73,12 +82,21 @@ impl Stats {
             self.push(row)?;
         }
         for row in lost {
-            if !first {
-                self.clear(row)?;
+            if first {
+                self.push(row)?;
+            } else {
+                self.held.hold(row, None);
             }
-            self.push(row)?;
         }
         Ok(())
+    }
+
+    fn drain(&mut self) -> Result<Vec<u32>, Error> {
+        let mut rows = Vec::new();
+        while let Some(row) = self.pop()? {
+            rows.push(row);
+        }
+        Ok(rows)
     }
 
     fn pop(&mut self) -> Result<Option<u32>, Error> {
@@ -107,6 +125,8 @@ impl Stats {
 
     /// The row of a backend of a set, as the programs find it; 0: there is no room.
     pub fn row(&mut self, pair: Pair) -> Result<u32, Error> {
+        self.changed = true;
+        self.restore(pair)?;
         if let Some(row) = self.rows.get(&Bytes(pair))? {
             return Ok(row);
         }
@@ -124,12 +144,73 @@ impl Stats {
 
     /// Takes the row away from a backend that is in none of the set's lists any more.
     pub fn release(&mut self, pair: Pair) -> Result<(), Error> {
+        // Programs that have just read the former list may still take one for it.
+        self.changed = true;
         let Some(row) = self.rows.get(&Bytes(pair))? else {
             return Ok(());
         };
         self.rows.remove(&Bytes(pair))?;
-        self.clear(row)?;
-        self.push(row)
+        self.held.hold(row, Some(pair));
+        Ok(())
+    }
+
+    /// Those of a set's backends whose rows are held.
+    pub fn released(&self, service: u32) -> impl Iterator<Item = u32> {
+        self.held.backends(service)
+    }
+
+    /// Gives a backend that comes back its row again, unless it has one.
+    pub fn restore(&mut self, pair: Pair) -> Result<(), Error> {
+        let Some(row) = self.held.of(pair) else { return Ok(()) };
+        // Whoever wanted it may not get as far as to list it.
+        self.changed = true;
+        self.rows.put_new(Bytes(pair), row)?;
+        if self.rows.get(&Bytes(pair))? == Some(row) {
+            self.held.returned(pair);
+        }
+        Ok(())
+    }
+
+    /// True once after pairs in no list may have got rows.
+    pub fn changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Rows are held, or may be to be.
+    pub fn due(&self) -> bool {
+        self.changed || self.held.len() > 0
+    }
+
+    /// See [`Held::all`].
+    pub fn held(&self) -> (BTreeSet<u32>, u64) {
+        self.held.all()
+    }
+
+    /// Gives out the rows that no flow names, of those held before `mark`.
+    pub fn free_unnamed(&mut self, rows: &BTreeSet<u32>, mark: u64) -> Result<(), Error> {
+        let rows = self.held.unnamed(rows, mark);
+        self.give_out(&rows)
+    }
+
+    /// Gives out the oldest of the rows that are held, if few are free.
+    pub fn free_oldest(&mut self) -> Result<(), Error> {
+        let all = self.counters.len() as usize;
+        let free = all.saturating_sub(1 + self.rows.rows()?.len() + self.held.len());
+        let rows = self.held.oldest((all / FREE).saturating_sub(free));
+        self.give_out(&rows)
+    }
+
+    fn give_out(&mut self, rows: &[u32]) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        // A row that was taken for lost may have been a program's that was about to give it to a pair.
+        let owned: BTreeSet<u32> = self.rows.rows()?.into_iter().map(|(_, row)| row).collect();
+        for row in rows.iter().filter(|row| !owned.contains(row)) {
+            self.clear(*row)?;
+            self.push(*row)?;
+        }
+        Ok(())
     }
 
     /// What was counted; first in the row of those that had no room.
