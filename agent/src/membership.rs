@@ -196,9 +196,8 @@ impl Membership {
 
     /// The control plane, on nodes that host it.
     async fn manager_for(&self, identity: &Arc<IdentityStore>, channels: &Arc<Channels>) -> Result<Option<Hosted>, Refusal> {
-        if identity.file().role == Role::Worker {
-            // A demotion may have been cut off before its last step: what a manager knew is no worker's.
-            self.remove_raft().map_err(Refusal::other)?;
+        // What a demotion that was cut off has left, [`role`] removes: only the cluster knows whether it counts.
+        if !role::hosts(&identity.file()) {
             return Ok(None);
         }
         let consensus = self.raft(identity, channels).await?;

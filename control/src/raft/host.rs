@@ -129,6 +129,11 @@ impl RaftHost {
         }))
     }
 
+    /// Who this manager is in consensus.
+    pub fn raft_id(&self) -> u64 {
+        *self.raft.node_id()
+    }
+
     /// Whether `dir` has the files of a manager.
     pub fn exists(dir: &Path) -> bool {
         dir.join(LOG_FILE).exists() || dir.join(STATE_FILE).exists()
@@ -176,7 +181,7 @@ impl RaftHost {
     /// Refuses what is for another raft id. A host that is demoted and promoted again runs under its old one for
     /// a while: what it acknowledged or promised for the new one would be gone with the old log.
     fn check_target(&self, to: u64) -> Result<(), ConsensusError> {
-        let own = *self.raft.node_id();
+        let own = self.raft_id();
         if to == 0 || to == own {
             return Ok(());
         }

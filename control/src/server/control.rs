@@ -10,7 +10,7 @@ use mesh_api::{
 use mesh_core::{
     Refusal,
     command::Command,
-    objects::{NodeState, Objects, Role},
+    objects::{Node, NodeState, Objects, Role},
     state::may_stop_managing,
 };
 use tonic::{Request, Response, Status};
@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 use super::{Shared, hint, json, managers, member, read_json, status_of};
 use crate::{
     authz::{self, Member},
+    consensus::Leadership,
     health::lead,
     pki::Authority,
     roots, token,
@@ -50,6 +51,7 @@ impl Control for Service {
                 Err(Err(_)) => return Err(status_of(&refusal)),
             }
         }
+        self.keeps_a_voter(&command).map_err(|refusal| status_of(&refusal))?;
         let name = command.name();
         let takes_vote = command.leaver().is_some();
         self.understood(&command).map_err(|refusal| status_of(&refusal))?;
@@ -198,6 +200,18 @@ impl Service {
         })
     }
 
+    /// Refuses to let a voter go when no other manager has a vote and is ready. The state can not tell: it has
+    /// managers that were just promoted, but not who of them votes.
+    fn keeps_a_voter(&self, command: &Command) -> Result<(), Refusal> {
+        let (_, all) = self.0.consensus.objects();
+        let Some(leaver) = command.leaver().and_then(|r| all.node(r)) else {
+            return Ok(());
+        };
+        let leadership = self.0.consensus.leadership();
+        let now = leadership.borrow();
+        keeps_a_voter(&all, &now, leaver)
+    }
+
     /// Whether a command ends this manager, and will not be refused for it.
     fn ends_me(&self, command: &Command) -> bool {
         let Some(leaver) = command.leaver() else { return false };
@@ -273,6 +287,22 @@ impl Service {
     }
 }
 
+/// See [`Service::keeps_a_voter`]. A node that is the only manager is left to the state, which says so better.
+fn keeps_a_voter(all: &Objects, now: &Leadership, leaver: &Node) -> Result<(), Refusal> {
+    let votes = |n: &Node| n.role == Role::Manager && now.voters.contains_key(&n.raft_id);
+    if !votes(leaver) || may_stop_managing(all, leaver).is_err() {
+        return Ok(());
+    }
+    let stays = |n: &&std::sync::Arc<Node>| n.id != leaver.id && n.state == NodeState::Ready && votes(n);
+    if all.nodes.values().any(|n| stays(&n)) {
+        return Ok(());
+    }
+    Err(Refusal::conflict(format!(
+        "node {} is the only manager that has a vote and is ready: wait until another one has (meshctl node ls)",
+        leaver.hostname
+    )))
+}
+
 fn token_of(all: &mesh_core::objects::Objects, role: Role) -> Result<String, Refusal> {
     let cluster = all
         .cluster
@@ -292,5 +322,83 @@ fn pinned(command: Command, caller: Member) -> Command {
             force,
         },
         (command, _) => command,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::{
+        Id,
+        command::NewNode,
+        objects::{Change, Kind, Object},
+        state::State,
+    };
+
+    use super::*;
+
+    /// Managers with the raft ids of `nodes`, in these states.
+    fn cluster(nodes: &[(u64, NodeState)]) -> Objects {
+        let node = NewNode {
+            id: Id::from_bits(7),
+            hostname: "h".into(),
+            role: Role::Manager,
+            addr: [192, 0, 2, 1].into(),
+            control_port: 2377,
+            data_path_addr: [192, 0, 2, 1].into(),
+            underlay_mtu: 1500,
+            host_routes: vec![],
+        };
+        let init = Command::Init {
+            id: Id::from_bits(1),
+            ingress: Id::from_bits(2),
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            address_pools: vec!["10.0.0.0/8".parse().unwrap()],
+            subnet_prefix: 24,
+            ca_cert: "cert".into(),
+            ca_key: "key".into(),
+            worker_secret: "0".into(),
+            manager_secret: "0".into(),
+            node,
+        };
+        let mut state = State::default();
+        state.apply(1, &init).0.unwrap();
+        let first = Node::clone(state.objects().nodes.values().next().unwrap());
+        let mut all = Objects::default();
+        for (raft_id, state) in nodes {
+            let node = Node {
+                id: Id::from_bits(*raft_id),
+                raft_id: *raft_id,
+                hostname: format!("h{raft_id}"),
+                state: *state,
+                ..first.clone()
+            };
+            all.apply(&Change {
+                kind: Kind::Node,
+                id: node.id,
+                object: Some(Object::Node(Arc::new(node))),
+            });
+        }
+        all
+    }
+
+    #[test]
+    fn a_manager_goes_only_when_another_one_votes_and_is_ready() {
+        use NodeState::{Down, Ready};
+        let voters = |ids: &[u64]| Leadership {
+            voters: ids.iter().map(|id| (*id, String::new())).collect(),
+            ..Leadership::default()
+        };
+        let check = |all: &Objects, now: &Leadership, id: u64| keeps_a_voter(all, now, all.nodes.get(&Id::from_bits(id)).unwrap());
+        // The second was promoted, but has no vote yet: it may go, the first may not.
+        let all = cluster(&[(3, Ready), (4, Ready)]);
+        let why = check(&all, &voters(&[3]), 3).unwrap_err();
+        assert!(why.message.contains("h3") && why.message.contains("vote"), "{why}");
+        check(&all, &voters(&[3]), 4).unwrap();
+        check(&all, &voters(&[3, 4]), 3).unwrap();
+        // One that votes, but is down, and one that is ready, but does not vote, are no other voter together.
+        let all = cluster(&[(3, Ready), (4, Down), (5, Ready), (6, Ready)]);
+        assert!(check(&all, &voters(&[3, 4]), 3).is_err());
+        check(&all, &voters(&[3, 4]), 4).unwrap();
+        check(&all, &voters(&[3, 4, 5]), 3).unwrap();
     }
 }
