@@ -99,6 +99,14 @@ const MEANINGS: &[(&str, &str)] = &[
         "too_big",
         "answered with ICMP: longer than the ingress network takes, and must not be fragmented",
     ),
+    (
+        "segment_sent",
+        "from a container straight to another node of the segment, without encapsulation",
+    ),
+    (
+        "segment_arrived",
+        "from another node of the segment straight to its container, without encapsulation",
+    ),
 ];
 
 #[cfg(test)]

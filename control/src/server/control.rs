@@ -200,7 +200,7 @@ impl Service {
         })
     }
 
-    /// Refuses to let a voter go when no other manager has a vote and is ready. The state can not tell: it has
+    /// Refuses to let a voter go when no other manager has a vote and is up, as far as is known. The state can not tell: it has
     /// managers that were just promoted, but not who of them votes.
     fn keeps_a_voter(&self, command: &Command) -> Result<(), Refusal> {
         let (_, all) = self.0.consensus.objects();
@@ -293,12 +293,12 @@ fn keeps_a_voter(all: &Objects, now: &Leadership, leaver: &Node) -> Result<(), R
     if !votes(leaver) || may_stop_managing(all, leaver).is_err() {
         return Ok(());
     }
-    let stays = |n: &&std::sync::Arc<Node>| n.id != leaver.id && n.state == NodeState::Ready && votes(n);
+    let stays = |n: &&std::sync::Arc<Node>| n.id != leaver.id && n.state != NodeState::Down && votes(n);
     if all.nodes.values().any(|n| stays(&n)) {
         return Ok(());
     }
     Err(Refusal::conflict(format!(
-        "node {} is the only manager that has a vote and is ready: wait until another one has (meshctl node ls)",
+        "node {} is the only manager that has a vote and is not down: wait until another one has (meshctl node ls)",
         leaver.hostname
     )))
 }
