@@ -63,7 +63,8 @@ impl Drop for Running {
 }
 
 fn words<'a>(options: &'a str, command: &[&'a str]) -> Vec<&'a str> {
-    let mut words = vec!["meshctl", "run", "--network", "demo"];
+    // Whoever started the tests in the background may have had them ignore SIGINT, which is passed down.
+    let mut words = vec!["env", "--default-signal", "meshctl", "run", "--network", "demo"];
     words.extend(options.split_whitespace());
     words.push("--");
     words.extend(command);
