@@ -21,8 +21,8 @@ fn s3_round_robin() -> Result<()> {
     lab.balanced(&HOSTS, 8888, &BACKENDS)?;
     for host in HOSTS {
         let to = format!("{}:8888", address(host));
-        in_turn(host, &lab.http(Place::Client, &to, 30)?);
-        in_turn(host, &lab.udp(Place::Client, &to, 30)?);
+        in_turn(&format!("http to {host}"), &lab.http(Place::Client, &to, 30)?);
+        in_turn(&format!("udp to {host}"), &lab.udp(Place::Client, &to, 30)?);
         one_flow_one_backend(&lab, &to)?;
     }
     Ok(())
@@ -41,13 +41,16 @@ fn nobody_there(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn in_turn(host: &str, replies: &[Reply]) {
+fn in_turn(asked: &str, replies: &[Reply]) {
     assert_eq!(replies.len(), 30);
     let order: Vec<_> = replies.iter().map(|r| r.hostname.as_str()).collect();
-    assert!(tally(replies).values().eq([10, 10, 10].iter()), "{host}: {order:?}");
-    assert!(order.iter().zip(&order[3..]).all(|(a, b)| a == b), "{host}, not in turn: {order:?}");
+    assert!(tally(replies).values().eq([10, 10, 10].iter()), "{asked}: {order:?}");
+    assert!(
+        order.iter().zip(&order[3..]).all(|(a, b)| a == b),
+        "{asked}, not in turn: {order:?}"
+    );
     for reply in replies {
-        assert_eq!(reply.client, "192.168.77.200", "{host}: {reply:?}");
+        assert_eq!(reply.client, "192.168.77.200", "{asked}: {reply:?}");
     }
 }
 

@@ -276,12 +276,14 @@ fn udp(many: &Many, same_socket: bool, from: Option<SocketAddr>, size: usize) ->
         socket.connect(addr)?;
         Ok(socket)
     };
-    let mut socket = open(0)?;
+    // Open to the end: a port that the kernel draws twice would be the former datagram's flow.
+    let mut sockets = vec![open(0)?];
     let mut buffer = [0; 65536];
     for i in 0..many.count {
         if i > 0 && !same_socket {
-            socket = open(i)?;
+            sockets.push(open(i)?);
         }
+        let socket = &sockets[sockets.len() - 1];
         socket.send(format!("{:<width$}\n", "hello", width = size.saturating_sub(1)).as_bytes())?;
         let n = socket.recv(&mut buffer).map_err(|e| format!("no answer from {addr}: {e}"))?;
         if n < size {
