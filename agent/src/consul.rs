@@ -1,5 +1,5 @@
-//! The catalog as Consul's HTTP API tells it, for programs that read Consul: consul-template, Prometheus,
-//! Traefik and the like. Read-only, off unless `--consul-http` says where, answered from the ledger.
+//! The catalog as Consul's HTTP API tells it, for programs that read Consul. Read-only, off unless
+//! `--consul-http` says where, answered from the ledger.
 //!
 //! Paths and fields are those of <https://developer.hashicorp.com/consul/api-docs>. What is an instance of
 //! what is [`catalog`]'s; here are requests, blocking queries and their indexes. An index belongs to one

@@ -13,7 +13,7 @@ mod status;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -104,6 +104,25 @@ impl Shared {
         let leadership = self.consensus.leadership();
         let now = leadership.borrow();
         if now.is_leader { None } else { now.leader_addr.clone() }
+    }
+
+    /// Who is to be asked instead; `None` when this manager leads, and knows all that was committed.
+    ///
+    /// # Errors
+    /// Unavailable while nobody leads.
+    async fn elsewhere(&self) -> Result<Option<String>, Status> {
+        if let Some(leader) = self.leader_elsewhere() {
+            return Ok(Some(leader));
+        }
+        match self.consensus.read_barrier().await {
+            Ok(_) => Ok(None),
+            Err(e) => hint(e).map(Some),
+        }
+    }
+
+    /// What nodes have said of themselves.
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -53,10 +53,7 @@ impl Agents for Service {
             }));
         }
         {
-            let (mut health, now) = (
-                self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-                Instant::now(),
-            );
+            let (mut health, now) = (self.0.health(), Instant::now());
             health.beat(node, now, revision);
             health.certified(node, now, &root);
         }

@@ -62,9 +62,9 @@ impl Control for Service {
         }
         // The new root must be signed by the one that it replaces, not by one that this manager still has.
         if matches!(command, Command::CaRotate { .. })
-            && let Err(e) = self.0.consensus.read_barrier().await
+            && let Some(leader) = self.0.elsewhere().await?
         {
-            return led_by(hint(e)?);
+            return led_by(leader);
         }
         let command = self.filled(command).map_err(|refusal| status_of(&refusal))?;
         match self.0.consensus.propose(pinned(command, caller)).await {
@@ -93,11 +93,8 @@ impl Control for Service {
                 ..Default::default()
             }))
         };
-        if let Some(leader) = self.0.leader_elsewhere() {
+        if let Some(leader) = self.0.elsewhere().await? {
             return led_by(leader);
-        }
-        if let Err(e) = self.0.consensus.read_barrier().await {
-            return led_by(hint(e)?);
         }
         let answer = json(&self.answer(caller, &query))?;
         Ok(Response::new(QueryReply {
@@ -115,11 +112,8 @@ impl Control for Service {
             }))
         };
         // A manager that is behind would sign with a root that is forgotten, and say that it is the only one.
-        if let Some(leader) = self.0.leader_elsewhere() {
+        if let Some(leader) = self.0.elsewhere().await? {
             return led_by(leader);
-        }
-        if let Err(e) = self.0.consensus.read_barrier().await {
-            return led_by(hint(e)?);
         }
         let (_, all) = self.0.consensus.objects();
         let refuse = |r: Refusal| status_of(&r);
@@ -169,7 +163,7 @@ impl Service {
         if !matches!(command, Command::NodeRole { .. } | Command::CaRotate { .. }) {
             return Ok(());
         }
-        let silent = self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).rootless();
+        let silent = self.0.health().rootless();
         let (_, all) = self.0.consensus.objects();
         let names: Vec<_> = silent
             .iter()
@@ -188,7 +182,7 @@ impl Service {
     /// What the cluster trusts, and which nodes have said that they do.
     fn roots(&self, all: &Objects) -> Option<Roots> {
         let cluster = all.cluster.as_deref()?;
-        let said = self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).roots();
+        let said = self.0.health().roots();
         let former = || cluster.former_roots.iter();
         Some(Roots {
             certs: std::iter::once(&cluster.ca_cert)
@@ -270,7 +264,7 @@ impl Service {
             _ => None,
         };
         let applied = match query {
-            Query::Applied => self.0.health.lock().unwrap_or_else(std::sync::PoisonError::into_inner).applied(),
+            Query::Applied => self.0.health().applied(),
             _ => Default::default(),
         };
         let leadership = self.0.consensus.leadership().borrow().clone();

@@ -11,7 +11,7 @@ use mesh_core::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Shared, hint, json, manager_addrs, read_json, status_of};
+use super::{Shared, json, manager_addrs, read_json, status_of};
 use crate::{
     client::Purpose,
     pki::{self, Authority},
@@ -31,12 +31,8 @@ impl Enrollment for Service {
         let forwarded = request.metadata().contains_key(FORWARDED);
         let request = request.into_inner();
         // The leader alone is sure of the secrets: a rotated one must not pass at a follower.
-        let leader = match self.0.leader_elsewhere() {
-            Some(leader) => leader,
-            None => match self.0.consensus.read_barrier().await {
-                Ok(_) => return self.take_in(request).await,
-                Err(e) => hint(e)?,
-            },
+        let Some(leader) = self.0.elsewhere().await? else {
+            return self.take_in(request).await;
         };
         if forwarded {
             return Err(status_of(&Refusal::unavailable("the managers are electing a leader: try again")));

@@ -1,7 +1,7 @@
 //! Past the bridge: straight to an endpoint here, into the network's VXLAN device, or to its node.
 //!
-//! Called by from_container, from_network, and by from_uplink for what was not encapsulated. Whatever they do not send this way goes over the bridge,
-//! and meets to_container, which shares the translation of replies.
+//! Called by from_container, from_network, and by from_uplink for what was not encapsulated. Whatever they do not send
+//! this way goes over the bridge, and meets to_container, which shares the translation of replies.
 
 use mesh_ebpf_common::{
     Reason,

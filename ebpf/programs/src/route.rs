@@ -154,7 +154,7 @@ pub fn route(w: &mut Work, new: New, own: Option<Addr>, now: u64) -> Route {
         return Route::Stray;
     }
     w.service = new.service;
-    let (slot, chosen) = match choose(new.service, &w.key, own, new.admitted, now) {
+    let (slot, chosen) = match choose(new.service, &w.key, own, new.admitted, now, &mut w.list) {
         Choice::Backend(slot, backend) => (slot, backend),
         Choice::Empty => return Route::Empty,
         Choice::Denied => return Route::Denied,
@@ -209,16 +209,16 @@ pub enum Choice {
 }
 
 /// Chooses from the set `service` for the flow `key`. If the choice falls on the client itself, whose
-/// address is `own`, the one after it is taken, if there is another.
+/// address is `own`, the one after it is taken, if there is another. `list`: room for the set's row.
 #[inline(always)]
-pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool, now: u64) -> Choice {
-    // SAFETY: rows are replaced as a whole, and these maps keep a removed row until no program that
-    // may have it runs; so below.
+pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool, now: u64, list: &mut Service) -> Choice {
     let Some(row) = SERVICES.get_ptr_mut(&service) else {
         return Choice::Empty;
     };
-    // SAFETY: as above.
-    let mut list: &Service = unsafe { &*row };
+    // At once: a row that is replaced may be another set's as soon as it is (bpf_mem_free in kernel/bpf/hashtab.c,
+    // since Linux 6.1). It is a row of this map for as long as this run may read it.
+    // SAFETY: a row of a map, which is valid whatever it holds; so below.
+    *list = unsafe { *row };
     if list.ranged != 0 && !is_admitted && !admitted(service, &key.src) {
         return Choice::Denied;
     }
@@ -246,25 +246,19 @@ pub fn choose(service: u32, key: &FlowKey, own: Option<Addr>, is_admitted: bool,
     let mut fallback = 0;
     for i in 0..TRIES {
         let at = start + u64::from(i);
-        let mut place = (at % u64::from(count)) as u32;
-        let found = match member(service, list, place) {
-            Some(found) => found,
-            None => {
-                // The list was replaced between the two look-ups.
-                // SAFETY: as above.
-                let Some(newer) = (unsafe { SERVICES.get(&service) }) else {
-                    return Choice::Empty;
-                };
-                (list, count) = (newer, newer.count);
-                if count == 0 {
-                    return Choice::Empty;
-                }
-                place = (at % u64::from(count)) as u32;
-                let Some(found) = member(service, list, place) else {
-                    continue;
-                };
-                found
+        let place = (at % u64::from(count)) as u32;
+        let Some(found) = member(service, list, place) else {
+            // The list was replaced between the two look-ups.
+            // SAFETY: as above.
+            let Some(newer) = (unsafe { SERVICES.get(&service) }) else {
+                return Choice::Empty;
+            };
+            *list = *newer;
+            count = list.count;
+            if count == 0 {
+                return Choice::Empty;
             }
+            continue;
         };
         // SAFETY: as above.
         let Some(backend) = (unsafe { BACKENDS.get(&found) }) else {

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use mesh_ebpf_common::{
     Reason,
-    rows::{Addr, Backend, FlowKey, LOCAL, Namespace, Socket, SocketKey, TCP, UDP, V6},
+    rows::{Addr, Backend, FlowKey, LOCAL, Namespace, Service, Socket, SocketKey, TCP, UDP, V6},
 };
 
 use crate::{
@@ -217,7 +217,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
         proto,
         zero: [0; 3],
     };
-    let Choice::Backend(slot, backend) = choose(want.service, &key, None, true, now) else {
+    let Choice::Backend(slot, backend) = choose(want.service, &key, None, true, now, &mut Service::default()) else {
         // A container's packet is answered by from_container.
         if ns.host == 0 || !connects {
             return PROCEED;

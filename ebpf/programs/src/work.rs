@@ -6,7 +6,7 @@ use mesh_ebpf_common::{
     answer::{IcmpError, TcpReset},
     answer6::{Advertisement, IcmpError6, TcpReset6},
     header::{Arp, Eth, Extension, Icmp, Ipv4, Ipv6, Neighbor, Tcp, Udp},
-    rows::{Event, Flow, FlowKey, FragmentKey, FragmentPorts, Macs, Plain, Reply},
+    rows::{Event, Flow, FlowKey, FragmentKey, FragmentPorts, Macs, Plain, Reply, Service},
 };
 
 use crate::nat::To;
@@ -45,6 +45,8 @@ pub struct Work {
     pub flow: Flow,
     /// Row to be written.
     pub reply: Reply,
+    /// The set's row, while a backend is chosen.
+    pub list: Service,
     /// Record to be told.
     pub event: Event,
     /// Offset of the upper layer's header.

@@ -119,8 +119,9 @@ async fn orphaned(to: &Path) {
     }
 }
 
-/// Hands a request of Docker's on until meshd answers it. To be asked twice is no harm: what a request makes
-/// is named after Docker's ids.
+/// Hands a request of Docker's on until meshd answers it. To be asked twice is no harm where what a request makes
+/// is named after Docker's ids. An address has none: one that Docker chose itself (`docker run --ip`) is refused
+/// as taken the second time, until the first one's reservation is over; one that meshd chooses is another.
 async fn forward(State(front): State<Arc<Front>>, request: Request) -> Response {
     let begun = Instant::now();
     let (parts, body) = request.into_parts();
