@@ -54,6 +54,9 @@ pub struct Reply {
     pub local: String,
 }
 
+/// The containers of [`Lab::backends`].
+pub const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
+
 /// What `network inspect` says, as far as scenarios read it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Network {
@@ -185,6 +188,20 @@ impl Lab {
             seen = list.pop().ok_or("network inspect printed an empty list")?;
         }
         serde_json::from_value(seen.clone()).map_err(|e| format!("network inspect {name}: {e}: {seen}").into())
+    }
+
+    /// An endpoint of a network, by its name.
+    pub fn endpoint(&self, network: &str, name: &str) -> Result<Endpoint> {
+        let found = self.network(network)?.endpoints.into_iter().find(|e| e.name == name);
+        found.ok_or_else(|| format!("no endpoint {name} in {network}").into())
+    }
+
+    /// [`BACKENDS`], each on a host of its own from h1 on, behind a service of a network.
+    pub fn backends(&self, network: &str, service: &str) -> Result<()> {
+        for (name, host) in BACKENDS.iter().zip(["h1", "h2", "h3"]) {
+            self.echo(host, name, &format!("--network {network} --service {service}"))?;
+        }
+        Ok(())
     }
 
     /// A container that runs nothing.

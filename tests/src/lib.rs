@@ -14,5 +14,5 @@ pub use conn::{Connection, Held};
 pub use docker::Docker;
 pub use host::Host;
 pub use image::image;
-pub use lab::{Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, runtime, tally, until, within};
+pub use lab::{BACKENDS, Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, runtime, tally, until, within};
 pub use place::Place;

@@ -8,8 +8,7 @@ const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
 /// Where an endpoint of a network is.
 fn ip(lab: &Lab, network: &str, name: &str) -> Result<String> {
-    let found = lab.network(network)?.endpoints.into_iter().find(|e| e.name == name);
-    Ok(found.ok_or_else(|| format!("no endpoint {name} in {network}"))?.ip)
+    Ok(lab.endpoint(network, name)?.ip)
 }
 
 /// What a name resolves to in a container; nothing when it does not.

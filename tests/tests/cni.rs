@@ -212,8 +212,7 @@ fn race(lab: &Lab) -> Result<()> {
     let added: Vec<_> = all.iter().filter(|(status, _)| *status == 0).collect();
     assert_eq!(added.len(), 1, "{all:?}");
     assert!(all.iter().all(|(status, out)| *status == 0 || out["code"] == 101), "{all:?}");
-    let is = lab.network("ov")?.endpoints.into_iter().find(|e| e.name == "cni-a").map(|e| e.ip);
-    assert_eq!(is, Some(address_of(&added[0].1)));
+    assert_eq!(lab.endpoint("ov", "cni-a")?.ip, address_of(&added[0].1));
     ok(lab, H1, "DEL", "cni-a", &conf(json!({}))).map(drop)
 }
 

@@ -1,9 +1,8 @@
 //! Ten thousand connections that are busy while every meshd is killed and replaced.
 
-use mesh_tests::{Lab, Place, Result, until};
+use mesh_tests::{BACKENDS, Lab, Place, Result, until};
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
-const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
 const CONNECTIONS: usize = 10_000;
 
 #[test]
@@ -15,9 +14,7 @@ fn ten_thousand_connections_outlive_every_agent() -> Result<()> {
         "service create --name lines --network demo --publish 7777:7 --publish 8888:80",
     )?
     .ok()?;
-    for (name, host) in BACKENDS.iter().zip(HOSTS) {
-        lab.echo(host, name, "--network demo --service lines")?;
-    }
+    lab.backends("demo", "lines")?;
     lab.balanced(&HOSTS, 8888, &BACKENDS)?;
     let dropped = drops(&lab)?;
     let resets = tcp(&lab, "EstabResets")?;

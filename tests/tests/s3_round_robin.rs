@@ -1,9 +1,8 @@
 //! Scenario 3: a published port answers on every node, by turns, and backends see who asks.
 
-use mesh_tests::{Lab, Place, Reply, Result, address, tally, until};
+use mesh_tests::{BACKENDS, Lab, Place, Reply, Result, address, tally, until};
 
 const HOSTS: [&str; 4] = ["h1", "h2", "h3", "h4"];
-const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
 
 #[test]
 fn s3_round_robin() -> Result<()> {
@@ -15,9 +14,7 @@ fn s3_round_robin() -> Result<()> {
     )?
     .ok()?;
     nobody_there(&lab)?;
-    for (name, host) in BACKENDS.iter().zip(HOSTS) {
-        lab.echo(host, name, "--network demo --service hostname")?;
-    }
+    lab.backends("demo", "hostname")?;
     lab.balanced(&HOSTS, 8888, &BACKENDS)?;
     for host in HOSTS {
         let to = format!("{}:8888", address(host));

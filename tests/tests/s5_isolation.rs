@@ -17,10 +17,7 @@ fn s5_isolation() -> Result<()> {
     lab.echo("h2", "blue2", "--network blue")?;
     lab.echo("h1", "closed1", "--network closed")?;
     lab.echo("h2", "closed2", "--network closed")?;
-    let ip = |network: &str, name: &str| -> Result<String> {
-        let found = lab.network(network)?.endpoints.into_iter().find(|e| e.name == name);
-        found.map(|e| e.ip).ok_or_else(|| format!("no endpoint {name}").into())
-    };
+    let ip = |network: &str, name: &str| lab.endpoint(network, name).map(|e| e.ip);
 
     // Through the gateway, as the default route goes; on the same host, and on another.
     for (from, network, to) in [

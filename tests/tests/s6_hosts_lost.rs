@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_tests::{Lab, Place, Reply, Result, tally, until};
+use mesh_tests::{BACKENDS, Lab, Place, Reply, Result, tally, until};
 
-const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
 /// Where requests go while h2 is in trouble.
 const ENTRIES: [&str; 2] = ["192.168.77.11:8888", "192.168.77.13:8888"];
 /// How long a lost host may still be sent requests.
@@ -16,9 +15,7 @@ fn s6_hosts_lost() -> Result<()> {
     lab.ctl("h1", "network create demo --driver overlay")?.ok()?;
     lab.ctl("h1", "service create --name hostname --network demo --publish 8888:80")?
         .ok()?;
-    for (name, host) in BACKENDS.iter().zip(["h1", "h2", "h3"]) {
-        lab.echo(host, name, "--network demo --service hostname")?;
-    }
+    lab.backends("demo", "hostname")?;
     lab.balanced(&["h1", "h2", "h3"], 8888, &BACKENDS)?;
 
     // Well past the moment when its manager takes the node for down, every request is answered, and

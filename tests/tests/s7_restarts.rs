@@ -1,9 +1,8 @@
 //! Scenario 7: connections outlive meshd, and a host without managers goes on from its ledger.
 
-use mesh_tests::{Lab, Place, Result, until};
+use mesh_tests::{BACKENDS, Lab, Place, Result, until};
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
-const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
 
 #[test]
 fn s7_restarts() -> Result<()> {
@@ -14,9 +13,7 @@ fn s7_restarts() -> Result<()> {
         "service create --name hostname --network demo --publish 8888:80 --publish 7777:7",
     )?
     .ok()?;
-    for (name, host) in BACKENDS.iter().zip(HOSTS) {
-        lab.echo(host, name, "--network demo --service hostname")?;
-    }
+    lab.backends("demo", "hostname")?;
     lab.balanced(&HOSTS, 8888, &BACKENDS)?;
     connections_live(&lab)?;
     no_manager(&lab)

@@ -1,10 +1,9 @@
 //! A network whose packets are not encapsulated between hosts of one segment.
 
-use mesh_tests::{Lab, Place, Result, address, until, within};
+use mesh_tests::{BACKENDS, Lab, Place, Result, address, until, within};
 use serde_json::Value;
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
-const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
 
 /// One container on each host, in the service `web`; a network of both families.
 fn up() -> Result<Lab> {
@@ -15,16 +14,13 @@ fn up() -> Result<Lab> {
         "service create --name web --network demo --publish 8888:80 --publish 8888:7/udp",
     )?
     .ok()?;
-    for (name, host) in BACKENDS.iter().zip(HOSTS) {
-        lab.echo(host, name, "--network demo --service web")?;
-    }
+    lab.backends("demo", "web")?;
     Ok(lab)
 }
 
 /// The addresses of an endpoint, as they are written before a port.
 fn ips(lab: &Lab, name: &str) -> Result<[String; 2]> {
-    let found = lab.network("demo")?.endpoints.into_iter().find(|e| e.name == name);
-    let e = found.ok_or_else(|| format!("no endpoint {name}"))?;
+    let e = lab.endpoint("demo", name)?;
     Ok([e.ip, format!("[{}]", e.ip6.unwrap_or_default())])
 }
 

@@ -1,22 +1,15 @@
 //! IPv6: beside IPv4, alone, and under it.
 
-use mesh_tests::{Endpoint, Lab, Place, Result, address, address6, tally, until, within};
+use mesh_tests::{BACKENDS, Lab, Place, Result, address, address6, tally, until, within};
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
-const BACKENDS: [&str; 3] = ["w1", "w2", "w3"];
 /// The client machine, and a server in the world outside.
 const CLIENT6: &str = "fd77::200";
 const OUTSIDE6: &str = "2001:db8:100::1";
 
-/// An endpoint of a network.
-fn endpoint(lab: &Lab, network: &str, name: &str) -> Result<Endpoint> {
-    let found = lab.network(network)?.endpoints.into_iter().find(|e| e.name == name);
-    found.ok_or_else(|| format!("no endpoint {name} in {network}").into())
-}
-
 /// Its addresses.
 fn ips(lab: &Lab, network: &str, name: &str) -> Result<Vec<String>> {
-    let e = endpoint(lab, network, name)?;
+    let e = lab.endpoint(network, name)?;
     Ok(std::iter::once(e.ip).chain(e.ip6).collect())
 }
 
@@ -58,9 +51,7 @@ fn backends(lab: &Lab) -> Result<()> {
         "service create --name web --network demo --publish 8888:80 --publish 8888:7/udp",
     )?
     .ok()?;
-    for (name, host) in BACKENDS.iter().zip(HOSTS) {
-        lab.echo(host, name, "--network demo --service web")?;
-    }
+    lab.backends("demo", "web")?;
     Ok(())
 }
 
@@ -136,7 +127,7 @@ fn both_families_in_one_network() -> Result<()> {
     lab.container("h2", "other", "--network demo")?;
     for name in BACKENDS {
         assert_eq!(resolve(&lab, "user", name)?, sorted(ips(&lab, "demo", name)?));
-        let ip6 = endpoint(&lab, "demo", name)?.ip6.ok_or("no IPv6 address")?;
+        let ip6 = lab.endpoint("demo", name)?.ip6.ok_or("no IPv6 address")?;
         let back = lab.at(Place::In("user"), &format!("getent hosts {ip6}"))?.ok()?;
         assert!(back.contains(&format!("{name}.demo")), "{back}");
     }
@@ -173,8 +164,8 @@ fn ipv6_alone() -> Result<()> {
     let lab = Lab::up("")?;
     lab.ctl("h1", "network create six --subnet fd05:0:0:1::/64")?.ok()?;
     lab.ctl("h1", "service create --name web --network six --publish 8888:80")?.ok()?;
-    for (name, host) in BACKENDS.iter().zip(HOSTS) {
-        lab.echo(host, name, "--network six --service web")?;
+    lab.backends("six", "web")?;
+    for name in BACKENDS {
         assert_eq!(ips(&lab, "six", name)?.len(), 1);
     }
     // No backend itself: it would be passed over for its own connections.
