@@ -4,6 +4,7 @@
 //! what), and then one of the handlers here, each a thin layer over consensus.
 
 mod agents;
+mod certify;
 mod control;
 mod enroll;
 pub mod gate;
@@ -41,6 +42,7 @@ use crate::{
     consensus::{Consensus, ConsensusError, Leadership},
     health::Health,
     identity::IdentityStore,
+    pki::NodeName,
     roots,
     watch::Ring,
 };
@@ -128,8 +130,17 @@ impl Shared {
 
 /// The caller, as the gate found it.
 fn member<T>(request: &Request<T>) -> Result<Member, Status> {
-    let missing = || status_of(&Refusal::forbidden("the caller is not known"));
-    request.extensions().get::<Member>().copied().ok_or_else(missing)
+    request.extensions().get::<Member>().copied().ok_or_else(unknown_caller)
+}
+
+/// What the caller's certificate says.
+fn name<T>(request: &Request<T>) -> Result<NodeName, Status> {
+    let peer = request.extensions().get::<Peer>();
+    peer.and_then(|p| p.name).ok_or_else(unknown_caller)
+}
+
+fn unknown_caller() -> Status {
+    status_of(&Refusal::forbidden("the caller is not known"))
 }
 
 /// `Ok(leader)` when another manager is to be asked, else the refusal.

@@ -15,7 +15,7 @@ use mesh_core::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Shared, hint, json, managers, member, read_json, status_of};
+use super::{Shared, certify, hint, json, managers, member, name, read_json, status_of};
 use crate::{
     authz::{self, Member},
     consensus::Leadership,
@@ -104,7 +104,7 @@ impl Control for Service {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
-        let caller = member(&request)?;
+        let name = name(&request)?;
         let led_by = |leader| {
             Ok(Response::new(RenewReply {
                 leader,
@@ -121,17 +121,13 @@ impl Control for Service {
             .cluster
             .as_ref()
             .ok_or_else(|| refuse(Refusal::unavailable("this manager is being brought up to date")))?;
-        // The role is the cluster's word, not the old certificate's: that is how a change of role arrives.
-        let (role, raft_id) = all
-            .nodes
-            .get(&caller.node)
-            .map(|n| (n.role, n.raft_id))
-            .ok_or_else(|| refuse(authz::removed(caller.node)))?;
+        let voters = self.0.consensus.leadership().borrow().voters.clone();
+        let (role, raft_id) = certify::certified(&name, &all, &voters).map_err(refuse)?;
         let ca = Authority::load(cluster.id, &cluster.ca_cert, &cluster.ca_key).map_err(|e| Status::internal(e.to_string()))?;
         let cert = ca
-            .sign(&request.get_ref().csr, caller.node, role, raft_id)
+            .sign(&request.get_ref().csr, name.node, role, raft_id)
             .map_err(|e| refuse(Refusal::malformed(e.to_string())))?;
-        tracing::info!(node = %caller.node, role = role.as_str(), "certificate renewed");
+        tracing::info!(node = %name.node, role = role.as_str(), "certificate renewed");
         Ok(Response::new(RenewReply {
             cert: roots::chain(cluster, &cert),
             ca: roots::bundle(cluster),
