@@ -4,7 +4,8 @@
 //! Paths and fields are those of <https://developer.hashicorp.com/consul/api-docs>. What is an instance of
 //! what is [`catalog`]'s; here are requests, blocking queries and their indexes. An index belongs to one
 //! question: it is the revision at which its answer changed last, as far as this meshd has looked, so a change of
-//! one service wakes nobody who waits for another. After a restart every index is the present revision.
+//! one service answers nobody who waits for another, and has no answer made for whoever asked for one service, or for
+//! nodes. After a restart every index is the present revision.
 //!
 //! Clients are not meshd's work: one answer is made at a time, off the threads that everything else runs on, with a
 //! rest as long as it took, and answers take a bounded room until they are read.
@@ -26,6 +27,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header::HOST};
+use mesh_core::Id;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch},
@@ -37,7 +39,7 @@ use self::{
     indexes::Indexes,
     question::{Question, Wrong},
 };
-use crate::{Exit, app::App, tcp};
+use crate::{Exit, app::App, ledger::View, tcp};
 
 /// Connections at a time: every blocking query holds one.
 const CONNECTIONS: usize = 512;
@@ -125,7 +127,17 @@ fn is_for_here(headers: &HeaderMap) -> bool {
 struct Made {
     body: String,
     index: u64,
+    /// What it was made of.
+    read: Read,
     turn: OwnedMutexGuard<Instant>,
+}
+
+/// Tells what an answer was made of from what it would be made of now: cluster, node and [`catalog::read`]. `None`: everything.
+type Read = Option<(Option<Id>, Id, u64)>;
+
+fn read(view: &View, own: Id, question: &Question) -> Read {
+    let digest = catalog::read(&view.objects, own, question)?;
+    Some((view.head.cluster, own, digest))
 }
 
 /// An answer that has room until the connection has let go of it.
@@ -156,14 +168,34 @@ impl Consul {
             if question.index != Some(made.index) || Instant::now() >= end {
                 return self.response(made).await;
             }
-            // Nothing of it is kept while it waits.
-            drop(made);
+            // Nothing of it is kept while it waits, but what it was made of.
+            let Made { read, .. } = made;
             let next = Instant::now() + pause(asked.elapsed());
             tokio::select! {
                 () = self.stop.cancelled() => return Err(stopping()),
                 () = sleep_until(end) => {}
-                changed = changed(&mut ledger, next) => changed.map_err(|_| stopping())?,
+                changed = self.changed(&mut ledger, next, &question, read) => changed.map_err(|_| stopping())?,
             }
+        }
+    }
+
+    /// Waits, until `next` at least, for a change of something that the answer to `question` was made of. Those of
+    /// other objects cost a look at what it is made of, and no answer.
+    async fn changed(
+        &self,
+        ledger: &mut watch::Receiver<u64>,
+        mut next: Instant,
+        question: &Question,
+        before: Read,
+    ) -> Result<(), watch::error::RecvError> {
+        loop {
+            changed(ledger, next).await?;
+            ledger.mark_unchanged();
+            let own = self.app.membership.node().await;
+            if before.is_none() || own.and_then(|own| read(&self.app.ledger.view(), own, question)) != before {
+                return Ok(());
+            }
+            next = Instant::now() + PAUSE.0;
         }
     }
 
@@ -181,13 +213,13 @@ impl Consul {
                 return Err(Wrong::new(StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader"));
             };
             let answer = catalog::answer(&view.objects, own, &question)?;
-            let revision = view.head.revision;
+            let (revision, read) = (view.head.revision, read(&view, own, &question));
             // A change copies the maps as long as somebody has the view.
             drop(view);
             let body = answer.to_string();
             let index = indexes.of(&question.key, body.as_bytes(), revision);
             *turn = Instant::now() + begun.elapsed();
-            Ok(Made { body, index, turn })
+            Ok(Made { body, index, read, turn })
         };
         let made = tokio::task::spawn_blocking(work).await;
         made.unwrap_or_else(|e| Err(Wrong::new(StatusCode::INTERNAL_SERVER_ERROR, format!("no answer was made: {e}"))))
@@ -195,7 +227,7 @@ impl Consul {
 
     /// An answer to be sent, once there is room for it; the next one is not made before that.
     async fn response(&self, made: Made) -> Result<Response, Wrong> {
-        let Made { body, index, turn } = made;
+        let Made { body, index, turn, .. } = made;
         let kib = u32::try_from(body.len().div_ceil(1 << 10)).unwrap_or(ROOM).min(ROOM);
         let room = self.room.clone().acquire_many_owned(kib).await;
         drop(turn);

@@ -17,7 +17,7 @@ use crate::{
     desired::{Desired, Fdb, Link, Neigh, Peer, Route, Veth},
     ipam, lb,
     nft::{BridgeRules, Nft},
-    objects::{Availability, Dataplane, Encapsulation, Endpoint, EndpointState, Network, Node, Objects},
+    objects::{Dataplane, Encapsulation, Endpoint, Network, Node, Objects, Obstacle},
 };
 
 /// What the host knows of itself that the objects do not say.
@@ -409,19 +409,19 @@ impl Host<'_> {
             .is_some_and(|n| n.id == self.node.id || n.dataplane == Dataplane::Reachable)
     }
 
-    fn takes_new(&self, e: &Endpoint) -> bool {
-        e.stopping.is_none() && self.took_new(e)
+    /// What keeps new flows from an endpoint.
+    fn obstacle(&self, e: &Endpoint) -> Option<Obstacle> {
+        e.obstacle(self.objects.nodes.get(&e.node).map(|n| &**n), Some(self.node.id))
     }
 
-    /// It takes new flows, or would if its container were not stopping. That may well go on serving until
-    /// it ends, so where nobody else takes flows, it still gets them.
+    /// It takes new flows, as many as its weight says.
+    fn takes_new(&self, e: &Endpoint) -> bool {
+        matches!(self.obstacle(e), None | Some(Obstacle::Weightless))
+    }
+
+    /// It takes new flows, or would where nobody else does.
     fn took_new(&self, e: &Endpoint) -> bool {
-        let willing = self
-            .objects
-            .nodes
-            .get(&e.node)
-            .is_some_and(|n| n.availability != Availability::Drain);
-        e.state == EndpointState::Ready && willing && self.is_reachable(e)
+        matches!(self.obstacle(e), None | Some(Obstacle::Stopping | Obstacle::Weightless))
     }
 }
 

@@ -10,6 +10,7 @@ mod endpoints;
 mod groups;
 mod network;
 mod node;
+mod obstacle;
 mod seldom;
 mod service;
 mod services;
@@ -28,6 +29,7 @@ pub use endpoint::{Endpoint, EndpointState, Handover, Place, Sandbox};
 pub use endpoints::Endpoints;
 pub use network::{Encapsulation, Network, Subnet};
 pub use node::{Availability, Cluster, Dataplane, FormerRoot, HostRoute, Node, NodeState, Role};
+pub use obstacle::Obstacle;
 pub use seldom::{Collection, Seldom};
 pub use service::{Algorithm, EndpointMode, LbReturn, Port, Protocol, PublishMode, Service, SourceRange, Vip};
 pub use services::Services;
@@ -168,7 +170,8 @@ impl Objects {
 
     /// Service by id or name.
     pub fn service(&self, r: &str) -> Option<&Arc<Service>> {
-        find(&self.services, r, |n| &n.name)
+        let by_id = r.parse().ok().and_then(|id: Id| self.services.get(&id));
+        by_id.or_else(|| self.services.named(r))
     }
 
     /// The endpoints of every service that has any, by their data-plane numbers; in time that grows

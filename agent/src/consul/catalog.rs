@@ -7,13 +7,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
 
 use http::StatusCode;
 use mesh_core::{
     Id,
-    objects::{Availability, Dataplane, Endpoint, EndpointState, Node, NodeState, Objects, Role, Service},
+    objects::{Dataplane, Endpoint, EndpointState, Node, NodeState, Objects, Obstacle, Role, Service},
 };
 use serde_json::{Value, json};
 
@@ -41,7 +42,8 @@ pub fn answer(all: &Objects, own: Id, question: &Question) -> Result<Value, Wron
         Ask::AgentSelf => agent_self(mine()?),
         Ask::AgentServices => {
             let own = mine()?.id;
-            let here = every(all, question).into_iter().filter(|i| i.endpoint.node == own);
+            let services = services_on(all, own).into_iter().flat_map(|s| instances(all, s, question));
+            let here = services.filter(|i| i.endpoint.node == own);
             here.map(|i| (i.id(), i.service_json())).collect::<serde_json::Map<_, _>>().into()
         }
         Ask::Nodes => {
@@ -99,12 +101,49 @@ fn every<'a>(all: &'a Objects, question: &Question) -> Vec<Instance<'a>> {
     chosen(all, found, question)
 }
 
-/// The instances of one service.
+/// The instances of the service with a name.
 fn of<'a>(all: &'a Objects, name: &str, question: &Question) -> Vec<Instance<'a>> {
-    let Some(service) = all.services.values().find(|s| s.name.eq_ignore_ascii_case(name)) else {
-        return Vec::new();
-    };
-    chosen(all, all.members_of(service).map(|e| (service.as_ref(), e.as_ref())), question)
+    let service = all.services.named(name);
+    service.map(|s| instances(all, s, question)).unwrap_or_default()
+}
+
+/// The instances of one service.
+fn instances<'a>(all: &'a Objects, service: &'a Service, question: &Question) -> Vec<Instance<'a>> {
+    chosen(all, all.members_of(service).map(|e| (service, e.as_ref())), question)
+}
+
+/// The services that have an endpoint on a node.
+fn services_on(all: &Objects, node: Id) -> Vec<&Service> {
+    let mut found = BTreeMap::new();
+    for e in all.endpoints.on_node(node) {
+        let attached = e.service.and_then(|id| all.services.get(&id));
+        let selecting = all.services.selecting_in(e.network).filter(|s| s.selects(e));
+        found.extend(attached.into_iter().chain(selecting).map(|s| (s.id, s.as_ref())));
+    }
+    found.into_values().collect()
+}
+
+/// A digest of the objects that an answer is made of, by their ids and versions: while it is the same, so is the answer. `None` where
+/// that is everything.
+pub fn read(all: &Objects, own: Id, question: &Question) -> Option<u64> {
+    let mut hasher = DefaultHasher::new();
+    let mut add = |id: Id, version: u64| (id, version).hash(&mut hasher);
+    match &question.ask {
+        Ask::Datacenters => {}
+        Ask::AgentSelf => all.nodes.get(&own).into_iter().for_each(|n| add(n.id, n.version)),
+        Ask::Leader | Ask::Peers | Ask::Nodes => all.nodes.values().for_each(|n| add(n.id, n.version)),
+        Ask::Service(name) | Ask::Health(name) => {
+            if let Some(service) = all.services.named(name) {
+                add(service.id, service.version);
+                for e in all.members_of(service) {
+                    add(e.id, e.version);
+                    all.nodes.get(&e.node).into_iter().for_each(|n| add(n.id, n.version));
+                }
+            }
+        }
+        Ask::AgentServices | Ask::Services | Ask::State(_) => return None,
+    }
+    Some(hasher.finish())
 }
 
 /// Those that fit, in the one order that all lists have: by node, then by id.
@@ -148,15 +187,20 @@ impl<'a> Instance<'a> {
 
     /// Why the balancers of other nodes give it no new flow: none of an instance whose node is down, too.
     fn trouble(&self) -> Option<&'static str> {
-        match self.endpoint.state {
-            EndpointState::Ready if !is_up(self.node) => Some("its node's data plane does not answer"),
-            EndpointState::Ready if self.endpoint.weight == 0 => Some("its weight is 0"),
-            EndpointState::Ready if self.node.availability == Availability::Drain => Some("its node drains"),
-            EndpointState::Ready if self.endpoint.stopping.is_some() && !self.last => Some("its container was asked to stop"),
-            EndpointState::Ready => None,
-            EndpointState::Draining => Some("it drains"),
-            EndpointState::Starting => Some("it is being attached"),
-        }
+        let node = Some(self.node);
+        let obstacle = if self.last {
+            self.endpoint.obstacle_for_last(node, None)
+        } else {
+            self.endpoint.obstacle(node, None)
+        };
+        Some(match obstacle? {
+            Obstacle::Starting => "it is being attached",
+            Obstacle::Draining => "it drains",
+            Obstacle::Unreachable => "its node's data plane does not answer",
+            Obstacle::NodeDrains => "its node drains",
+            Obstacle::Stopping => "its container was asked to stop",
+            Obstacle::Weightless => "its weight is 0",
+        })
     }
 
     fn port(&self) -> u16 {

@@ -144,6 +144,93 @@ fn the_last_ones_pass_until_they_end() {
     assert_eq!(passing(4, elsewhere), ["10.1.0.2", "10.1.0.4"]);
 }
 
+/// Whether a question is about the service.
+fn web(path: &str) -> bool {
+    path.ends_with("web")
+}
+
+/// An answer changes only when what it is made of does, and what others are made of is not among that.
+#[test]
+fn who_asks_for_a_service_is_not_woken_for_another() {
+    let read_of = |all: &Objects, path: &str| {
+        let question = Question::read(path, &[]).unwrap();
+        (
+            read(all, Id::from_bits(OWN), &question),
+            answer(all, Id::from_bits(OWN), &question).unwrap(),
+        )
+    };
+    let asks = [
+        "/v1/health/service/web",
+        "/v1/catalog/service/web",
+        "/v1/catalog/nodes",
+        "/v1/agent/self",
+    ];
+    let put = |all: &mut Objects, object: Object| {
+        let (kind, id) = object.key();
+        all.apply(&Change {
+            kind,
+            id,
+            object: Some(object),
+        });
+    };
+    let changed_endpoint = |n: u64, change: fn(&mut Endpoint)| {
+        move |all: &mut Objects| {
+            let mut e = all.endpoints.get(&Id::from_bits(100 + n)).unwrap().as_ref().clone();
+            e.version += 1000;
+            change(&mut e);
+            put(all, Object::Endpoint(Arc::new(e)));
+        }
+    };
+    let changed_node = |n: u64| {
+        move |all: &mut Objects| {
+            let mut node = all.nodes.get(&Id::from_bits(n)).unwrap().as_ref().clone();
+            node.version += 1000;
+            node.dataplane = Dataplane::Unreachable;
+            put(all, Object::Node(Arc::new(node)));
+        }
+    };
+    type Step<'a> = (Box<dyn Fn(&mut Objects) + 'a>, fn(&str) -> bool);
+    let steps: [Step<'_>; 7] = [
+        (Box::new(changed_endpoint(1, |e| e.weight = 0)), web),
+        (Box::new(changed_endpoint(2, |e| e.service = None)), web),
+        (Box::new(changed_node(2)), |path| web(path) || path.ends_with("nodes")),
+        (Box::new(changed_node(1)), |_| true),
+        (Box::new(|all: &mut Objects| drop(all.services.remove(Id::from_bits(60)))), web),
+        // Another service comes, and an endpoint that was none of ours changes.
+        (
+            Box::new(|all: &mut Objects| {
+                let mut other = all.services.get(&Id::from_bits(60)).unwrap().as_ref().clone();
+                (other.id, other.name) = (Id::from_bits(61), "other".into());
+                put(all, Object::Service(Arc::new(other)));
+            }),
+            |_| false,
+        ),
+        (
+            Box::new(|all: &mut Objects| {
+                let mut e = all.endpoints.get(&Id::from_bits(101)).unwrap().as_ref().clone();
+                (e.id, e.service) = (Id::from_bits(110), Some(Id::from_bits(61)));
+                put(all, Object::Endpoint(Arc::new(e)));
+            }),
+            |_| false,
+        ),
+    ];
+    for (n, (step, concerns)) in steps.into_iter().enumerate() {
+        let (before, mut after) = (all(), all());
+        step(&mut after);
+        for path in asks {
+            let (was, is) = (read_of(&before, path), read_of(&after, path));
+            assert_eq!(was.0 != is.0, concerns(path), "step {n}: {path}");
+            assert!(
+                was.0 != is.0 || was.1 == is.1,
+                "step {n}: {path} answers another without having read another"
+            );
+        }
+    }
+    for path in ["/v1/catalog/services", "/v1/health/state/any", "/v1/agent/services"] {
+        assert_eq!(read_of(&all(), path).0, None, "{path}: everything");
+    }
+}
+
 #[test]
 fn this_host_and_the_managers() {
     assert_eq!(ask("/v1/status/leader", &[]), "192.0.2.1:2377");

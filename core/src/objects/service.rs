@@ -190,7 +190,7 @@ impl Service {
     }
 
     /// Whether it chooses an endpoint by its labels.
-    pub(super) fn selects(&self, e: &Endpoint) -> bool {
+    pub fn selects(&self, e: &Endpoint) -> bool {
         let labels = || self.selector.iter().all(|(k, v)| e.labels.get(k) == Some(v));
         !self.selector.is_empty() && self.networks.contains(&e.network) && labels()
     }

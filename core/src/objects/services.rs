@@ -1,9 +1,14 @@
-//! The services of a cluster, found by their id, and by the networks that they are on.
+//! The services of a cluster, found by their id, by their name, and by the networks that they are on.
 //!
 //! Part of [`super::Objects`]. The indexes are derived, and kept exact by every change: only
 //! [`Services::insert`] and [`Services::remove`] make one.
 
-use std::{collections::BTreeMap, ops::Deref, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hasher as _},
+    ops::Deref,
+    sync::Arc,
+};
 
 use super::{Service, groups::Groups};
 use crate::Id;
@@ -12,6 +17,8 @@ use crate::Id;
 #[derive(Clone, Debug, Default)]
 pub struct Services {
     all: BTreeMap<Id, Arc<Service>>,
+    /// By the digest of the name: the names themselves would take several times the room.
+    by_name: BTreeSet<(u64, Id)>,
     by_network: Groups,
     /// Of them, those that choose endpoints by labels.
     selecting: Groups,
@@ -21,6 +28,7 @@ impl Services {
     /// Puts a service; gives the one that was in its place.
     pub fn insert(&mut self, service: Arc<Service>) -> Option<Arc<Service>> {
         let former = self.remove(service.id);
+        self.by_name.insert((digest(&service.name), service.id));
         for network in networks(&service) {
             self.by_network.enter(network, service.id);
             if !service.selector.is_empty() {
@@ -34,6 +42,7 @@ impl Services {
     /// Removes a service, and gives it.
     pub fn remove(&mut self, id: Id) -> Option<Arc<Service>> {
         let former = self.all.remove(&id)?;
+        self.by_name.remove(&(digest(&former.name), id));
         for network in networks(&former) {
             self.by_network.leave(network, id);
             self.selecting.leave(network, id);
@@ -44,8 +53,17 @@ impl Services {
     /// Gives back memory.
     pub(super) fn compact(&mut self) {
         self.all = std::mem::take(&mut self.all).into_iter().collect();
+        self.by_name = std::mem::take(&mut self.by_name).into_iter().collect();
         self.by_network.compact();
         self.selecting.compact();
+    }
+
+    /// The one with a name, which has no case; of several, that with the lowest id.
+    pub fn named(&self, name: &str) -> Option<&Arc<Service>> {
+        let digest = digest(name);
+        let near = self.by_name.range((digest, Id::from_bits(0))..=(digest, Id::from_bits(u64::MAX)));
+        near.filter_map(|(_, id)| self.all.get(id))
+            .find(|s| s.name.eq_ignore_ascii_case(name))
     }
 
     /// Those that are on a network or have a virtual address there, by id.
@@ -62,6 +80,13 @@ impl Services {
     pub fn are_selecting(&self) -> bool {
         !self.selecting.is_empty()
     }
+}
+
+/// What names that differ in case only have in common.
+fn digest(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.bytes().for_each(|b| hasher.write_u8(b.to_ascii_lowercase()));
+    hasher.finish()
 }
 
 /// The networks of a service; some may come twice.
@@ -95,18 +120,16 @@ impl FromIterator<Arc<Service>> for Services {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
 
-    fn service(id: u64, on: &BTreeSet<u64>, vip: Option<u64>, selects: bool) -> Arc<Service> {
+    fn service(id: u64, name: &str, on: &BTreeSet<u64>, vip: Option<u64>, selects: bool) -> Arc<Service> {
         let id_of = Id::from_bits;
         let vips = vip.map(|network| json!({"network": id_of(network), "ip": "10.0.0.9", "slot": 1}));
         let s = serde_json::from_value(json!({
-            "id": id_of(id), "version": 1, "created_at": "2026-01-01T00:00:00Z", "name": "s", "labels": {},
+            "id": id_of(id), "version": 1, "created_at": "2026-01-01T00:00:00Z", "name": name, "labels": {},
             "networks": on.iter().map(|n| id_of(*n)).collect::<Vec<_>>(), "endpoint_mode": "vip", "algorithm": "rr", "ports": [],
             "vips": vips.into_iter().collect::<Vec<_>>(), "slot": 1, "drain_secs": 10,
             "selector": if selects { json!({"a": "b"}) } else { json!({}) },
@@ -118,13 +141,13 @@ mod tests {
         /// What an index says is what a look at all services says, and it holds nothing else.
         #[test]
         fn indexes_are_exact(steps in proptest::collection::vec(
-            (0..8u64, proptest::collection::btree_set(0..4u64, 0..3), proptest::option::of(0..4u64), any::<bool>(), any::<bool>()),
+            (0..8u64, "[aAb]", proptest::collection::btree_set(0..4u64, 0..3), proptest::option::of(0..4u64), any::<bool>(), any::<bool>()),
             0..60,
         )) {
             let mut all = Services::default();
-            for (id, on, vip, selects, put) in steps {
+            for (id, name, on, vip, selects, put) in steps {
                 if put {
-                    all.insert(service(id, &on, vip, selects));
+                    all.insert(service(id, &name, &on, vip, selects));
                 } else {
                     all.remove(Id::from_bits(id));
                 }
@@ -141,6 +164,11 @@ mod tests {
                     prop_assert_eq!(all.in_network(n).map(|s| s.id).collect::<Vec<_>>(), scan(&|_| true));
                     prop_assert_eq!(all.selecting_in(n).map(|s| s.id).collect::<Vec<_>>(), scan(&|s| !s.selector.is_empty()));
                 }
+                for name in ["a", "B", "c"] {
+                    let scan = all.values().find(|s| s.name.eq_ignore_ascii_case(name));
+                    prop_assert_eq!(all.named(name).map(|s| s.id), scan.map(|s| s.id));
+                }
+                prop_assert_eq!(all.by_name.len(), all.len());
                 prop_assert_eq!(all.are_selecting(), !groups.1.is_empty());
                 prop_assert_eq!((all.by_network.len(), all.selecting.len()), (groups.0.len(), groups.1.len()));
             }
