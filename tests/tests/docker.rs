@@ -41,10 +41,18 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
 
     // Docker's own allocator would give one address twice: the refusal says what works, and it does.
     let refused = docker.at("h1", "network create -d mesh -o mesh.network=ov ov")?;
-    let advice = "docker network create -d mesh --ipam-driver mesh --ipam-opt mesh.network=ov ov";
-    assert!(refused.status != 0 && refused.err.trim().ends_with(advice), "{}", refused.err);
-    lab.at(Place::Host("h1"), advice)?.ok()?;
+    let range = lab.network("ov")?.subnets.remove(0).subnet;
+    let advice = format!("docker network create -d mesh --ipam-driver mesh --ipam-opt mesh.network=ov --subnet {range} ov");
+    assert!(refused.status != 0 && refused.err.trim().ends_with(&advice), "{}", refused.err);
+    lab.at(Place::Host("h1"), &advice)?.ok()?;
     docker.at("h1", "network rm ov")?.ok()?;
+    // The subnet says which network is meant, too.
+    docker
+        .at("h1", &format!("network create -d mesh --ipam-driver mesh --subnet {range} ov"))?
+        .ok()?;
+    docker.at("h1", "network rm ov")?.ok()?;
+    let nobodys = docker.at("h1", "network create -d mesh --ipam-driver mesh --subnet 192.0.2.0/24 lost")?;
+    assert!(nobodys.err.contains("has to know the network"), "{}", nobodys.err);
     let lost = docker.at(
         "h1",
         "network create -d mesh --ipam-driver mesh --ipam-opt mesh.network=nowhere lost",
@@ -78,6 +86,9 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
     let own = lab.http(Place::Client, &format!("{}:9090", address("h2")), 1)?;
     assert_eq!(tally(&own).keys().collect::<Vec<_>>(), ["three"]);
+    // Docker has no way for a driver of another process to tell it that (README); meshctl does.
+    assert_eq!(docker.at("h2", "port three")?.ok()?.trim(), "");
+    assert_eq!(lab.json("h2", "endpoint inspect three")?["ports"][0]["published"], 9090);
     let labels = lab.json("h1", "endpoint inspect two")?;
     assert_eq!(labels["labels"]["tier"], "front", "{labels}");
 
@@ -240,6 +251,39 @@ fn both_families(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What meshd answers to Docker's IPAM driver about an address, asked for the first time or again.
+fn address_verb(lab: &Lab, verb: &str, address: &str, header: &str) -> Result<String> {
+    let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
+    let network = lab.json("h1", "network inspect ov")?;
+    let (id, subnet) = (network["id"].as_str(), network["subnets"][0]["subnet"].as_str());
+    let pool = format!("{}/{}", id.unwrap_or_default(), subnet.unwrap_or_default());
+    let body = format!(r#"{{"PoolID":"{pool}","Address":"{address}","Options":{{}}}}"#);
+    let asked = format!("curl -sS --unix-socket {dir}/h1/run/meshd-docker.sock -H {header}:1 -d {body} http://meshd/IpamDriver.{verb}");
+    lab.at(Place::Host("h1"), &asked)?.ok()
+}
+
+/// A meshd that was killed has reserved an address and could not say so: the next one, asked again, says it, once.
+/// What it is asked again to release is not taken from the container that has it by now.
+fn asked_again(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
+    let chosen = lab.network("ov")?.subnets.remove(0).subnet.replace(".0/", ".78/");
+    let ip = chosen.split('/').next().unwrap_or_default();
+    let (first, again) = ("x-first", "meshd-repeat");
+    let given = format!("{{\"Address\":\"{chosen}\"}}");
+    assert_eq!(address_verb(lab, "RequestAddress", ip, first)?, given);
+    let refused = address_verb(lab, "RequestAddress", ip, first)?;
+    assert!(refused.contains(ip) && refused.contains("\"Err\""), "{refused}");
+    assert_eq!(address_verb(lab, "RequestAddress", ip, again)?, given);
+    let refused = address_verb(lab, "RequestAddress", ip, again)?;
+    assert!(refused.contains("\"Err\""), "{refused}");
+    assert_eq!(address_verb(lab, "ReleaseAddress", ip, first)?, "{}");
+    docker.run("h1", "holder", &format!("--network ov --ip {ip}"), SLEEP)?;
+    assert_eq!(address_verb(lab, "ReleaseAddress", ip, again)?, "{}");
+    assert!(docker.addresses()?.contains(&("holder".to_owned(), ip.to_owned())));
+    let refused = address_verb(lab, "RequestAddress", ip, again)?;
+    assert!(refused.contains("\"Err\""), "a living endpoint's: {refused}");
+    docker.at("h1", "rm -f holder")?.ok().map(drop)
+}
+
 /// The process that has Docker's socket on a host: there is one.
 fn front(host: &str) -> Result<String> {
     let script = "for p in $(ip netns pids mesh-HOST); do tr '\\0' ' ' 2>/dev/null </proc/$p/cmdline | grep -q ' docker-front ' && echo $p; done; true";
@@ -262,6 +306,7 @@ fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     }
     docker.run("h1", "one", "--network ov", ECHO)?;
     docker.run("h2", "two", "--network ov", ECHO)?;
+    asked_again(&lab, &docker)?;
     let before = docker.addresses()?;
 
     // meshd killed: docker's containers go on, and a new meshd finds them.

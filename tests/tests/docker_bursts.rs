@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     process::Stdio,
     time::Instant,
 };
@@ -133,7 +134,11 @@ fn meshd_and_dockerd_are_killed_in_the_middle_of_a_burst() -> Result<()> {
     let lab = cluster()?;
     let docker = docker(&lab)?;
     let first = names("m", MANY);
-    let failed = start_in_spite(&lab, &docker, &first, "", || {
+    // Every second one has an address of its own wish.
+    let subnet = lab.network("ov")?.subnets.remove(0).subnet;
+    let [a, b, c, _] = subnet.trim_end_matches("/20").parse::<Ipv4Addr>()?.octets();
+    let wish = format!("$(n=${{name#*-}}; [ $((n % 2)) = 1 ] || echo --ip {a}.{b}.{}.$((n + 1)))", c + 8);
+    let failed = start_in_spite(&lab, &docker, &first, &wish, || {
         lab.lab(&["kill", "h1"])?.ok()?;
         lab.lab(&["restart", "h1"])?.ok().map(drop)
     })?;

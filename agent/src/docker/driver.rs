@@ -1,8 +1,9 @@
 //! The verbs of the network driver and of the IPAM driver that do something, as commands to the
 //! cluster. Called by the plugin's router.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_api::query::Query;
 use mesh_core::{
@@ -12,6 +13,7 @@ use mesh_core::{
     objects::{Endpoint, Handover, Labels, Network, Object, Place, Sandbox},
 };
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::wire::{self, CreateEndpoint, CreateNetwork, Interface, Joined, OfAddress, OfEndpoint, PoolGiven, Program, RequestPool};
 use crate::{app::App, reconcile::resolvers::of_host};
@@ -57,14 +59,21 @@ async fn endpoint(app: &App, id: Id) -> Result<Arc<Endpoint>, Refusal> {
     found.ok_or_else(|| Refusal::not_found(format!("no endpoint {id}: start the container again")))
 }
 
+/// Neither an option nor a range says which network is meant.
+fn unnamed(what: &str) -> Refusal {
+    Refusal::malformed(format!("the {what} has to know the network: use {}", wire::advice("NETWORK", None)))
+}
+
 pub async fn request_pool(app: Arc<App>, request: RequestPool) -> Result<PoolGiven, Refusal> {
-    let Some(name) = request.options.get(wire::NETWORK) else {
-        return Err(Refusal::malformed(format!(
-            "the IPAM driver has to know the network: use {}",
-            wire::advice("NETWORK")
-        )));
+    let network = match (request.options.get(wire::NETWORK), request.pool.parse::<IpNet>()) {
+        (Some(name), _) => network(&app, name).await?,
+        // `--subnet` alone says it as well: no two networks have ranges that overlap.
+        (None, Ok(pool)) => network_of(&app, pool.addr()).await.map_err(|e| match e.kind {
+            RefusalKind::NotFound => unnamed("IPAM driver"),
+            _ => e,
+        })?,
+        (None, Err(_)) => return Err(unnamed("IPAM driver")),
     };
-    let network = network(&app, name).await?;
     let given = wire::pool(&request, &network)?;
     // Libnetwork asks again and again for a pool that does not overlap a link-scope route of this
     // host (requestPoolHelper in its network.go), which this network's own does; it does not look when
@@ -79,25 +88,43 @@ pub async fn request_pool(app: Arc<App>, request: RequestPool) -> Result<PoolGiv
     Ok(given)
 }
 
-pub async fn request_address(app: Arc<App>, request: OfAddress) -> Result<Value, Refusal> {
+/// Addresses that were given to whoever asked again for what an earlier meshd had reserved.
+#[derive(Default)]
+pub struct Promises(Mutex<BTreeSet<IpAddr>>);
+
+/// `again` is there where a meshd that was killed before it could answer may have reserved the address for this
+/// very request. Of two containers that ask for one address, which Docker does not tell apart, the first has it.
+pub async fn request_address(app: Arc<App>, request: OfAddress, again: Option<Arc<Promises>>) -> Result<Value, Refusal> {
     let (id, six) = wire::read_pool(&request.pool_id)?;
     let network = network(&app, &id.to_string()).await?;
     if let Some(address) = wire::standing(&request, &network, six)? {
         return Ok(json!({ "Address": address }));
     }
+    let (node, ip) = (app.own_node().await?, wire::asked(&request)?);
     let command = Command::AddressReserve {
         network: id.to_string(),
-        node: app.own_node().await?,
-        ip: wire::asked(&request)?,
+        node,
+        ip,
         six,
     };
-    match app.propose(command).await? {
-        (_, Reply::Address(net)) => Ok(json!({ "Address": net.to_string() })),
-        _ => Err(Refusal::other("the manager's answer has no address: is it of another version?")),
+    let refusal = match app.propose(command).await {
+        Ok((_, Reply::Address(net))) => return Ok(json!({ "Address": net.to_string() })),
+        Ok(_) => return Err(Refusal::other("the manager's answer has no address: is it of another version?")),
+        Err(refusal) => refusal,
+    };
+    let (Some(ip), Some(promises), RefusalKind::Conflict) = (ip, again, refusal.kind) else {
+        return Err(refusal);
+    };
+    let network = self::network(&app, &id.to_string()).await?;
+    match wire::promised(&network, node, ip) {
+        Some(address) if promises.0.lock().await.insert(ip) => Ok(json!({ "Address": address })),
+        _ => Err(refusal),
     }
 }
 
-pub async fn release_address(app: Arc<App>, request: OfAddress) -> Result<Value, Refusal> {
+/// One that is asked `again` may have been carried out already, and the address be another container's by now: then
+/// no endpoint is removed for it. What Docker has forgotten goes all the same, later ([`super::forgotten`]).
+pub async fn release_address(app: Arc<App>, request: OfAddress, again: Option<Arc<Promises>>) -> Result<Value, Refusal> {
     let Some(ip) = wire::asked(&request)? else {
         return Ok(json!({}));
     };
@@ -112,7 +139,7 @@ pub async fn release_address(app: Arc<App>, request: OfAddress) -> Result<Value,
         network,
         node: app.own_node().await?,
         ip,
-        with_endpoint: true,
+        with_endpoint: again.is_none(),
     };
     match app.propose(command).await {
         Err(e) if e.kind != RefusalKind::NotFound => Err(e),
@@ -123,16 +150,11 @@ pub async fn release_address(app: Arc<App>, request: OfAddress) -> Result<Value,
 pub async fn create_network(app: Arc<App>, request: CreateNetwork) -> Result<Value, Refusal> {
     let named = wire::named(&request.options);
     let own = request.ipv4.iter().find(|p| p.address_space == wire::SPACE);
-    let pool = own.and_then(|p| p.pool.parse::<ipnet::IpNet>().ok());
+    let pool = own.and_then(|p| p.pool.parse::<IpNet>().ok());
     let found = match (named, pool) {
         (Some(name), _) => network(&app, name).await?,
         (None, Some(pool)) => network_of(&app, pool.addr()).await?,
-        (None, None) => {
-            return Err(Refusal::malformed(format!(
-                "the driver has to know the network: use {}",
-                wire::advice("NETWORK")
-            )));
-        }
+        (None, None) => return Err(unnamed("driver")),
     };
     wire::check_network(&request, &found)?;
     Ok(json!({}))

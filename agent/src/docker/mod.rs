@@ -20,7 +20,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::State,
-    http::header::CONTENT_TYPE,
+    http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -86,7 +86,19 @@ macro_rules! on {
     };
 }
 
+/// A verb that has to know whether it is asked again.
+macro_rules! on_again {
+    ($work:path, $promises:expr) => {{
+        let promises: Arc<driver::Promises> = $promises.clone();
+        post(async move |State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes| {
+            let again = headers.contains_key(front::REPEAT).then_some(promises);
+            verb(app, body, move |app, request| $work(app, request, again)).await
+        })
+    }};
+}
+
 fn router(app: Arc<App>) -> Router {
+    let promises = Arc::<driver::Promises>::default();
     Router::new()
         .route(
             "/Plugin.Activate",
@@ -120,7 +132,7 @@ fn router(app: Arc<App>) -> Router {
         )
         .route("/IpamDriver.RequestPool", on!(driver::request_pool))
         .route("/IpamDriver.ReleasePool", post(nothing))
-        .route("/IpamDriver.RequestAddress", on!(driver::request_address))
-        .route("/IpamDriver.ReleaseAddress", on!(driver::release_address))
+        .route("/IpamDriver.RequestAddress", on_again!(driver::request_address, promises))
+        .route("/IpamDriver.ReleaseAddress", on_again!(driver::release_address, promises))
         .with_state(app)
 }

@@ -241,9 +241,10 @@ fn crop(s: &str) -> String {
     s.chars().take(80).collect()
 }
 
-/// The command that makes a network of the engine's which works.
-pub fn advice(network: &str) -> String {
-    format!("docker network create -d mesh --ipam-driver mesh --ipam-opt {NETWORK}={network} {network}")
+/// The command that makes a network of the engine's which works; with the subnet, also for `docker run --ip`.
+pub fn advice(network: &str, subnet: Option<IpNet>) -> String {
+    let subnet = subnet.map(|s| format!("--subnet {s} ")).unwrap_or_default();
+    format!("docker network create -d mesh --ipam-driver mesh --ipam-opt {NETWORK}={network} {subnet}{network}")
 }
 
 /// The mesh network that `CreateNetwork` names, if it names one.
@@ -257,8 +258,8 @@ pub fn named(options: &Map<String, Value>) -> Option<&str> {
 /// # Errors
 /// Says what does not fit, with the command that does.
 pub fn check_network(request: &CreateNetwork, network: &Network) -> Result<(), Refusal> {
-    let command = advice(&network.name);
     let name = &network.name;
+    let command = advice(name, network.subnets.iter().map(|s| s.subnet).find(|s| s.addr().is_ipv4()));
     for pool in request.ipv4.iter().chain(&request.ipv6) {
         let range: Option<IpNet> = pool.pool.parse().ok();
         let Some(subnet) = range.and_then(|r| network.subnets.iter().find(|s| s.subnet == r.trunc())) else {
@@ -395,6 +396,12 @@ pub fn standing(request: &OfAddress, network: &Network, six: bool) -> Result<Opt
         ))),
         _ => Ok(None),
     }
+}
+
+/// An address that is reserved for this node, and that no endpoint has taken yet.
+pub fn promised(network: &Network, node: Id, ip: IpAddr) -> Option<String> {
+    let subnet = network.subnet_of(ip)?;
+    (network.reserved.get(&ip) == Some(&node)).then(|| with_prefix(ip, subnet))
 }
 
 fn with_prefix(ip: IpAddr, subnet: &Subnet) -> String {

@@ -41,7 +41,10 @@ fn a_pool_of_dockers_own_is_refused_with_the_command_that_works() {
     check_network(&create(mesh_pool()), &network(false)).unwrap();
     let own = json!({"AddressSpace": "LocalDefault", "Pool": "172.18.0.0/16", "Gateway": "172.18.0.1/16", "AuxAddresses": {}});
     let refused = check_network(&create(own), &network(false)).unwrap_err().message;
-    assert!(refused.ends_with("--ipam-driver mesh --ipam-opt mesh.network=ov ov"), "{refused}");
+    assert!(
+        refused.ends_with("--ipam-driver mesh --ipam-opt mesh.network=ov --subnet 10.1.0.0/20 ov"),
+        "{refused}"
+    );
     // Given by hand, it is the network's after all: the allocator then refuses what two hosts give.
     let by_hand = json!({"AddressSpace": "LocalDefault", "Pool": "10.1.0.0/20", "Gateway": "10.1.0.1/20"});
     check_network(&create(by_hand), &network(false)).unwrap();
@@ -116,6 +119,16 @@ fn standing_addresses_are_not_reserved() {
     assert_eq!(standing("10.1.0.1", None).unwrap(), None, "a container's: the allocator refuses it");
     assert!(standing("10.1.0.2", Some(GATEWAY)).is_err());
     assert!(standing("x", None).is_err());
+}
+
+#[test]
+fn an_address_is_promised_to_the_node_that_it_is_reserved_for() {
+    let (ip, own, other) = ("10.1.0.7".parse().unwrap(), endpoint().id, network(false).id);
+    let mut network = network(false);
+    assert_eq!(promised(&network, own, ip), None);
+    network.reserved.insert(ip, own);
+    assert_eq!(promised(&network, own, ip).as_deref(), Some("10.1.0.7/20"));
+    assert_eq!(promised(&network, other, ip), None);
 }
 
 #[test]

@@ -26,6 +26,8 @@ use tokio_util::task::AbortOnDropHandle;
 const WHO: &str = "/meshd.Front";
 /// The front is to end: its socket is gone when it answers.
 const END: &str = "/meshd.End";
+/// The header of a request that another meshd may have carried out already.
+pub const REPEAT: &str = "meshd-repeat";
 /// Beside the local API's: where the front finds meshd.
 pub const SOCKET: &str = "meshd-docker.sock";
 /// The front answers by itself, so it answers soon.

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{AskError, END, MESSAGE, WHO, Who, ask};
+use super::{AskError, END, MESSAGE, REPEAT, WHO, Who, ask};
 use crate::{Exit, docker::refused, execute::chain};
 
 /// Between two tries to reach meshd.
@@ -119,18 +119,18 @@ async fn orphaned(to: &Path) {
     }
 }
 
-/// Hands a request of Docker's on until meshd answers it. To be asked twice is no harm where what a request makes
-/// is named after Docker's ids. An address has none: one that Docker chose itself (`docker run --ip`) is refused
-/// as taken the second time, until the first one's reservation is over; one that meshd chooses is another.
+/// Hands a request of Docker's on until meshd answers it. To be asked twice is no harm: what a request makes is
+/// named after Docker's ids. An address has no such name: [`REPEAT`] tells the driver that an earlier meshd may have
+/// reserved the one that Docker chose (`docker run --ip`); of those that meshd chooses it takes another.
 async fn forward(State(front): State<Arc<Front>>, request: Request) -> Response {
     let begun = Instant::now();
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, MESSAGE).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let mut was_cut_off = false;
+    let (mut was_cut_off, mut is_repeat) = (false, false);
     loop {
-        let asked = match same(&parts.method, &parts.uri, body.clone()) {
+        let asked = match same(&parts.method, &parts.uri, body.clone(), is_repeat) {
             Ok(same) => ask(&front.to, same).await,
             Err(e) => return refused(&Refusal::other(format!("docker's request can not be handed on: {e}"))),
         };
@@ -155,14 +155,20 @@ async fn forward(State(front): State<Arc<Front>>, request: Request) -> Response 
                 tracing::warn!(verb = parts.uri.path(), error = %chain(&e), "docker's request was given up");
                 return refused(&Refusal::unavailable("meshd does not answer: start it, then try again"));
             }
-            Err(_) => was_cut_off = true,
+            Err(e) => {
+                was_cut_off = true;
+                is_repeat |= !matches!(e, AskError::Absent(..));
+            }
         }
         sleep(AGAIN).await;
     }
 }
 
-fn same(method: &Method, uri: &Uri, body: Bytes) -> Result<http::Request<Full<Bytes>>, http::Error> {
-    let request = http::Request::builder().method(method).uri(uri.path()).header("host", "meshd");
+fn same(method: &Method, uri: &Uri, body: Bytes, is_repeat: bool) -> Result<http::Request<Full<Bytes>>, http::Error> {
+    let mut request = http::Request::builder().method(method).uri(uri.path()).header("host", "meshd");
+    if is_repeat {
+        request = request.header(REPEAT, "1");
+    }
     request.body(Full::new(body))
 }
 
@@ -190,8 +196,9 @@ mod tests {
     /// A meshd that answers with what it was asked, or gets no further than to read that.
     fn meshd(dir: &Path, answers: bool) -> (JoinHandle<()>, tokio::sync::mpsc::UnboundedReceiver<String>) {
         let (seen, asked) = tokio::sync::mpsc::unbounded_channel();
-        let router = Router::new().fallback(async move |body: String| {
-            seen.send(body.clone()).unwrap();
+        let router = Router::new().fallback(async move |headers: http::HeaderMap, body: String| {
+            let told = if headers.contains_key(REPEAT) { "again " } else { "" };
+            seen.send(format!("{told}{body}")).unwrap();
             if !answers {
                 std::future::pending::<()>().await;
             }
@@ -211,7 +218,7 @@ mod tests {
 
     fn docker(dir: &Path, body: &'static str) -> JoinHandle<http::Response<Bytes>> {
         let at = dir.join("mesh.sock");
-        let request = same(&Method::POST, &Uri::from_static("/NetworkDriver.Join"), body.into()).unwrap();
+        let request = same(&Method::POST, &Uri::from_static("/NetworkDriver.Join"), body.into(), false).unwrap();
         tokio::spawn(async move { ask(&at, request).await.unwrap() })
     }
 
@@ -224,8 +231,9 @@ mod tests {
         assert_eq!(timeout(LONG, asked.recv()).await.unwrap().unwrap(), "{}");
         killed.abort();
         drop(killed.await);
-        let (_meshd, _asked) = meshd(tmp.path(), true);
+        let (_meshd, mut asked) = meshd(tmp.path(), true);
         let answer = timeout(LONG, answer).await.unwrap().unwrap();
+        assert_eq!(asked.recv().await.unwrap(), "again {}");
         assert_eq!(
             (answer.headers()[CONTENT_TYPE].to_str().unwrap(), answer.body().as_ref()),
             ("x/y", &b"{}"[..])
