@@ -330,7 +330,7 @@ impl App {
             dataplane: DataplaneView {
                 hooks,
                 kernel: kernel_release(),
-                degraded: self.degraded(),
+                degraded: self.degraded().into_iter().chain(self.copied().await).collect(),
             },
             version: env!("CARGO_PKG_VERSION").to_owned(),
             errors: applied.errors,
@@ -340,6 +340,15 @@ impl App {
     /// What does not work as it should: what this kernel lacks, and a ledger that is not on disk.
     fn degraded(&self) -> Vec<String> {
         self.degraded.iter().cloned().chain(self.ledger.trouble()).collect()
+    }
+
+    /// That this host is a copy of one that runs, if it is.
+    pub(crate) async fn copied(&self) -> Option<String> {
+        let other = self.membership.client().await?.twin()?;
+        Some(format!(
+            "the host at {other} has this node's identity too and counts as the node: if this one was copied from it, run meshctl \
+             leave --force here, which leaves that one alone, and join again"
+        ))
     }
 
     fn hostname(&self, node: Id) -> String {

@@ -36,7 +36,7 @@ const CLOCK_TIME: std::time::Duration = std::time::Duration::from_secs(2);
 pub async fn examine(app: &App, plan: bool) -> Doctor {
     let status = app.status().await;
     let view = app.ledger.view();
-    let mut checks = vec![cluster(&status)];
+    let mut checks = vec![cluster(&status, app.copied().await)];
     let preview = preview(app).await;
     if let Some(NodeName { id, .. }) = &status.node {
         checks.push(managers(&status));
@@ -94,7 +94,10 @@ async fn preview(app: &App) -> Result<Preview, String> {
     answer.await.map_err(|_| stopping())?
 }
 
-fn cluster(status: &StatusView) -> Check {
+fn cluster(status: &StatusView, copied: Option<String>) -> Check {
+    if let Some(copied) = copied {
+        return check("cluster", false, copied);
+    }
     let role = status.role.map_or("none", |r| r.as_str());
     let detail = match &status.node {
         Some(n) => format!("node {} ({}), {role}", n.hostname, n.id),

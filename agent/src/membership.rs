@@ -436,7 +436,10 @@ impl Membership {
                 here.join(", ")
             )));
         }
-        if let Some(client) = self.client().await {
+        // The node stays where another host counts as it: this one was copied from that.
+        if let Some(client) = self.client().await
+            && client.twin().is_none()
+        {
             let told = client
                 .propose(Command::NodeRemove {
                     node: file.node.to_string(),

@@ -147,6 +147,10 @@ impl Session {
             }
             self.applied.mark_unchanged();
             ledger.mark_unchanged();
+            if self.news().is_some() {
+                // The addresses of a copy of this host are not the node's.
+                self.client.counted().await;
+            }
             if let Some(report) = self.news() {
                 if let Err(e) = self.client.propose(report).await.and_then(|(_, outcome)| outcome.map(drop)) {
                     tracing::debug!(error = %e.message, "report not taken");
@@ -205,6 +209,12 @@ impl Session {
                         state: EndpointState::Ready,
                     });
                 }
+            }
+            if !self.client.counts() {
+                // On a copy of this host no container is there that the node has.
+                let all = todo.len();
+                todo.retain(|c| matches!(c, Command::EndpointSet { .. }));
+                failed |= todo.len() < all;
             }
             done.retain(|id| view.objects.endpoints.contains_key(id));
             todo.retain(|c| !matches!(c, Command::EndpointSet { id, .. } if done.contains(id)));

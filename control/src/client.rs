@@ -11,6 +11,7 @@
 //! although it was carried out: the caller compares.
 
 mod channels;
+mod twin;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,7 +27,7 @@ use arc_swap::ArcSwapOption;
 use futures::{StreamExt as _, stream::BoxStream};
 use mesh_api::{
     proto::{
-        BeatRequest, ProposeRequest, QueryRequest, RenewRequest, WatchBatch, WatchRequest, agents_client::AgentsClient,
+        BeatRequest, ProposeRequest, QueryRequest, RenewRequest, Standing, WatchBatch, WatchRequest, agents_client::AgentsClient,
         control_client::ControlClient as Stub,
     },
     query::{Answer, Query},
@@ -45,6 +46,7 @@ use tonic::{Status, transport::Channel};
 
 pub(crate) use channels::endpoint;
 pub use channels::{CONNECT_TIMEOUT, Channels, Purpose, describe, never_sent};
+use twin::Twin;
 
 use crate::{identity::IdentityStore, pki, server::refusal_of, tls::TlsError};
 
@@ -110,6 +112,8 @@ pub struct ControlClient {
     nodes: AtomicU32,
     /// Raft id that this node had when its certificate was renewed last: once for each is enough.
     renewed_as: AtomicU64,
+    /// Whether this host is the one that counts as the node.
+    twin: Twin,
 }
 
 impl ControlClient {
@@ -123,6 +127,7 @@ impl ControlClient {
             trusted: ArcSwapOption::empty(),
             nodes: AtomicU32::new(0),
             renewed_as: AtomicU64::new(0),
+            twin: Twin::default(),
         }
     }
 
@@ -189,17 +194,21 @@ impl ControlClient {
     /// Unavailable when the leader is not reached in a second; forbidden when this node was removed.
     pub async fn beat(&self, revision: u64) -> Result<(), Refusal> {
         let root = self.identity.root();
+        let (host, standing) = (self.twin.host(), self.twin.standing());
         let call = |channel| {
             let request = BeatRequest {
                 applied_revision: revision,
                 root: root.clone(),
+                host,
+                standing: standing.into(),
             };
             async move {
                 let reply = AgentsClient::new(channel).beat(request).await?.into_inner();
-                Ok(said(reply.leader, (reply.managers, reply.trust, reply.nodes)))
+                Ok(said(reply.leader, (reply.managers, reply.trust, reply.nodes, reply.other)))
             }
         };
-        let (managers, trusted, nodes) = self.ask(BEAT, BEAT, &mut false, call).await?;
+        let (managers, trusted, nodes, other) = self.ask(BEAT, BEAT, &mut false, call).await?;
+        self.twin.heard(other, Instant::now());
         self.nodes.store(nodes, Ordering::Relaxed);
         self.trusted.store((!trusted.is_empty()).then(|| Arc::new(trusted)));
         if self.is_stale() {
@@ -209,6 +218,22 @@ impl ControlClient {
             tracing::warn!(%error, "can not keep the list of managers");
         }
         Ok(())
+    }
+
+    /// Whether the leader takes this host for the node. Until it does, what this host finds, or misses, is nothing
+    /// to tell of the node: another host may have its identity.
+    pub fn counts(&self) -> bool {
+        self.twin.standing() == Standing::Taken
+    }
+
+    /// Returns once [`Self::counts`].
+    pub async fn counted(&self) {
+        self.twin.taken().await;
+    }
+
+    /// Where the other host is that has this node's identity and counts as the node.
+    pub fn twin(&self) -> Option<String> {
+        self.twin.other()
     }
 
     /// Whether the certificate is to be renewed before it is due: the cluster trusts other roots, or it does not name

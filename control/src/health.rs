@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_api::proto::Standing;
 use mesh_core::{
     Id,
     objects::{Dataplane, Node, NodeState},
@@ -54,6 +55,17 @@ struct Track {
     applied: u64,
     /// Fingerprint of the root that it said its certificate is of.
     root: String,
+    /// The host that counts as the node.
+    host: Option<Host>,
+}
+
+/// A host with a node's identity.
+#[derive(Clone, Copy, Debug)]
+struct Host {
+    number: u64,
+    heard: Instant,
+    /// A leader before this one took it for the node too.
+    confirmed: bool,
 }
 
 impl Track {
@@ -97,6 +109,36 @@ impl Health {
         }
     }
 
+    /// Whether the host that beats as a node counts as that node. A disk may be copied with the node's identity on
+    /// it: the host that was there first stays the node for as long as it is heard.
+    pub fn admit(&mut self, id: Id, now: Instant, number: u64, standing: Standing) -> bool {
+        if number == 0 {
+            return true;
+        }
+        let track = self.track(id, now);
+        let recent = |at: Instant| now.saturating_duration_since(at) <= SILENCE;
+        let confirmed = standing == Standing::Taken;
+        let refused = match track.host {
+            Some(host) if host.number == number => false,
+            // Of two that this leader knows nothing of, the one that another leader took is the node.
+            Some(host) => recent(host.heard) && (host.confirmed || !confirmed),
+            // The one that was there first may not have spoken to this leader yet.
+            None => standing == Standing::Refused && recent(track.since),
+        };
+        if refused {
+            return false;
+        }
+        if track.host.is_some_and(|host| host.number != number) {
+            tracing::info!(node = %id, "another host, or the same one restarted, has the node's identity now");
+        }
+        track.host = Some(Host {
+            number,
+            heard: now,
+            confirmed,
+        });
+        true
+    }
+
     /// Fingerprints of the roots that the nodes have said their certificates are of.
     pub fn roots(&self) -> BTreeMap<Id, String> {
         self.tracks.iter().map(|(id, t)| (*id, t.root.clone())).collect()
@@ -126,6 +168,7 @@ impl Health {
             answer: None,
             applied: 0,
             root: String::new(),
+            host: None,
         })
     }
 

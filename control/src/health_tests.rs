@@ -176,3 +176,38 @@ fn a_node_of_a_release_without_roots_is_known() {
     health.certified(Id::from_bits(OTHER), zero, "ab12");
     assert!(health.rootless().is_empty());
 }
+
+#[test]
+fn of_two_hosts_with_one_identity_the_first_is_the_node() {
+    use Standing::{New, Refused, Taken};
+    let (zero, id) = (Instant::now(), Id::from_bits(OTHER));
+    // Milliseconds, host, what it was told before, whether it is admitted.
+    let run = |beats: &[(u64, u64, Standing, bool)]| {
+        let mut health = Health::default();
+        for (at, host, standing, admitted) in beats {
+            let now = zero + Duration::from_millis(*at);
+            assert_eq!(health.admit(id, now, *host, *standing), *admitted, "host {host} at {at} ms");
+        }
+    };
+    // A copy, for as long as the first is heard; then it is the first that was moved.
+    run(&[
+        (0, 7, New, true),
+        (100, 8, New, false),
+        (1000, 7, Taken, true),
+        (1100, 8, Refused, false),
+    ]);
+    run(&[
+        (0, 7, New, true),
+        (3000, 8, New, false),
+        (3001, 8, Refused, true),
+        (4000, 7, Taken, true),
+        (4100, 8, Taken, false),
+    ]);
+    // A leader that is new to both: whoever was the node stays it, in whatever order they speak.
+    run(&[(0, 8, Refused, false), (900, 7, Taken, true), (1000, 8, Refused, false)]);
+    run(&[(0, 8, New, true), (900, 7, Taken, true), (1000, 8, Taken, false)]);
+    // Nobody else: it was refused by a leader that has gone with the other host.
+    run(&[(0, 8, Refused, false), (3001, 8, Refused, true)]);
+    // A release that does not say.
+    run(&[(0, 7, New, true), (100, 0, New, true)]);
+}

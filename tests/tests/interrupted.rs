@@ -1,7 +1,12 @@
 //! What breaks half way leaves nothing behind: a join after the host was taken in, a cluster's
-//! beginning, an attachment.
+//! beginning, an attachment. And a host whose disk was copied loses nothing to the copy.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
 
 use mesh_tests::{Lab, Place, Result, until};
 
@@ -25,7 +30,8 @@ fn what_breaks_half_way_leaves_nothing() -> Result<()> {
     lab.ctl("h2", "leave --force")?.ok()?;
     let token = lab.ctl("h1", "token worker -q")?.ok()?;
     lab.ctl("h2", &format!("join --token {} 192.168.77.11", token.trim()))?.ok()?;
-    attachment(&lab)
+    attachment(&lab)?;
+    copied(&lab)
 }
 
 /// A manager that cannot listen: it is taken off the list again, and may try again.
@@ -81,4 +87,60 @@ fn attachment(lab: &Lab) -> Result<()> {
     tried.refused(5, &["manager"])?;
     gone?;
     again.ok().map(drop)
+}
+
+/// A machine that was made from h2's disk, data directory included, has none of its containers, and removes none.
+fn copied(lab: &Lab) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let dir = directory.path().display();
+    let root = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into());
+    let bpffs = format!("{root}/bpffs/copy");
+    fs::create_dir_all(&bpffs)?;
+    let original = data("h2").display().to_string();
+    if !Command::new("cp")
+        .args(["-a", &original, &format!("{dir}/data")])
+        .status()?
+        .success()
+    {
+        return Err(format!("can not copy {original}").into());
+    }
+    // It sees no namespace of the original's.
+    let run = format!("mount -t tmpfs t /run/netns && exec meshd --data-dir {dir}/data --run-dir {dir}/run --bpffs {bpffs} --uplink eth0");
+    let meshd = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab"))
+        .args(["client", "--", "unshare", "-m", "--propagation", "private", "sh", "-c", &run])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let _meshd = Started(meshd);
+    let socket = directory.path().join("run/meshd.sock");
+    until(10, "the copy to answer", || Ok(UnixStream::connect(&socket).is_ok()))?;
+    let ctl = |command: &str| lab.at(Place::Client, &format!("meshctl --socket {} {command}", socket.display()));
+    until(10, "the copy to know that it is one", || {
+        Ok(ctl("doctor")?.out.contains("has this node's identity too"))
+    })?;
+    // What it would do, it does by then.
+    lab.ctl("h1", "network create later")?.ok()?;
+    let latest = lab.json("h1", "network inspect later")?["version"].as_u64();
+    until(10, "the copy to have caught up", || {
+        let status: serde_json::Value = serde_json::from_str(&ctl("status -o json")?.ok()?)?;
+        Ok(status["applied_generation"].as_u64() >= latest)
+    })?;
+    ctl("leave")?.refused(4, &["seen"])?;
+    ctl("leave --force")?.ok()?;
+    let h2 = lab.json("h1", "node inspect h2")?;
+    assert_eq!((&h2["addr"], &h2["state"]), (&"192.168.77.12".into(), &"ready".into()));
+    assert_eq!(lab.network("demo")?.endpoints.len(), 1);
+    assert!(lab.at(Place::In("seen"), "ip -br addr")?.ok()?.contains("eth0"));
+    Ok(())
+}
+
+/// A process of this test's, ended with it.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -184,6 +184,10 @@ pub(super) fn has_ended(e: &Endpoint) -> bool {
 
 /// Removes endpoints for that reason, all at once; what no manager takes is tried again by the caller's next look.
 pub(super) async fn remove(app: &App, ids: &[Id], why: &str) {
+    if !app.membership.client().await.is_some_and(|c| c.counts()) {
+        // A copy of this host has none of the node's containers.
+        return;
+    }
     let each = ids
         .iter()
         .map(async |id| match app.propose(Command::EndpointRemove { id: *id }).await {

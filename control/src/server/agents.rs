@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use futures::stream::BoxStream;
-use mesh_api::proto::{BeatReply, BeatRequest, WatchBatch, WatchRequest, agents_server::Agents};
+use mesh_api::proto::{BeatReply, BeatRequest, Standing, WatchBatch, WatchRequest, agents_server::Agents};
 use mesh_core::{Refusal, objects::NodeState};
 use tonic::{Request, Response, Status};
 
@@ -34,6 +34,8 @@ impl Agents for Service {
         let BeatRequest {
             applied_revision: revision,
             root,
+            host,
+            standing,
         } = request.into_inner();
         if root.len() > MAX_ROOT {
             return Err(status_of(&Refusal::malformed(format!(
@@ -52,11 +54,12 @@ impl Agents for Service {
                 ..Default::default()
             }));
         }
-        {
+        let admitted = {
             let (mut health, now) = (self.0.health(), Instant::now());
             health.beat(node, now, revision);
             health.certified(node, now, &root);
-        }
+            health.admit(node, now, host, Standing::try_from(standing).unwrap_or_default())
+        };
         if all.nodes.get(&node).is_some_and(|n| n.state != NodeState::Ready) {
             self.0.heard.notify_one();
         }
@@ -65,6 +68,10 @@ impl Agents for Service {
             managers,
             trust: all.cluster.as_deref().map(|c| self.0.trust.of(c)).unwrap_or_default(),
             nodes: u32::try_from(all.nodes.len()).unwrap_or(u32::MAX),
+            other: match all.nodes.get(&node) {
+                Some(known) if !admitted => known.addr.to_string(),
+                _ => String::new(),
+            },
         }))
     }
 }
