@@ -9,6 +9,7 @@ use mesh_core::{
     Id,
     action::{Action, BpfAction, NetAction},
     desired::Desired,
+    intent::VETH,
     lb::Row,
     names::NameTable,
     observed::Observed,
@@ -122,12 +123,25 @@ impl Executor {
     }
 
     /// Carries out one step.
-    pub async fn execute(&mut self, action: &Action) -> Result<(), StepError> {
+    async fn execute(&mut self, action: &Action) -> Result<(), StepError> {
         match action {
             Action::Net(step) => Ok(self.overlay.apply(step).await?),
             Action::Bpf(step) => Ok(self.loader.apply(step)?),
             Action::Names(table) => Ok(self.dns.swap(Arc::new(NameTable::clone(table))).await?),
         }
+    }
+
+    /// Carries out the steps of a run ([`mesh_core::action::runs`]); what came of each.
+    pub async fn execute_run(&mut self, run: &[Action]) -> Vec<Result<(), StepError>> {
+        if let [step] = run {
+            return vec![self.execute(step).await];
+        }
+        let steps = run.iter().filter_map(|step| match step {
+            Action::Net(step) => Some(step),
+            _ => None,
+        });
+        let done = self.overlay.apply_all(&steps.collect::<Vec<_>>()).await;
+        done.into_iter().map(|done| done.map_err(StepError::from)).collect()
     }
 
     /// Has the programs tell of what is read at the moment.
@@ -210,7 +224,7 @@ pub fn veth_of(action: &Action) -> Option<&str> {
         Action::Bpf(BpfAction::Attach(h)) => &h.dev,
         _ => return None,
     };
-    Some(name.as_str()).filter(|name| name.starts_with("mv-"))
+    Some(name.as_str()).filter(|name| name.starts_with(VETH))
 }
 
 /// The device that a step makes, or puts something on.

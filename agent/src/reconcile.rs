@@ -25,7 +25,7 @@ use std::{
 use futures::{FutureExt, StreamExt};
 use mesh_core::{
     Id, Mac,
-    action::{Action, BpfAction, NetAction},
+    action::{Action, BpfAction, NetAction, runs},
     desired::Desired,
     intent::{self, Facts, veth_name},
     lb::{Hook, Row},
@@ -391,40 +391,43 @@ impl Reconciler {
         let mut failures = Failures::default();
         self.memory.missing.begin();
         let endpoints: BTreeMap<String, Id> = desired.veths.values().map(|v| (veth_name(v.endpoint), v.endpoint)).collect();
-        for step in &steps {
-            tracing::debug!(%step, "step");
-            let endpoint = veth_of(step).and_then(|name| endpoints.get(name)).copied();
-            if failures.forbid(step, endpoint) {
+        let endpoint_of = |step: &Action| veth_of(step).and_then(|name| endpoints.get(name)).copied();
+        for run in runs(&steps) {
+            run.iter().for_each(|step| tracing::debug!(%step, "step"));
+            if run.iter().any(|step| failures.forbid(step, endpoint_of(step))) {
                 continue;
             }
-            let Err(e) = self.executor.execute(step).await else {
-                if let Action::Net(NetAction::PutVeth { veth, .. }) = step
-                    && veth.peer.waits
-                {
-                    out.waiting.insert(veth.endpoint);
-                }
-                continue;
-            };
-            let text = chain(&e);
-            failures.note(step, endpoint);
-            if endpoint.is_none() {
-                for id in dependants(&desired, step, &e) {
-                    out.failed.entry(id).or_insert_with(|| text.clone());
-                }
-            }
-            match endpoint {
-                Some(id) if e.is_sandbox_gone() => drop(out.gone.insert(id)),
-                _ => {
-                    if !e.is_link_gone() || self.memory.missing.note(step) {
-                        tracing::warn!(%step, error = %text, "step failed; trying again");
-                    } else {
-                        tracing::debug!(%step, error = %text, "step failed; trying again");
+            for (step, done) in run.iter().zip(self.executor.execute_run(run).await) {
+                let Err(e) = done else {
+                    if let Action::Net(NetAction::PutVeth { veth, .. }) = step
+                        && veth.peer.waits
+                    {
+                        out.waiting.insert(veth.endpoint);
                     }
-                    out.errors.push(text.clone());
+                    continue;
+                };
+                let endpoint = endpoint_of(step);
+                let text = chain(&e);
+                failures.note(step, endpoint);
+                if endpoint.is_none() {
+                    for id in dependants(&desired, step, &e) {
+                        out.failed.entry(id).or_insert_with(|| text.clone());
+                    }
                 }
-            }
-            if let Some(id) = endpoint {
-                out.failed.insert(id, text);
+                match endpoint {
+                    Some(id) if e.is_sandbox_gone() => drop(out.gone.insert(id)),
+                    _ => {
+                        if !e.is_link_gone() || self.memory.missing.note(step) {
+                            tracing::warn!(%step, error = %text, "step failed; trying again");
+                        } else {
+                            tracing::debug!(%step, error = %text, "step failed; trying again");
+                        }
+                        out.errors.push(text.clone());
+                    }
+                }
+                if let Some(id) = endpoint {
+                    out.failed.insert(id, text);
+                }
             }
         }
         self.passes.stepped(steps.len(), out.errors.len() - complaints);

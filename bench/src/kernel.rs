@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesh_core::{
-    action::{Action, BpfAction, NetAction},
+    action::{Action, BpfAction, NetAction, runs},
     command::Command,
     desired::Desired,
     intent::{self, Facts},
@@ -202,14 +202,22 @@ impl Host {
         };
         let steps = times.of("plan", || plan(&desired, &self.seen));
         let begun = Instant::now();
-        for step in &steps {
+        for run in runs(&steps) {
             let begun = Instant::now();
-            match step {
-                Action::Net(step) => self.overlay.apply(step).await?,
-                Action::Bpf(step) => self.loader.apply(step)?,
-                Action::Names(table) => self.names = NameTable::clone(table),
+            match run {
+                [Action::Bpf(step)] => self.loader.apply(step)?,
+                [Action::Names(table)] => self.names = NameTable::clone(table),
+                _ => {
+                    let steps = run.iter().filter_map(|step| match step {
+                        Action::Net(step) => Some(step),
+                        _ => None,
+                    });
+                    let done = self.overlay.apply_all(&steps.collect::<Vec<_>>()).await;
+                    done.into_iter().collect::<Result<(), _>>()?;
+                }
             }
-            times.add(kind(step), begun.elapsed());
+            // Of a run of more than one all are of one kind, nearly.
+            times.add(run.first().map_or("none", kind), begun.elapsed());
         }
         times.add("execute", begun.elapsed());
         Ok(steps.len())

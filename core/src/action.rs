@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::{
     Id,
     desired::{Fdb, Link, Neigh, Peer, Route, Veth},
+    intent::VETH,
     lb,
     names::NameTable,
     nft::Nft,
@@ -101,6 +102,21 @@ pub enum Action {
     Names(Box<NameTable>),
 }
 
+/// Steps of a run at most.
+const RUN: usize = 1024;
+
+/// The steps in their order, in runs of those that can be carried out at once: additions of forwarding entries
+/// and neighbours, but for entries of a container's device, which wait for it. Any other step is a run.
+pub fn runs(steps: &[Action]) -> impl Iterator<Item = &[Action]> {
+    let is_entry = |step: &Action| match step {
+        Action::Net(NetAction::AddFdb(e)) => !e.dev.starts_with(VETH),
+        Action::Net(NetAction::AddNeigh(_)) => true,
+        _ => false,
+    };
+    let all = steps.chunk_by(move |a, b| is_entry(a) && is_entry(b));
+    all.flat_map(|run| run.chunks(RUN))
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -163,5 +179,36 @@ impl fmt::Display for Entry<'_> {
             Some(vtep) => write!(f, " dst {vtep} self"),
             None => write!(f, " master"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mac;
+
+    #[test]
+    fn runs_are_all_steps_in_their_order() {
+        let entry = |dev: &str| {
+            Action::Net(NetAction::AddFdb(Fdb {
+                dev: dev.to_owned(),
+                mac: Mac::default(),
+                vtep: None,
+            }))
+        };
+        let other = || Action::Net(NetAction::PassForward);
+        let mut steps = vec![
+            other(),
+            other(),
+            entry("mx-a"),
+            entry("mx-b"),
+            entry("mv-a"),
+            entry("mv-b"),
+            other(),
+        ];
+        steps.extend((0..RUN + 1).map(|_| entry("mx-a")));
+        let lengths: Vec<_> = runs(&steps).map(<[_]>::len).collect();
+        assert_eq!(lengths, [1, 1, 2, 1, 1, 1, RUN, 1]);
+        assert_eq!(runs(&steps).flatten().collect::<Vec<_>>(), steps.iter().collect::<Vec<_>>());
     }
 }

@@ -47,9 +47,12 @@ pub fn vxlan_name(network: Id) -> String {
     format!("mx-{network}")
 }
 
+/// First letters of [`veth_name`]s.
+pub const VETH: &str = "mv-";
+
 /// Name of an endpoint's host-side veth.
 pub fn veth_name(endpoint: Id) -> String {
-    format!("mv-{endpoint}")
+    format!("{VETH}{endpoint}")
 }
 
 /// Name of an endpoint's other end while that waits in the host's namespace for an engine.

@@ -29,12 +29,22 @@ const NUD_PERMANENT: u16 = 0x80;
 
 /// Adds an entry, or replaces the one for the same Ethernet address.
 pub(crate) async fn add(socket: &Socket, entry: &Fdb) -> Result<(), Error> {
-    let request = || format!("add forwarding entry {} on {}", entry.mac, entry.dev);
-    let device = link::ours(socket, &entry.dev, request).await?;
-    let new = RouteNetlinkMessage::NewNeighbour(message(&device, entry));
-    socket.change(request(), new, NLM_F_CREATE | NLM_F_REPLACE).await?;
+    let device = link::ours(socket, &entry.dev, || request(entry)).await?;
+    socket
+        .change(request(entry), added(&device, entry), NLM_F_CREATE | NLM_F_REPLACE)
+        .await?;
     socket.known.put(device.index, entry);
     Ok(())
+}
+
+/// What is asked for by [`added`].
+pub(crate) fn request(entry: &Fdb) -> String {
+    format!("add forwarding entry {} on {}", entry.mac, entry.dev)
+}
+
+/// The request that adds an entry to its device.
+pub(crate) fn added(device: &Device, entry: &Fdb) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewNeighbour(message(device, entry))
 }
 
 /// Removes an entry. One that is gone already, or whose device is, is success.

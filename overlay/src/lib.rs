@@ -6,8 +6,10 @@
 
 mod addr;
 mod apply;
+mod batch;
 mod bridge;
 mod dump;
+mod entries;
 mod error;
 mod fdb;
 mod filter;
@@ -45,6 +47,7 @@ pub use segment::Segment;
 pub use sockets::Ports;
 pub use survey::Survey;
 
+use batch::Batches;
 use filter::Filter;
 use socket::Socket;
 use sysctl::Sysctl;
@@ -56,6 +59,7 @@ pub struct Overlay {
     netns: Arc<Netns>,
     socket: Socket,
     tables: Tables,
+    batches: Batches,
     sysctl: Sysctl,
     filter: Filter,
     cookie: u64,
@@ -75,6 +79,7 @@ impl Overlay {
             netns,
             socket: Socket::open()?,
             tables: Tables::open()?,
+            batches: Batches::open()?,
             sysctl,
             filter,
             cookie,
@@ -144,6 +149,21 @@ impl Overlay {
     /// When the kernel refuses; what was in the way is named. A veth that fails is removed again.
     pub async fn apply(&self, action: &NetAction) -> Result<(), Error> {
         apply::apply(self, action).await
+    }
+
+    /// As [`Self::apply`], of steps in their order; what came of each. Forwarding entries and neighbours that are
+    /// to be added go to the kernel many at a time.
+    pub async fn apply_all(&self, actions: &[&NetAction]) -> Vec<Result<(), Error>> {
+        if actions.len() > 1
+            && let Some(done) = entries::add(self, actions).await
+        {
+            return done;
+        }
+        let mut done = Vec::with_capacity(actions.len());
+        for action in actions {
+            done.push(self.apply(action).await);
+        }
+        done
     }
 
     /// The host as it is without meshd, seen from the address that VXLAN will be sent from.

@@ -22,16 +22,25 @@ use crate::{
 
 /// Adds a neighbour, or replaces what is known of the same address.
 pub(crate) async fn add(socket: &Socket, neigh: &Neigh) -> Result<(), Error> {
-    let request = || format!("add neighbour {} {} on {}", neigh.ip, neigh.mac, neigh.dev);
-    let device = link::ours(socket, &neigh.dev, request).await?;
-    let mut new = message(&device, neigh.ip);
-    new.header.state = NeighbourState::Permanent;
-    new.attributes.push(NeighbourAttribute::LinkLayerAddress(neigh.mac.0.to_vec()));
+    let device = link::ours(socket, &neigh.dev, || request(neigh)).await?;
     socket
-        .change(request(), RouteNetlinkMessage::NewNeighbour(new), NLM_F_CREATE | NLM_F_REPLACE)
+        .change(request(neigh), added(&device, neigh), NLM_F_CREATE | NLM_F_REPLACE)
         .await?;
     socket.known.put_neigh(device.index, neigh);
     Ok(())
+}
+
+/// What is asked for by [`added`].
+pub(crate) fn request(neigh: &Neigh) -> String {
+    format!("add neighbour {} {} on {}", neigh.ip, neigh.mac, neigh.dev)
+}
+
+/// The request that adds a neighbour to its device.
+pub(crate) fn added(device: &Device, neigh: &Neigh) -> RouteNetlinkMessage {
+    let mut new = message(device, neigh.ip);
+    new.header.state = NeighbourState::Permanent;
+    new.attributes.push(NeighbourAttribute::LinkLayerAddress(neigh.mac.0.to_vec()));
+    RouteNetlinkMessage::NewNeighbour(new)
 }
 
 /// Removes a neighbour. One that is gone already, or whose device is, is success.

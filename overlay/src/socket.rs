@@ -156,7 +156,7 @@ impl Socket {
 
 /// The text of an extended acknowledgement. With NETLINK_CAP_ACK the attributes follow the header of
 /// the refused request.
-fn explanation(error: &ErrorMessage) -> Option<String> {
+pub(crate) fn explanation(error: &ErrorMessage) -> Option<String> {
     let attributes = error.header.get(HEADER..)?;
     NlasIterator::new(attributes)
         .map_while(Result::ok)

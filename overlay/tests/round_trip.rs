@@ -278,6 +278,48 @@ async fn an_endpoint_moves() {
     assert_eq!(dump(&overlay).await.fdb, BTreeSet::from([here]));
 }
 
+/// More than are sent at once, with some that the kernel refuses: what comes of each is its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_go_many_at_once() {
+    let host = Ns::new();
+    let overlay = host.overlay().await;
+    let net1 = Network::new(1);
+    apply(&overlay, [net1.put_bridge(), net1.put_vxlan("192.0.2.1")]).await;
+    assert!(dump(&overlay).await.fdb.is_empty());
+    let mut steps: Vec<NetAction> = (2..200).flat_map(|n| net1.remote(n, "192.0.2.2")).collect();
+    let is_wrong = |step: &NetAction| matches!(step, NetAction::AddFdb(Fdb { vtep: Some(vtep), .. }) if vtep.is_ipv6());
+    for at in [0, 127, 300, 594] {
+        let (dev, mac, vtep) = (net1.vxlan(), Mac([2, 0, 0, 0, 0, 9]), Some(ip("2001:db8::1")));
+        steps.insert(at, NetAction::AddFdb(Fdb { dev, mac, vtep }));
+    }
+    for _ in 0..2 {
+        let done = overlay.apply_all(&steps.iter().collect::<Vec<_>>()).await;
+        assert_eq!(done.len(), steps.len());
+        for (step, done) in steps.iter().zip(done) {
+            let error = done.err().map(|e| (e.errno(), e.to_string()));
+            let wrong = (
+                Some(97),
+                format!("cannot add forwarding entry 02:00:00:00:00:09 on {}", net1.vxlan()),
+            );
+            assert_eq!(error, is_wrong(step).then_some(wrong), "{step:?}");
+        }
+        let known = overlay.dump_known(Some(cluster()), None).await.unwrap();
+        let seen = dump(&overlay).await;
+        assert_eq!((seen.fdb.len(), seen.neighs.len()), (2 * 198, 198));
+        assert_eq!(known, Some(seen), "what is kept up without reading it again");
+    }
+    // Where not all devices are ours and there, and with steps of other kinds, each is done by itself.
+    steps.truncate(4);
+    steps.push(NetAction::DelLink(net1.bridge()));
+    steps.push(Network::new(2).remote(2, "192.0.2.2").remove(0));
+    let done = overlay.apply_all(&steps.iter().collect::<Vec<_>>()).await;
+    assert_eq!(
+        done.iter().map(Result::is_ok).collect::<Vec<_>>(),
+        [false, true, true, true, true, false]
+    );
+    assert!(done[5].as_ref().is_err_and(mesh_overlay::Error::is_link_gone));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_links_and_routes_are_left_alone_and_named() {
     let host = Ns::new();
