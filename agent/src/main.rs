@@ -34,7 +34,7 @@ use config::{Cli, Command, Config, LogFormat, Logging};
 
 /// A pass over a large cluster needs for moments several times what stays. The C library's allocator keeps
 /// most of that, in pieces between what is in use; this one gives it back to the kernel, by a thread of its
-/// own.
+/// own, as `.cargo/config.toml` has it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
