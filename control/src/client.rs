@@ -313,7 +313,8 @@ impl ControlClient {
         }
     }
 
-    /// Follows the changes behind `revision` (0: everything). The stream ends with an error; the
+    /// Follows the changes behind `revision` (0: everything). The stream ends with an error, or
+    /// without one when this node has got another certificate: both sides hold it by the one that they had before. The
     /// caller goes on from the last revision it has, after a pause with jitter.
     ///
     /// # Errors
@@ -321,6 +322,7 @@ impl ControlClient {
     pub async fn watch(&self, revision: u64) -> Result<BoxStream<'static, Result<WatchEvent, Refusal>>, Refusal> {
         let cluster = self.identity.file().cluster.to_string();
         let mut reasons = BTreeMap::new();
+        let mut renewals = self.channels.renewals();
         for addr in self.managers(false) {
             let mut stub = AgentsClient::new(self.channels.get(Purpose::Watch, &addr)).max_decoding_message_size(MAX_BATCH);
             let request = WatchRequest {
@@ -329,7 +331,9 @@ impl ControlClient {
             };
             match timeout(ATTEMPT, stub.watch(request)).await {
                 Ok(Ok(stream)) => {
-                    return Ok(stream.into_inner().map(|batch| event(batch.map_err(|s| lost(&s))?)).boxed());
+                    let events = stream.into_inner().map(|batch| event(batch.map_err(|s| lost(&s))?));
+                    let renewed = async move { drop(renewals.changed().await) };
+                    return Ok(events.take_until(renewed).boxed());
                 }
                 Ok(Err(status)) => match refusal_of(&status) {
                     Some(r) if r.kind != RefusalKind::Unavailable => return Err(r),

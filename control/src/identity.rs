@@ -19,6 +19,7 @@ use mesh_core::{Id, objects::Role};
 use rustls::{RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{
     pki::{self, NodeName},
@@ -126,6 +127,8 @@ pub struct IdentityStore {
     /// Serializes writers.
     writing: Mutex<()>,
     current: ArcSwap<(Identity, Arc<CertifiedKey>)>,
+    /// Tells of changes of the trusted roots.
+    trusting: watch::Sender<()>,
 }
 
 impl IdentityStore {
@@ -224,6 +227,7 @@ impl IdentityStore {
             dir,
             writing: Mutex::new(()),
             current: ArcSwap::from_pointee((identity, Arc::new(key))),
+            trusting: watch::Sender::new(()),
         })
     }
 
@@ -286,6 +290,11 @@ impl IdentityStore {
         Ok(Arc::new(roots))
     }
 
+    /// Tells whenever this node trusts other roots than before.
+    pub fn trust_changes(&self) -> watch::Receiver<()> {
+        self.trusting.subscribe()
+    }
+
     /// Digest of the roots that this node trusts; empty when they can not be read.
     pub fn trust(&self) -> String {
         roots::digest(&self.current.load().0.ca_pem).unwrap_or_default()
@@ -315,6 +324,7 @@ impl IdentityStore {
     pub fn renew(&self, cert_pem: String, ca_pem: String, key_pem: String) -> Result<(), IdentityError> {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut identity = self.current.load().0.clone();
+        let trusts_others = identity.ca_pem != ca_pem;
         (identity.cert_pem, identity.ca_pem, identity.key_pem) = (cert_pem, ca_pem, key_pem);
         let damaged = |why| IdentityError::Damaged {
             path: self.dir.join(CERT),
@@ -332,6 +342,9 @@ impl IdentityStore {
         // Last: who is found to have a root as its first has a certificate of it.
         replace(&self.dir, CA, &identity.ca_pem)?;
         self.current.store(Arc::new((identity, Arc::new(key))));
+        if trusts_others {
+            self.trusting.send_replace(());
+        }
         Ok(())
     }
 }

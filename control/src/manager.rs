@@ -190,7 +190,7 @@ impl Manager {
         };
         tasks.spawn(duties.run(stop.clone()));
 
-        let connections = ReceiverStream::new(listen::accept(listener, tls, file.cluster, limits, stop.clone()));
+        let connections = ReceiverStream::new(listen::accept(listener, tls, identity.clone(), limits, stop.clone()));
         let shared = Arc::new(Shared {
             consensus,
             identity,

@@ -14,10 +14,12 @@ use rustls::{
     ClientConfig, ServerConfig,
     client::{ResolvesClientCert, Resumption},
     crypto::CryptoProvider,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier as _},
     sign::CertifiedKey,
     version::TLS13,
 };
+
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 pub use connect::{ConnectError, connect, io_reason, tls_reason};
 pub use verify::{JoinCheck, JoinVerifier};
@@ -83,6 +85,14 @@ pub fn server_config(identity: &Arc<IdentityStore>) -> Result<Arc<ServerConfig>,
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// Whether a peer that showed this chain (the leaf first) when it was let in would be let in now: by the roots that
+/// this node trusts now, and in date.
+pub fn lets_in(identity: &Arc<IdentityStore>, chain: &[CertificateDer<'_>]) -> bool {
+    let Some((leaf, rest)) = chain.split_first() else { return false };
+    let verifier = verify::NodeVerifier(identity.clone());
+    verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
 }
 
 /// The client side of a node: it talks to managers of its own cluster only.

@@ -513,3 +513,58 @@ async fn of_two_managers_either_may_leave() {
         other.stop().await;
     }
 }
+
+/// A root is replaced and forgotten: who holds a connection by a certificate of it loses that, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_end_with_the_root_that_let_them_in() {
+    let host = Host::found(1).await;
+    let worker = host.worker(2).await;
+    // As one holds it who does not follow.
+    let channels = Channels::new(&worker.identity).unwrap();
+    let mut held = AgentsClient::new(channels.get(Purpose::Watch, &host.addr()))
+        .watch(WatchRequest {
+            revision: 0,
+            cluster: worker.identity.file().cluster.to_string(),
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    let mut followed = worker.client.watch(0).await.unwrap();
+
+    let before = host.raft.objects().1.cluster.clone().unwrap();
+    let rotate = Command::CaRotate {
+        from: before.ca_cert.clone(),
+        at: jiff::Timestamp::now(),
+        made: None,
+    };
+    host.client.propose(rotate).await.unwrap().1.unwrap();
+    host.client.renew().await.unwrap();
+    worker.client.renew().await.unwrap();
+    let end = async { while followed.next().await.transpose().unwrap().is_some() {} };
+    tokio::time::timeout(PATIENCE, end)
+        .await
+        .expect("the stream ends with the certificate that it was made with");
+    let mut followed = worker.client.watch(0).await.unwrap();
+
+    // Both roots are trusted: what stands, stands.
+    let (revision, made) = host.client.propose(network("a")).await.unwrap();
+    made.unwrap();
+    let seen = async { while held.message().await.unwrap().unwrap().revision < revision {} };
+    tokio::time::timeout(PATIENCE, seen).await.unwrap();
+
+    let forget = Command::CaForget {
+        roots: vec![before.ca_cert.clone()],
+    };
+    host.raft.propose(forget).await.unwrap().outcome.unwrap();
+    host.client.renew().await.unwrap();
+    let ends = async { while let Ok(Some(_)) = held.message().await {} };
+    tokio::time::timeout(PATIENCE, ends)
+        .await
+        .expect("the root that let it in is forgotten");
+    let (revision, made) = host.client.propose(network("b")).await.unwrap();
+    made.unwrap();
+    let seen = async { while followed.next().await.unwrap().unwrap().revision < revision {} };
+    tokio::time::timeout(PATIENCE, seen).await.unwrap();
+    worker.client.query(Query::Head).await.unwrap();
+    host.stop().await;
+}

@@ -12,6 +12,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::sync::watch;
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -43,6 +44,7 @@ pub struct Channels {
     tls: Arc<ClientConfig>,
     name: ServerName<'static>,
     open: Mutex<HashMap<(Purpose, String), Channel>>,
+    renewed: watch::Sender<()>,
 }
 
 impl Channels {
@@ -56,6 +58,7 @@ impl Channels {
             tls,
             name: tls::server_name(identity.file().cluster),
             open: Mutex::default(),
+            renewed: watch::Sender::new(()),
         })
     }
 
@@ -68,9 +71,16 @@ impl Channels {
             .clone()
     }
 
-    /// Makes every connection anew when it is used next; calls under way end on those that they began on.
+    /// Makes every connection anew when it is used next; calls under way end on those that they began on. Streams that
+    /// never end by themselves look at [`Self::renewals`].
     pub fn renew(&self) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.renewed.send_replace(());
+    }
+
+    /// Tells of every [`Self::renew`].
+    pub fn renewals(&self) -> watch::Receiver<()> {
+        self.renewed.subscribe()
     }
 }
 

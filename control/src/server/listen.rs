@@ -1,7 +1,8 @@
 //! Connections to a manager: accepted, shaken hands with, counted, and named.
 //!
 //! Nothing a peer does holds up the accept loop: every handshake is a task of its own with a time
-//! limit, and connections beyond the limits are closed at once.
+//! limit, and connections beyond the limits are closed at once. A connection of a node stands as long as its
+//! certificate would be let in: each looks at that anew when the trusted roots change.
 
 use std::{
     io,
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::Id;
+use futures::Stream as _;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -21,10 +22,11 @@ use tokio::{
     time::{Instant, Sleep, sleep_until, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-use crate::pki::NodeName;
+use crate::{identity::IdentityStore, pki::NodeName, tls};
 
 /// How much a manager takes on.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +71,29 @@ pub struct PeerStream {
     peer: Peer,
     /// When an anonymous connection ends.
     end: Option<Pin<Box<Sleep>>>,
+    /// That of a node ends when its chain leads to none of the trusted roots any more.
+    trust: Option<Trust>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What a connection of a node was let in by.
+struct Trust {
+    identity: Arc<IdentityStore>,
+    /// Changes of the roots since the handshake began.
+    changes: WatchStream<()>,
+}
+
+impl PeerStream {
+    /// Whether the peer would be let in now, if that has changed.
+    fn is_forgotten(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(trust) = &mut self.trust else { return false };
+        let mut changed = false;
+        while let Poll::Ready(Some(())) = Pin::new(&mut trust.changes).poll_next(cx) {
+            changed = true;
+        }
+        let chain = self.tls.get_ref().1.peer_certificates().unwrap_or_default();
+        changed && !tls::lets_in(&trust.identity, chain)
+    }
 }
 
 impl Connected for PeerStream {
@@ -86,6 +110,10 @@ impl AsyncRead for PeerStream {
             && end.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if self.is_forgotten(cx) {
+            tracing::debug!(addr = %self.peer.addr, "connection ended: its certificate is of a root that is not trusted any more");
+            return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
         }
         Pin::new(&mut self.tls).poll_read(cx, buf)
     }
@@ -118,7 +146,7 @@ impl AsyncWrite for PeerStream {
 /// What each handshake needs.
 struct Door {
     acceptor: TlsAcceptor,
-    cluster: Id,
+    identity: Arc<IdentityStore>,
     limits: Limits,
     nodes: Arc<Semaphore>,
     anonymous: Arc<Semaphore>,
@@ -129,14 +157,14 @@ struct Door {
 pub fn accept(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    cluster: Id,
+    identity: Arc<IdentityStore>,
     limits: Limits,
     stop: CancellationToken,
 ) -> mpsc::Receiver<io::Result<PeerStream>> {
     let (ready, out) = mpsc::channel(64);
     let door = Arc::new(Door {
         acceptor: tls.into(),
-        cluster,
+        identity,
         limits,
         nodes: Arc::new(Semaphore::new(limits.connections)),
         anonymous: Arc::new(Semaphore::new(limits.anonymous)),
@@ -178,10 +206,11 @@ impl Door {
     async fn shake(&self, tcp: TcpStream, addr: SocketAddr) -> Result<PeerStream, String> {
         let _turn = self.handshakes.acquire().await.map_err(|e| e.to_string())?;
         tcp.set_nodelay(true).map_err(|e| e.to_string())?;
+        let changes = self.identity.trust_changes();
         let tls = self.acceptor.accept(tcp).await.map_err(|e| e.to_string())?;
         let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let name = leaf
-            .map(|leaf| NodeName::of_member(leaf, self.cluster))
+            .map(|leaf| NodeName::of_member(leaf, self.identity.file().cluster))
             .transpose()
             .map_err(|e| e.to_string())?;
         let room = if name.is_some() { &self.nodes } else { &self.anonymous };
@@ -189,10 +218,15 @@ impl Door {
         let end = name
             .is_none()
             .then(|| Box::pin(sleep_until(Instant::now() + self.limits.anonymous_lifetime)));
+        let trust = name.is_some().then(|| Trust {
+            identity: self.identity.clone(),
+            changes: WatchStream::from_changes(changes),
+        });
         Ok(PeerStream {
             tls,
             peer: Peer { name, addr },
             end,
+            trust,
             _permit: permit,
         })
     }
