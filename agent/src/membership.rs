@@ -14,6 +14,7 @@ use mesh_api::{
     rest::{InitReply, InitRequest, JoinReply, JoinRequest},
 };
 use mesh_control::{
+    authz,
     client::{Channels, ControlClient},
     consensus::{Consensus, Leadership},
     health::probe::IcmpProber,
@@ -22,6 +23,7 @@ use mesh_control::{
     manager::{self, Founding, Manager},
     raft::RaftHost,
     server::Limits,
+    tls::Roster,
     transport::GrpcTransport,
 };
 use mesh_core::{Id, Refusal, command::Command, objects::Role};
@@ -185,13 +187,27 @@ impl Membership {
             cluster: file.cluster,
             node: file.node,
         }));
-        let channels = Arc::new(Channels::new(&identity).map_err(other)?);
+        let channels = self.channels(&identity)?;
         let manager = self.manager_for(&identity, &channels).await?;
         if let Some(hosted) = &manager {
             know_managers(&identity, &hosted.consensus).await;
         }
         self.enter(identity, channels, manager).await;
         Ok(())
+    }
+
+    /// The connections to the managers, which are those that the ledger has for managers. Its objects say for certain
+    /// that one was demoted; without any, or with those of another cluster, the certificate alone decides.
+    fn channels(&self, identity: &Arc<IdentityStore>) -> Result<Arc<Channels>, Refusal> {
+        let ledger = self.ledger.clone();
+        let roster = Roster::new(move |name| {
+            let view = ledger.view();
+            match view.head.cluster {
+                Some(cluster) if cluster == name.cluster => authz::may_manage(name, view.head.revision, &view.objects),
+                _ => Ok(()),
+            }
+        });
+        Channels::knowing(identity, Some(roster)).map(Arc::new).map_err(other)
     }
 
     /// The control plane, on nodes that host it.
@@ -293,7 +309,7 @@ impl Membership {
             founding::begin(&self.config.data_dir)
                 .map_err(|e| Refusal::other(format!("cannot write {}: {e}", self.config.data_dir.join(founding::FILE).display())))?;
             let identity = IdentityStore::create(&self.config.data_dir, identity).map_err(other)?;
-            let channels = Arc::new(Channels::new(&identity).map_err(other)?);
+            let channels = self.channels(&identity)?;
             let consensus = self.raft(&identity, &channels).await?;
             let hosted = self.manage(&identity, &channels, consensus.clone()).await?;
             let begin = async {
@@ -352,7 +368,7 @@ impl Membership {
             }
         };
         let enter = async {
-            let channels = Arc::new(Channels::new(&identity).map_err(other)?);
+            let channels = self.channels(&identity)?;
             let manager = self.manager_for(&identity, &channels).await?;
             Ok((channels, manager))
         };

@@ -132,6 +132,29 @@ pub fn membership(name: &NodeName, all: &Objects) -> Option<Member> {
     })
 }
 
+/// Whether one with a manager's certificate may be a manager for a node whose objects are of `revision` (0: it has none
+/// yet). The raft id in the certificate is the index of the entry that made it one: of a later entry than the node
+/// knows, it may be; of an earlier one, it was demoted or removed after it.
+///
+/// # Errors
+/// Forbidden for one that is no manager any more.
+pub fn may_manage(name: &NodeName, revision: u64, all: &Objects) -> Result<(), Refusal> {
+    match all.nodes.get(&name.node) {
+        _ if revision == 0 || name.raft_id > revision => Ok(()),
+        Some(node) if node.role == Role::Manager => Ok(()),
+        Some(node) => Err(Refusal::forbidden(format!(
+            "node {} is no manager any more: its certificate is of before that",
+            node.hostname
+        ))),
+        // A certificate without a raft id: of an earlier release, and maybe of a node that has just joined.
+        None if name.raft_id == 0 => Ok(()),
+        None => Err(Refusal::forbidden(format!(
+            "node {} is not in the cluster any more, but has a manager's certificate",
+            name.node
+        ))),
+    }
+}
+
 /// A caller that is a node of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {

@@ -442,3 +442,32 @@ fn a_worker_is_told_where_to_go() {
     all.nodes.clear();
     assert_eq!(worker_refusal(&all).message, "this node is a worker: run this on a manager");
 }
+
+/// A client that knows the objects of entry 30 hears one with a manager's certificate.
+#[test]
+fn a_demoted_manager_passes_for_none_to_who_has_heard_of_it() {
+    let all = cluster();
+    let name = |node: u64, raft_id: u64| NodeName {
+        cluster: id(1),
+        node: id(node),
+        role: Role::Manager,
+        raft_id,
+    };
+    let (manager, worker, unknown) = (MANAGER, WORKER, 99);
+    for (node, raft_id, revision, passes) in [
+        (manager, 10, 30, true),
+        (manager, 0, 30, true),
+        (worker, 10, 30, false),
+        (worker, 30, 30, false),
+        (worker, 0, 30, false),
+        (worker, 31, 30, true),
+        (unknown, 10, 30, false),
+        (unknown, 31, 30, true),
+        (unknown, 0, 30, true),
+        (worker, 10, 0, true),
+        (unknown, 10, 0, true),
+    ] {
+        let got = may_manage(&name(node, raft_id), revision, &all);
+        assert_eq!(got.is_ok(), passes, "node {node}, raft id {raft_id}, revision {revision}: {got:?}");
+    }
+}

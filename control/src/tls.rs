@@ -22,7 +22,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 pub use connect::{ConnectError, connect, io_reason, tls_reason};
-pub use verify::{JoinCheck, JoinVerifier};
+pub use verify::{JoinCheck, JoinVerifier, Roster};
 
 use crate::{
     identity::IdentityStore,
@@ -95,13 +95,17 @@ pub fn lets_in(identity: &Arc<IdentityStore>, chain: &[CertificateDer<'_>]) -> b
     verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
 }
 
-/// The client side of a node: it talks to managers of its own cluster only.
+/// The client side of a node: it talks to managers of its own cluster only; with a `roster` only to those that are
+/// managers still, as far as it knows.
 ///
 /// # Errors
 /// [`TlsError`] when the identity's roots can not be used.
-pub fn client_config(identity: &Arc<IdentityStore>) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn client_config(identity: &Arc<IdentityStore>, roster: Option<Roster>) -> Result<Arc<ClientConfig>, TlsError> {
     identity.roots().map_err(TlsError::Ca)?;
-    let verifier = verify::ManagerVerifier(identity.clone());
+    let verifier = verify::ManagerVerifier {
+        identity: identity.clone(),
+        roster,
+    };
     let mut config = client_builder(Arc::new(verifier))?.with_client_cert_resolver(Arc::new(Own(identity.clone())));
     finish(&mut config);
     Ok(Arc::new(config))

@@ -3,7 +3,10 @@
 
 mod server_lab;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures::StreamExt as _;
 use hyper_util::rt::TokioIo;
@@ -15,7 +18,8 @@ use mesh_api::{
     query::Query,
 };
 use mesh_control::{
-    client::{Channels, Purpose, WatchEvent},
+    authz,
+    client::{Channels, ControlClient, Purpose, WatchEvent},
     consensus::Consensus,
     identity::Identity,
     join, pki,
@@ -26,7 +30,7 @@ use mesh_control::{
 use mesh_core::{
     Id, RefusalKind,
     command::{Command, NewEndpoint, Reply},
-    objects::{EndpointState, NodeState, Object, Objects, Place, Role, Sandbox},
+    objects::{EndpointState, Node, NodeState, Object, Objects, Place, Role, Sandbox},
     spec::NetworkSpec,
 };
 use server_lab::{Host, PATIENCE, Worker, joining};
@@ -404,7 +408,7 @@ async fn certificates_that_are_missing_foreign_expired_or_of_the_wrong_role_open
             let _ = acceptor.accept(tcp).await;
         }
     });
-    let config = tls::client_config(&host.identity).unwrap();
+    let config = tls::client_config(&host.identity, None).unwrap();
     let e = tls::connect(&at, config, tls::server_name(cluster.id), PATIENCE).await.unwrap_err();
     assert_eq!(
         e.to_string(),
@@ -512,6 +516,54 @@ async fn of_two_managers_either_may_leave() {
         assert_eq!(other.raft.objects().1.nodes.len(), 1);
         other.stop().await;
     }
+}
+
+/// Whoever knows that a manager is none any more does not ask it, whatever its certificate says; raft does.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_known_to_be_no_manager_is_not_asked() {
+    let host = Host::found(1).await;
+    let worker = host.worker(2).await;
+    let me = worker.identity.file().node;
+    let known = Arc::new(std::sync::Mutex::new((0, Objects::default())));
+    let roster = {
+        let known = known.clone();
+        tls::Roster::new(move |name| {
+            let known = known.lock().unwrap();
+            authz::may_manage(name, known.0, &known.1)
+        })
+    };
+    let channels = Arc::new(Channels::knowing(&worker.identity, Some(roster)).unwrap());
+    let client = ControlClient::new(worker.identity.clone(), channels.clone());
+    // One that has just joined knows nothing.
+    client.query(Query::Head).await.unwrap();
+    let (revision, mut all) = host.raft.objects();
+    *known.lock().unwrap() = (revision, Objects::clone(&all));
+    channels.renew();
+    client.query(Query::Head).await.unwrap();
+
+    // As it would be told by another manager.
+    let demoted = Node {
+        role: Role::Worker,
+        raft_id: 0,
+        ..Node::clone(all.nodes.values().find(|n| n.id != me).unwrap())
+    };
+    Arc::make_mut(&mut all).nodes.insert(demoted.id, Arc::new(demoted));
+    *known.lock().unwrap() = (revision, Objects::clone(&all));
+    channels.renew();
+    let why = client.query(Query::Head).await.unwrap_err();
+    assert!(
+        why.kind == RefusalKind::Unavailable && why.message.contains("no manager any more"),
+        "{why}"
+    );
+    let raft = RaftClient::new(channels.get(Purpose::Raft, &host.addr()))
+        .append(RaftMessage::default())
+        .await;
+    assert_eq!(
+        refusal_of(&raft.unwrap_err()).unwrap().kind,
+        RefusalKind::Forbidden,
+        "reached, and refused there"
+    );
+    host.stop().await;
 }
 
 /// A root is replaced and forgotten: who holds a connection by a certificate of it loses that, and nobody else.

@@ -20,7 +20,7 @@ use tonic::{
 
 use crate::{
     identity::IdentityStore,
-    tls::{self, ConnectError, TlsError, connect, io_reason, tls_reason},
+    tls::{self, ConnectError, Roster, TlsError, connect, io_reason, tls_reason},
 };
 
 /// Time for TCP and TLS.
@@ -42,6 +42,8 @@ pub enum Purpose {
 /// The connections of a node.
 pub struct Channels {
     tls: Arc<ClientConfig>,
+    /// For what raft says: a manager that is being demoted takes part in that until its vote is taken away.
+    raft: Arc<ClientConfig>,
     name: ServerName<'static>,
     open: Mutex<HashMap<(Purpose, String), Channel>>,
     renewed: watch::Sender<()>,
@@ -53,9 +55,17 @@ impl Channels {
     /// # Errors
     /// [`TlsError`] when the identity can not be used.
     pub fn new(identity: &Arc<IdentityStore>) -> Result<Self, TlsError> {
-        let tls = tls::client_config(identity)?;
+        Self::knowing(identity, None)
+    }
+
+    /// As [`Self::new`]; who is no manager by the `roster` is not spoken to, but for raft.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the identity can not be used.
+    pub fn knowing(identity: &Arc<IdentityStore>, roster: Option<Roster>) -> Result<Self, TlsError> {
         Ok(Self {
-            tls,
+            tls: tls::client_config(identity, roster)?,
+            raft: tls::client_config(identity, None)?,
             name: tls::server_name(identity.file().cluster),
             open: Mutex::default(),
             renewed: watch::Sender::new(()),
@@ -66,8 +76,12 @@ impl Channels {
     /// fails then.
     pub fn get(&self, purpose: Purpose, addr: &str) -> Channel {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let tls = match purpose {
+            Purpose::Calls | Purpose::Watch => &self.tls,
+            Purpose::Raft | Purpose::Snapshot => &self.raft,
+        };
         open.entry((purpose, addr.to_owned()))
-            .or_insert_with(|| lazy(addr, self.tls.clone(), self.name.clone()))
+            .or_insert_with(|| lazy(addr, tls.clone(), self.name.clone()))
             .clone()
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_core::objects::Role;
+use mesh_core::{Refusal, objects::Role};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
     client::{
@@ -19,16 +19,38 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::{
     identity::IdentityStore,
-    pki::{self, Digest, NodeName, PeerError},
+    pki::{self, Digest, NodeName},
 };
+
+type Knows = dyn Fn(&NodeName) -> Result<(), Refusal> + Send + Sync;
+
+/// What a node knows of the managers: a refusal for one with a manager's certificate that is none any more.
+#[derive(Clone)]
+pub struct Roster(Arc<Knows>);
+
+impl Roster {
+    /// Asks `knows` at every handshake; see [`crate::authz::may_manage`].
+    pub fn new(knows: impl Fn(&NodeName) -> Result<(), Refusal> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(knows))
+    }
+}
+
+impl std::fmt::Debug for Roster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Roster")
+    }
+}
 
 /// Verifies chain and dates by webpki, then that the peer is a manager of the cluster: workers have
 /// certificates of the same CA, and must not pass for managers. The roots are those that the node trusts at
-/// that moment.
+/// that moment, and with a roster the managers those that it knows.
 #[derive(Debug)]
-pub(super) struct ManagerVerifier(pub Arc<IdentityStore>);
+pub(super) struct ManagerVerifier {
+    pub identity: Arc<IdentityStore>,
+    pub roster: Option<Roster>,
+}
 
-fn refuse(e: PeerError) -> Error {
+fn refuse(e: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e))))
 }
 
@@ -46,13 +68,16 @@ impl ServerCertVerifier for ManagerVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let ok = WebPkiServerVerifier::builder_with_provider(roots(&self.0)?, super::provider())
+        let ok = WebPkiServerVerifier::builder_with_provider(roots(&self.identity)?, super::provider())
             .build()
             .map_err(|e| Error::General(e.to_string()))?
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
-        NodeName::of_member(end_entity, self.0.file().cluster)
+        let name = NodeName::of_member(end_entity, self.identity.file().cluster)
             .and_then(|n| n.require(Role::Manager))
             .map_err(refuse)?;
+        if let Some(Roster(knows)) = &self.roster {
+            knows(&name).map_err(refuse)?;
+        }
         Ok(ok)
     }
 
