@@ -96,8 +96,15 @@ pub fn usage(e: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let command = command_path(std::env::args().skip(1));
-    line(&format!("{} (see {command} --help)", first_paragraph(&e.render().to_string())));
+    let text = e.render().to_string();
+    line(&format!("{}{} (see {command} --help)", first_paragraph(&text), similar(&text)));
     ExitCode::from(2)
+}
+
+/// What clap knows that the user may have meant; nothing when that is nothing.
+fn similar(text: &str) -> String {
+    let tips = text.lines().filter_map(|l| l.trim().strip_prefix("tip: "));
+    tips.filter(|tip| tip.contains(" similar ")).map(|tip| format!("; {tip}")).collect()
 }
 
 /// Clap's message up to the first empty line, in one line.
@@ -130,6 +137,15 @@ mod tests {
         assert_eq!(path("-o json network create --nope x"), "meshctl network create");
         assert_eq!(path("node list"), "meshctl node ls");
         assert_eq!(path("nonsense"), "meshctl");
+    }
+
+    #[test]
+    fn what_may_have_been_meant_is_named() {
+        use clap::Parser;
+        let said = |line: &[&str]| similar(&Cli::try_parse_from(line).unwrap_err().render().to_string());
+        assert!(said(&["meshctl", "nework", "ls"]).contains("'network'"));
+        assert!(said(&["meshctl", "network", "create", "--subnt", "x", "y"]).contains("'--subnet'"));
+        assert_eq!(said(&["meshctl", "network", "create"]), "");
     }
 
     #[test]

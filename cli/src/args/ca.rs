@@ -18,14 +18,15 @@ Examples:
     },
     /// Replace the root certificate
     #[command(after_long_help = "\
-Every node gets a certificate of the new root while everything runs on. The former root stays trusted until
-all of them have one: a node that is away follows when it is back, and one that does not come back is removed
-(meshctl node rm), or forgotten after 90 days, when its own certificate has expired; it must then join again.
-Both join tokens are drawn anew: those from before join nobody any more.
+Every node gets a certificate of the new root while everything runs on. The former root stays
+trusted until all of them have one: a node that is away follows when it is back, and one that does
+not come back is removed (meshctl node rm), or forgotten after 90 days, when its own certificate has
+expired; it must then join again. Both join tokens are drawn anew: those from before join nobody any
+more.
 
-Until the former root is forgotten, who has its key can still make certificates of it, and connections that
-were opened with one stay open until meshd is restarted on the managers. Every node must run a release that
-knows this command: upgrade all first.
+Until the former root is forgotten, who has its key can still make certificates of it, and
+connections that were opened with one stay open until meshd is restarted on the managers. Every node
+must run a release that knows this command: upgrade all first.
 
 Examples:
   meshctl ca rotate

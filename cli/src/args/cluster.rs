@@ -24,10 +24,10 @@ pub struct Init {
     /// Address for VXLAN [default: the advertised one]
     #[arg(long, value_name = "ADDRESS", value_parser = values::ip)]
     pub data_path_addr: Option<IpAddr>,
-    /// Pool that networks without --subnet take theirs from; may be given several times
+    /// Pool that networks without --subnet take theirs from; may be given several times [default: 10.0.0.0/8, 172.16.0.0/12]
     #[arg(long = "default-addr-pool", value_name = "CIDR", value_parser = values::subnet)]
     pub default_addr_pools: Vec<IpNet>,
-    /// Prefix length of a subnet taken from a pool
+    /// Prefix length of a subnet taken from a pool [default: 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(8..=30))]
     pub subnet_size: Option<u8>,
 }

@@ -176,6 +176,11 @@ mod tests {
             if subs.peek().is_none() {
                 assert!(command.get_after_long_help().is_some(), "{} has no example", command.get_name());
             }
+            // A line that is longer is broken once more, in the middle of a column.
+            let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            for line in text.lines() {
+                assert!(line.chars().count() <= 100, "{}: {line:?} is longer than 100", command.get_name());
+            }
             subs.for_each(walk);
         }
         walk(&Cli::command());

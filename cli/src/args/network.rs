@@ -67,14 +67,15 @@ Examples:
   meshctl network create kafka --ipv6                                      IPv4 and IPv6
   meshctl network create kafka --subnet fd12:3456:789a:1::/64              IPv6 only
   meshctl network create db --internal --opt mtu=1400 --label team=data
-  meshctl network create fast --opt encapsulation=cross-subnet             no VXLAN between hosts of one segment
+  meshctl network create fast --opt encapsulation=cross-subnet             no VXLAN on one segment
 
 Options:
-  mtu=BYTES                    of the containers' interfaces; else what the underlay leaves under VXLAN
+  mtu=BYTES                    of the containers' interfaces; else what is left under VXLAN
   encapsulation=vxlan          always VXLAN between hosts (the default)
-  encapsulation=cross-subnet   VXLAN between hosts of different segments only; on one, packets go as they are, from
-                               and to the hosts' own Ethernet addresses, once the other host is found to get them.
-                               For segments that judge neither addresses nor protocols (clouds mostly do)")]
+  encapsulation=cross-subnet   VXLAN between hosts of different segments only; on one, packets go
+                               as they are, from and to the hosts' own Ethernet addresses, once the
+                               other host is found to get them. For segments that judge neither
+                               addresses nor protocols (clouds mostly do)")]
 pub struct Create {
     /// Its name: 1 to 63 letters, digits and hyphens
     #[arg(value_name = "NAME")]
@@ -100,7 +101,7 @@ pub struct Create {
     /// No way out of the network
     #[arg(long)]
     pub internal: bool,
-    /// Containers outside a service may attach
+    /// Kept and shown, as Docker does; containers outside a service may attach to any network
     #[arg(long)]
     pub attachable: bool,
     /// Driver option (mtu, encapsulation); may be given several times

@@ -46,8 +46,8 @@ Examples:
     /// Make workers managers
     #[command(after_long_help = "\
 Returns when the node votes. Three managers stand the loss of one, five that of two; an even number
-stands no more than one less. A node that is down can not be promoted. A manager keeps the cluster's secrets.
-Every node must run a release that knows this command: upgrade all first.
+stands no more than one less. A node that is down can not be promoted. A manager keeps the
+cluster's secrets. Every node must run a release that knows this command: upgrade all first.
 
 Examples:
   meshctl node promote h2 h3
@@ -59,10 +59,10 @@ Examples:
     },
     /// Make managers workers again
     #[command(after_long_help = "\
-Returns when the node's vote is gone. A manager that leads hands over first. Refused for the only manager,
-and when no majority of the others is up. The node removes its copy of the cluster's secrets, but has known
-them: the key of the root certificate and both join tokens. If it is not trusted any more, remove it
-(meshctl node rm) and replace them all (meshctl ca rotate).
+Returns when the node's vote is gone. A manager that leads hands over first. Refused for the only
+manager, and when no majority of the others is up. The node removes its copy of the cluster's
+secrets, but has known them: the key of the root certificate and both join tokens. If it is not
+trusted any more, remove it (meshctl node rm) and replace them all (meshctl ca rotate).
 
 Examples:
   meshctl node demote h3")]
@@ -86,7 +86,7 @@ pub struct Update {
     /// Host name or id
     #[arg(value_name = "NODE", value_parser = values::reference)]
     pub node: String,
-    /// What the node is wanted for
+    /// drain: its endpoints take no new flows, and containers can be attached all the same; pause: kept and shown; active: neither
     #[arg(long, value_parser = values::availability())]
     pub availability: Option<Availability>,
     /// Set a label; may be given several times

@@ -13,11 +13,11 @@ use crate::values;
 The command has its own network namespace with the endpoint's interface, its own host name, and its
 own resolv.conf, hosts and nsswitch.conf; files, users and processes are the host's. It starts when
 its endpoint works. It runs in a cgroup of its own, whose processes end with it. Signals are passed
-on, and its exit code is meshctl's: 128+N after signal N, 127 when there is no such command, 126 when
-it cannot be run. The endpoint goes when the command ends, also when meshctl is killed.
+on, and its exit code is meshctl's: 128+N after signal N, 127 when there is no such command, 126
+when it cannot be run. The endpoint goes when the command ends, also when meshctl is killed.
 
-In a second network it has an interface more, eth1, with the same name, aliases and labels. Names of all
-its networks resolve; the default route is the first's that is not internal.
+In a second network it has an interface more, eth1, with the same name, aliases and labels. Names of
+all its networks resolve; the default route is the first's that is not internal.
 
 Examples:
   meshctl run --network shop --service web -- nginx -g 'daemon off;'

@@ -59,7 +59,8 @@ Examples:
 /// Make a service: one name, and one address, for a set of endpoints; prints its id
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-Endpoints come to it by `meshctl network connect --service NAME`, or by labels that --selector names.
+Endpoints come to it by `meshctl network connect --service NAME`, or by labels that --selector
+names.
 A published port answers on every node; without a number for it, a free one of 30000-32767 is taken.
 With mode=host it answers only on nodes that run an endpoint, by that endpoint. With an address
 before it, it answers only there, and other services may have the same port at other addresses.
@@ -78,9 +79,12 @@ Examples:
   meshctl service create --name db --network shop --endpoint-mode dnsrr --drain 2m --label team=data
   meshctl service create --name web --network shop -p 443 --lb maglev --lb-return direct
   meshctl service create --name web --network shop -p 192.168.77.11:8080:80 --affinity 10m
-  meshctl service create --name log --network shop -p target=514,published=514,protocol=udp,mode=host
-  meshctl service create --name adm --network shop -p 9000:80 --source-range 10.0.0.0/8 --source-range '!10.1.0.0/16'
-  meshctl service create --name api --network shop -p 8080:80 --selector app=api --selector tier=front")]
+  meshctl service create --name log --network shop \\
+          -p target=514,published=514,protocol=udp,mode=host
+  meshctl service create --name adm --network shop -p 9000:80 --source-range 10.0.0.0/8 \\
+          --source-range '!10.1.0.0/16'
+  meshctl service create --name api --network shop -p 8080:80 --selector app=api \\
+          --selector tier=front")]
 pub struct Create {
     /// Its name: 1 to 63 letters, digits and hyphens
     #[arg(long, value_name = "NAME")]

@@ -13,7 +13,8 @@ Shows what this host's kernel programs see: each new flow to a service with its 
 backend that it was given, or, with --drops, each packet that they drop. Ends with Ctrl-C, after
 --for or after --count, and then says how many there were by the counters, which are exact also when
 there were too many to show. Sockets that were given a backend as they connected (containers' TCP to
-a virtual address, the host's own) are counted there, not shown. With -o json, a JSON document per line, the summary last.
+a virtual address, the host's own) are counted there, not shown. With -o json, a JSON document per
+line, the summary last.
 
 Examples:
   meshctl flows
