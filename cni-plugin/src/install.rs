@@ -125,7 +125,21 @@ fn install(args: &Install) -> Result<(), Error> {
     let program = fs::read(&own).map_err(file("read", &own))?;
     put(&args.places.bin_dir, &args.places.bin_dir.join(TYPE), &program, 0o755)?;
     let document = format!("{:#}\n", conflist(name, args));
-    put(&args.places.conf_dir, &conf, document.as_bytes(), 0o644)
+    let former = configured(&conf).filter(|former| former != name);
+    put(&args.places.conf_dir, &conf, document.as_bytes(), 0o644)?;
+    if let Some(former) = former {
+        let conf = conf.display();
+        note(&format!(
+            "{conf} was the configuration {former:?} and is {name:?} now: to have both, install {former:?} again with --conf-file"
+        ));
+    }
+    Ok(())
+}
+
+/// The name of the configuration in a file, if that is one.
+fn configured(conf: &Path) -> Option<String> {
+    let document: Value = serde_json::from_slice(&fs::read(conf).ok()?).ok()?;
+    Some(document["name"].as_str()?.to_owned())
 }
 
 fn uninstall(places: &Places) -> Result<(), Error> {
@@ -219,6 +233,8 @@ mod tests {
         let list: Value = serde_json::from_slice(&fs::read(conf.join("10-mesh.conflist")).unwrap()).unwrap();
         assert_eq!((&list["name"], &list["plugins"][0]["network"]), (&json!("shop"), &json!("shop")));
         assert_eq!(list["plugins"][0]["service"], "web");
+        assert_eq!(configured(&conf.join("10-mesh.conflist")).as_deref(), Some("shop"));
+        assert_eq!(configured(&bin.join(TYPE)), None, "no configuration");
         for dir in [&bin, &conf] {
             assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "nothing half-written");
         }

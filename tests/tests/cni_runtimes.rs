@@ -463,6 +463,7 @@ fn podman() -> Result<()> {
     let wanted = subnet.trim_end_matches(|c: char| c != '.').to_owned() + "77";
     let asked = format!("run --rm --network ov --ip {wanted} echo /bin/ip -4 addr show dev eth0");
     assert!(on("c1").podman(&asked)?.ok()?.contains(&wanted));
+    several(&lab, on("c1"))?;
     for (name, _) in ALL {
         on(name).podman(&format!("rm -f -t 0 {name}"))?.ok()?;
     }
@@ -473,6 +474,42 @@ fn podman() -> Result<()> {
         .filter(|n| n.starts_with("netns-"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// Between two of the reference plugins.
+const CHAIN: &str = r#"{"cniVersion": "0.4.0", "name": "chain", "plugins": [{"type": "bridge", "bridge": "chain0",
+    "isGateway": true, "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}],
+    "ranges": [[{"subnet": "10.89.0.0/24"}]]}}, {"type": "meshd-cni", "network": "ov"},
+    {"type": "tuning", "sysctl": {"net.core.somaxconn": "511"}}]}"#;
+
+/// One container on two networks, by a call for each, with wishes for one of them; and between other plugins.
+fn several(lab: &Lab, podman: &Podman<'_>) -> Result<()> {
+    lab.ctl("h1", "network create back")?.ok()?;
+    let d = &podman.dir;
+    let install = format!("meshd-cni install --bin-dir {d}/bin --conf-dir {d}/net.d --conf-file 20-back.conflist --network back");
+    lab.at(Place::Host("h1"), &install)?.ok()?;
+    let prefix = |network: &str| {
+        let gateway = lab.network(network)?.subnets.remove(0).gateway;
+        Ok::<_, Box<dyn std::error::Error>>(gateway.trim_end_matches(|c: char| c != '.').to_owned())
+    };
+    let (first, second) = (prefix("ov")?, prefix("back")?);
+    let mac = "02:11:22:33:44:66";
+    let run = format!("run --rm --network ov:ip={first}78 --network back:mac={mac} echo /bin/ip addr");
+    let inside = podman.podman(&run)?.ok()?;
+    for wanted in ["eth0", "eth1", mac, &format!("inet {first}78/"), &format!("inet {second}")] {
+        assert!(inside.contains(wanted), "{wanted}: {inside}");
+    }
+    fs::write(format!("{d}/net.d/30-chain.conflist"), CHAIN)?;
+    let inside = podman.podman("run --rm --network chain echo /bin/ip -o -4 addr")?.ok()?;
+    assert!(
+        inside.contains("eth0    inet 10.89.0.") && inside.contains(&format!("eth1    inet {first}")),
+        "{inside}"
+    );
+    let tuned = podman
+        .podman("run --rm --network chain echo /bin/cat /proc/sys/net/core/somaxconn")?
+        .ok()?;
+    assert_eq!(tuned.trim(), "511", "the plugin behind");
     Ok(())
 }
 
