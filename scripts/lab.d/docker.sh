@@ -37,7 +37,8 @@ start_dockerd() {
     spawn "$dir" nsenter --mount="/proc/$(pid_of "$dir/space")/ns/mnt" --net="/run/netns/mesh-$host" -- \
         dockerd --data-root "$dir/data" --exec-root "$dir/exec" -p "$dir/dockerd.pid" -H "unix://$dir/docker.sock" \
         --cgroup-parent "/$CGROUP" "$@"
-    within 30 docker_answers "$host" || {
+    # One that was killed beside a hundred containers first clears up after them.
+    within 90 docker_answers "$host" || {
         tail -n "$TAIL" "$dir/log" >&2
         die 1 "dockerd on $host does not answer"
     }

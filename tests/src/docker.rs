@@ -7,6 +7,9 @@ use crate::{Done, Lab, Place, Result, image, until};
 /// Seconds that a container may take to be listed by meshctl after docker has started it.
 const NOTICED: u64 = 10;
 
+/// Seconds that a dockerd may take to answer; `scripts/lab dockerd` gives up before.
+const STARTED: u64 = 120;
+
 /// Docker on the lab's hosts. `scripts/lab down` ends it, with its containers.
 pub struct Docker<'a> {
     lab: &'a Lab,
@@ -33,7 +36,7 @@ impl<'a> Docker<'a> {
 
     /// Starts the daemon of a host (again).
     pub fn start(&self, host: &str, args: &[&str]) -> Result<()> {
-        self.lab.lab(&[&["dockerd", host], args].concat())?.ok().map(drop)
+        self.lab.lab_within(STARTED, &[&["dockerd", host], args].concat())?.ok().map(drop)
     }
 
     /// Ends the daemon of a host with that signal, and waits until it is gone.

@@ -152,6 +152,11 @@ impl Lab {
         run(LIMIT, args)
     }
 
+    /// `scripts/lab ARGS…` that may take so many seconds.
+    pub fn lab_within(&self, seconds: u64, args: &[&str]) -> Result<Done> {
+        run(seconds, args)
+    }
+
     /// A command somewhere. Its words are split at spaces.
     pub fn at(&self, place: Place, command: &str) -> Result<Done> {
         self.argv(place, &command.split_whitespace().collect::<Vec<_>>())

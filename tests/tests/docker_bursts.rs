@@ -16,7 +16,7 @@ const MANY: usize = 100;
 /// Containers that are started at once while dockerd is killed.
 const COUNT: usize = 100;
 /// Seconds within which all is settled after a kill.
-const SETTLED: u64 = 40;
+const SETTLED: u64 = 60;
 
 fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}-{n}")).collect()
@@ -51,7 +51,7 @@ fn start_in_spite(lab: &Lab, docker: &Docker<'_>, all: &[String], options: &str,
     let begun = Instant::now();
     let mut failed = std::thread::scope(|scope| {
         let starting = scope.spawn(|| start(lab, "h1", all, options).map_err(|e| e.to_string()));
-        let killed = until(20, "some to be attached", || {
+        let killed = until(60, "some to be attached", || {
             Ok(lab.network("ov")?.endpoints.len() > before + all.len() / 4)
         })
         .and_then(|()| kill());
@@ -66,7 +66,7 @@ fn start_in_spite(lab: &Lab, docker: &Docker<'_>, all: &[String], options: &str,
     );
     let left = settled(lab, docker, &["h1", "h2"])?;
     println!("{} endpoints after {:?}", left.len(), begun.elapsed());
-    until(60, "all to start in the end", || {
+    until(180, "all to start in the end", || {
         if failed.is_empty() {
             return Ok(true);
         }
