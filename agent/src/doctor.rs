@@ -176,6 +176,7 @@ fn segment(app: &App, all: &Objects, me: Id) -> Option<Check> {
 
 fn hooks(preview: &Result<Preview, String>) -> Check {
     match preview {
+        Ok(p) if p.hooks.is_empty() => check("hooks", true, "none is needed".to_owned()),
         Ok(p) if p.missing.is_empty() => {
             let all: Vec<_> = p.hooks.iter().map(hook_name).collect();
             check(

@@ -198,15 +198,15 @@ fn a_huge_or_tiny_subnet_does_not_overflow() {
 #[test]
 fn lists_say_the_same_as_single_views() {
     let all = cluster();
-    assert_eq!(
-        NetworkView::list(&all),
-        all.networks.values().map(|n| NetworkView::of(n, &all)).collect::<Vec<_>>()
-    );
-    assert_eq!(
-        ServiceView::list(&all),
-        all.services.values().map(|s| ServiceView::of(s, &all)).collect::<Vec<_>>()
-    );
-    assert_eq!(EndpointView::list(&all).len(), 3);
+    let mut networks: Vec<_> = all.networks.values().map(|n| NetworkView::of(n, &all)).collect();
+    networks.sort_by_key(|n| n.name.clone());
+    assert_eq!(NetworkView::list(&all), networks);
+    let mut services: Vec<_> = all.services.values().map(|s| ServiceView::of(s, &all)).collect();
+    services.sort_by_key(|s| s.name.clone());
+    assert_eq!(ServiceView::list(&all), services);
+    let endpoints = EndpointView::list(&all);
+    assert_eq!(endpoints.len(), 3);
+    assert!(endpoints.is_sorted_by_key(|e| e.name.clone()));
 }
 
 #[test]

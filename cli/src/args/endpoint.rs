@@ -1,6 +1,6 @@
 //! endpoint ls, inspect, update.
 
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use mesh_core::objects::EndpointState;
 
 use crate::values;
@@ -28,7 +28,7 @@ Examples:
         endpoint: String,
     },
     /// Take an endpoint out of rotation or back in, or give it more or fewer of the new flows
-    #[command(after_long_help = "\
+    #[command(group(ArgGroup::new("change").required(true).multiple(true)), after_long_help = "\
 A draining endpoint takes no new flow; those that it has go on. Of two endpoints of one service, one
 of weight 3 takes three times as many new flows as one of weight 1, which all begin with.
 
@@ -41,10 +41,10 @@ Examples:
         #[arg(value_name = "ENDPOINT", value_parser = values::reference)]
         endpoint: String,
         /// The state that it shall have
-        #[arg(long, value_parser = values::endpoint_state(), required_unless_present = "weight")]
+        #[arg(long, group = "change", value_parser = values::endpoint_state())]
         state: Option<EndpointState>,
         /// How many new flows it takes beside the others, 0 to 1000; 0: none
-        #[arg(long, value_name = "N", value_parser = values::weight)]
+        #[arg(long, group = "change", value_name = "N", value_parser = values::weight)]
         weight: Option<u32>,
     },
 }

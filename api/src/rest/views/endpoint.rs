@@ -208,8 +208,10 @@ impl EndpointView {
         std::iter::once(self.ip).chain(self.ip6.map(IpAddr::V6))
     }
 
-    /// Every endpoint.
+    /// Every endpoint by its name, which others may have too.
     pub fn list(all: &Objects) -> Vec<Self> {
-        all.endpoints.values().map(|e| Self::of(e, all)).collect()
+        let mut list: Vec<_> = all.endpoints.values().map(|e| Self::of(e, all)).collect();
+        list.sort_unstable_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        list
     }
 }

@@ -80,7 +80,7 @@ impl NetworkView {
         Self::with(network, all, members.collect(), services.collect())
     }
 
-    /// Every network, in time that grows with the objects and not with their product.
+    /// Every network by its name, in time that grows with the objects and not with their product.
     pub fn list(all: &Objects) -> Vec<Self> {
         let mut members: BTreeMap<Id, Vec<&Endpoint>> = BTreeMap::new();
         for e in all.endpoints.values() {
@@ -100,7 +100,9 @@ impl NetworkView {
                 services.remove(&n.id).unwrap_or_default(),
             )
         };
-        all.networks.values().map(|n| take(n)).collect()
+        let mut list: Vec<_> = all.networks.values().map(|n| take(n)).collect();
+        list.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        list
     }
 
     fn with(network: &Network, all: &Objects, members: Vec<&Endpoint>, services: Vec<&Service>) -> Self {

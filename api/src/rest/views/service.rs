@@ -130,13 +130,16 @@ impl ServiceView {
         Self::with(service, all, members)
     }
 
-    /// Every service, in time that grows with the objects and not with their product.
+    /// Every service by its name, in time that grows with the objects and not with their product.
     pub fn list(all: &Objects) -> Vec<Self> {
         let mut members = all.members();
-        all.services
+        let mut list: Vec<_> = all
+            .services
             .values()
             .map(|s| Self::with(s, all, members.remove(&s.id).unwrap_or_default()))
-            .collect()
+            .collect();
+        list.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        list
     }
 
     fn with(service: &Service, all: &Objects, members: Vec<&Endpoint>) -> Self {
