@@ -120,12 +120,14 @@ async fn dump(overlay: &Overlay) -> SeenOverlay {
 }
 
 async fn they_reach_each_other(lab: &Two) {
-    assert!(lab.pods[0].pings("fd01:0:0:1::12") && lab.pods[1].pings("fd01:0:0:1::11"));
+    until("the containers to reach each other", || {
+        lab.pods[0].pings("fd01:0:0:1::12") && lab.pods[1].pings("fd01:0:0:1::11")
+    });
     lab.pods[1].serve("[fd01:0:0:1::12]:80").await;
     assert_eq!(lab.pods[0].fetch("[fd01:0:0:1::12]:80").await.as_deref(), Some("fd01:0:0:1::11"));
     assert!(lab.pods[0].pings("fd01:0:0:1::1"), "the gateway is the own host's");
     assert!(
-        lab.pods[0].succeeds("ping -n -c 1 -W 1 -M do -s 1382 fd01:0:0:1::12"),
+        lab.pods[0].succeeds("ping -n -c 1 -W 3 -M do -s 1382 fd01:0:0:1::12"),
         "1430 bytes fit"
     );
     // From its own address the host reaches containers here and there, and the other host.

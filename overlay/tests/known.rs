@@ -37,6 +37,11 @@ async fn own_changes_are_no_news() {
     apply(&overlay, [net1.put_bridge(), net1.put_vxlan("192.0.2.1"), net1.put_veth(&pod, 5)]).await;
     assert!(!is_known(&overlay).await, "nothing was read yet");
     let mut events = overlay.monitor().unwrap();
+    // The kernel tells of carriers up to a second later.
+    until("bridge and veth to be up", || {
+        host.ok("ip -o link show").matches("state UP").count() == 2
+    });
+    drain(&mut events).await;
     overlay.dump(Some(cluster())).await.unwrap();
     let mac = Mac::for_ip(ip("10.1.0.9"));
     let (veth, _) = net1.attach(&pod, 5, true);

@@ -115,7 +115,7 @@ async fn containers_reach_each_other_over_vxlan() {
         let tracked = host.ok("cat /proc/thread-self/net/nf_conntrack");
         assert!(tracked.contains("dst=127.0.0.1") && !tracked.contains("dport=4789"), "{tracked}");
     }
-    assert!(lab.pods[0].succeeds("ping -n -c 1 -W 1 -M do -s 1422 10.1.0.12"), "1450 bytes fit");
+    assert!(lab.pods[0].succeeds("ping -n -c 1 -W 3 -M do -s 1422 10.1.0.12"), "1450 bytes fit");
     assert!(!lab.pods[0].succeeds("ping -n -c 1 -W 1 -M do -s 1423 10.1.0.12"), "1451 do not");
 }
 

@@ -152,7 +152,7 @@ fn a_container_that_a_runtime_attaches() -> Result<()> {
     for _ in 0..2 {
         ok(&lab, H1, "DEL", "cni-a", &settings)?;
         assert_eq!(endpoints(&lab)?, ["other"]);
-        until(5, "the interfaces to go", || {
+        until(20, "the interfaces to go", || {
             Ok(c.run("ip link show dev eth0").is_err() && lab.at(H1, &format!("ip link show dev {host}"))?.status != 0)
         })?;
     }
@@ -368,7 +368,7 @@ fn many_at_once() -> Result<()> {
     let gone = at_once(&lab, "DEL", &ids, &settings)?;
     assert!(gone.iter().all(|(status, _)| *status == 0), "{gone:?}");
     assert!(endpoints(&lab)?.is_empty());
-    until(5, "the interfaces to go", || Ok(!lab.at(H1, "ip -o link")?.ok()?.contains(" mv-")))?;
+    until(20, "the interfaces to go", || Ok(!lab.at(H1, "ip -o link")?.ok()?.contains(" mv-")))?;
 
     // Once more, with meshd killed in the middle. What was told to have failed is asked for again.
     let mut todo = ids.clone();

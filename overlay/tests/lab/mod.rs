@@ -64,9 +64,9 @@ impl Ns {
         self.sh(command).status.success()
     }
 
-    /// One ping, answered within a second.
+    /// One ping, answered within the time that a busy machine may take.
     pub fn pings(&self, to: &str) -> bool {
-        self.succeeds(&format!("ping -n -c 1 -W 1 {to}"))
+        self.succeeds(&format!("ping -n -c 1 -W 3 {to}"))
     }
 
     /// An overlay that works in here, made on a thread that is gone afterwards.
@@ -108,12 +108,13 @@ impl Ns {
         });
     }
 
-    /// What the server there says; `None` when it is not reached within a second.
+    /// What the server there says; `None` when it is not reached within three seconds: a first packet may be lost
+    /// before a link that was made just now is up.
     pub async fn fetch(&self, at: &str) -> Option<String> {
         let at: SocketAddr = at.parse().unwrap();
         let work = move || {
-            let mut stream = std::net::TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+            let mut stream = std::net::TcpStream::connect_timeout(&at, Duration::from_secs(3)).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
             let mut text = String::new();
             std::io::Read::read_to_string(&mut stream, &mut text).ok()?;
             Some(text)
