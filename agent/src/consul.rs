@@ -168,8 +168,9 @@ impl Consul {
             if question.index != Some(made.index) || Instant::now() >= end {
                 return self.response(made).await;
             }
-            // Nothing of it is kept while it waits, but what it was made of.
-            let Made { read, .. } = made;
+            // Nothing of it is kept while it waits, but what it was made of: least of all the turn.
+            let read = made.read;
+            drop(made);
             let next = Instant::now() + pause(asked.elapsed());
             tokio::select! {
                 () = self.stop.cancelled() => return Err(stopping()),
