@@ -24,9 +24,9 @@ not come back is removed (meshctl node rm), or forgotten after 90 days, when its
 expired; it must then join again. Both join tokens are drawn anew: those from before join nobody any
 more.
 
-Until the former root is forgotten, who has its key can still make certificates of it, and
-connections that were opened with one stay open until meshd is restarted on the managers. Every node
-must run a release that knows this command: upgrade all first.
+Until the former root is forgotten, who has its key can still make certificates of it; connections
+that were opened with one end then. Every node must run a release that knows this command: upgrade
+all first.
 
 Examples:
   meshctl ca rotate
