@@ -363,7 +363,7 @@ impl Reconciler {
         let touched = std::mem::take(&mut self.memory.touched).then(more);
         let rows = self.memory.rows.take();
         let Look {
-            desired,
+            mut desired,
             seen,
             host,
             complaint,
@@ -387,6 +387,9 @@ impl Reconciler {
             waiting: seen.overlay.waiting.clone(),
             ..Applied::default()
         };
+        // The steps have what is to be done of these, and carrying them out takes room as well.
+        drop(seen);
+        (desired.fdb, desired.tables) = Default::default();
         let complaints = out.errors.len();
         let mut failures = Failures::default();
         self.memory.missing.begin();
@@ -435,7 +438,9 @@ impl Reconciler {
             tracing::info!(revision = out.revision, steps = steps.len(), errors = out.errors.len(), "applied");
         }
         if steps.len() > MANY {
+            drop(steps);
             self.executor.loader.compact();
+            self.executor.overlay.compact();
         }
         let fine = out.errors.is_empty();
         self.applied.send_if_modified(|a| {

@@ -179,6 +179,11 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Rows of the tables that grow with the cluster's services.
+    pub fn rows(&self) -> usize {
+        self.published.len() + self.bound.len() + self.vips.len() + self.services.len() + self.backends.len() + self.remotes.len()
+    }
+
     /// The rows that either of two others has too, of the tables that grow with the cluster's services; the
     /// other tables whole. For a look at a part: [`crate::part`].
     pub fn those_of(&self, of: [&Self; 2]) -> Self {
@@ -241,7 +246,7 @@ pub enum Row {
     /// See [`Tables::backends`]; `None` removes.
     Backend(u32, Option<Backend>),
     /// See [`Tables::locals`]; `None` removes.
-    Local(String, Option<Local>),
+    Local(String, Option<Box<Local>>),
     /// See [`Tables::networks`]; `None` removes.
     Network(String, Option<u32>),
     /// See [`Tables::remotes`]; `None` removes.

@@ -14,7 +14,7 @@ use crate::{
     Id,
     action::{Action, BpfAction, NetAction},
     desired::{Desired, Fdb, Link},
-    lb::{Hook, Program, Row, Tables},
+    lb::{Hook, Local, Program, Row, Tables},
     observed::Observed,
 };
 
@@ -25,31 +25,32 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Vec<Action> {
     let mut net = Steps::default();
     links(desired, seen, cluster, &mut net);
     entries(desired, seen, &mut net);
-    let rows = rows(&desired.tables, &seen.tables);
-    // Rows of an endpoint that is here wait for its interface.
-    let (locals, early): (Vec<_>, Vec<_>) = rows.put.into_iter().partition(|r| matches!(r, Row::Local(..)));
     let missing = desired.hooks.difference(&seen.hooks);
     let (on_veths, on_devices): (Vec<_>, Vec<_>) =
         missing.partition(|h| matches!(h.program, Program::FromContainer | Program::ToContainer));
-    let row = |r| Action::Bpf(BpfAction::Row(r));
     let attach = |h: &Hook| Action::Bpf(BpfAction::Attach(h.clone()));
+    let (want, is) = (&desired.tables, &seen.tables);
 
     let mut out: Vec<Action> = net.first.into_iter().map(Action::Net).collect();
-    out.extend(early.into_iter().map(row));
+    // A host that is new has a step for each row: the list is not copied while it grows.
+    out.reserve(want.rows().saturating_sub(is.rows()));
+    early_rows(want, is, &mut out);
     if desired.names != seen.names {
         out.push(Action::Names(Box::new(desired.names.clone())));
     }
     out.extend(net.veths.into_iter().map(Action::Net));
-    out.extend(locals.into_iter().map(row));
+    // Rows of an endpoint that is here wait for its interface.
+    let local = |k: &String, v: &Local| Row::Local(k.clone(), Some(Box::new(v.clone())));
+    changed(&want.locals, &is.locals, local, &mut out);
     out.extend(on_veths.into_iter().map(attach));
-    out.extend(rows.late.into_iter().map(row));
+    late_rows(want, is, &mut out);
     out.extend(on_devices.into_iter().map(attach));
     out.extend(
         seen.hooks
             .difference(&desired.hooks)
             .map(|h| Action::Bpf(BpfAction::Detach(h.clone()))),
     );
-    out.extend(rows.del.into_iter().map(row));
+    gone_rows(want, is, &mut out);
     out.extend(sockets(desired, seen).into_iter().map(Action::Net));
     out.extend(net.last.into_iter().map(Action::Net));
     out
@@ -103,7 +104,7 @@ struct Steps {
 
 fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
     if desired.nft != seen.overlay.nft {
-        steps.first.push(NetAction::SetNft(desired.nft.clone()));
+        steps.first.push(NetAction::SetNft(desired.nft.clone().map(Box::new)));
     }
     // Only once our own table keeps networks apart.
     if seen.overlay.blocked && desired.nft.as_ref().is_some_and(|n| !n.bridges.is_empty()) {
@@ -121,7 +122,7 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
             steps.first.push(NetAction::PutLink {
                 name: name.clone(),
                 mark,
-                link: link.clone(),
+                link: Box::new(link.clone()),
             });
         }
     }
@@ -135,7 +136,7 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
             steps.veths.push(NetAction::PutVeth {
                 name: name.clone(),
                 cluster,
-                veth: veth.clone(),
+                veth: Box::new(veth.clone()),
             });
         }
     }
@@ -149,7 +150,7 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
         if !there {
             steps.last.push(NetAction::AddReturns {
                 name: name.clone(),
-                peer: veth.peer.clone(),
+                peer: Box::new(veth.peer.clone()),
             });
         }
     }
@@ -255,85 +256,68 @@ fn diff<T: Ord>(want: &BTreeSet<T>, seen: &BTreeSet<T>, step: impl Fn(&T) -> Net
     out.extend(want.difference(seen).map(step));
 }
 
-#[derive(Default)]
-struct Rows {
-    put: Vec<Row>,
-    /// Service lists and published ports, once their backends are in place.
-    late: Vec<Row>,
-    del: Vec<Row>,
-}
-
-fn rows(want: &Tables, seen: &Tables) -> Rows {
-    let mut r = Rows::default();
+/// Rows that others build on.
+fn early_rows(want: &Tables, seen: &Tables, out: &mut Vec<Action>) {
     let head = |t: &Tables| {
         let (dev, uplink) = (t.ingress_dev.clone(), t.uplink.clone());
         (t.ingress_mac, t.ingress_ip, dev, uplink, t.ingress_mtu)
     };
     if head(want) != head(seen) {
         let (ingress_mac, ingress_ip, ingress_dev, uplink, ingress_mtu) = head(want);
-        r.put.push(Row::Config {
+        out.push(row(Row::Config {
             ingress_mac,
             ingress_ip,
             ingress_dev,
             uplink,
             ingress_mtu,
-        });
+        }));
     }
-    r.put.extend(want.peers.difference(&seen.peers).map(|m| Row::Peer(*m, true)));
-    r.put
-        .extend(want.neighbors.difference(&seen.neighbors).map(|m| Row::Neighbor(*m, true)));
-    changed(&want.ranges, &seen.ranges, |k, v| Row::Range(*k, Some(*v)), &mut r.put);
-    changed(&want.remotes, &seen.remotes, |k, v| Row::Remote(*k, Some(*v)), &mut r.put);
-    changed(&want.networks, &seen.networks, |k, v| Row::Network(k.clone(), Some(*v)), &mut r.put);
-    changed(
-        &want.locals,
-        &seen.locals,
-        |k, v| Row::Local(k.clone(), Some(v.clone())),
-        &mut r.put,
-    );
-    changed(&want.backends, &seen.backends, |k, v| Row::Backend(*k, Some(*v)), &mut r.put);
+    out.extend(want.peers.difference(&seen.peers).map(|m| row(Row::Peer(*m, true))));
+    out.extend(want.neighbors.difference(&seen.neighbors).map(|m| row(Row::Neighbor(*m, true))));
+    changed(&want.ranges, &seen.ranges, |k, v| Row::Range(*k, Some(*v)), out);
+    changed(&want.remotes, &seen.remotes, |k, v| Row::Remote(*k, Some(*v)), out);
+    changed(&want.networks, &seen.networks, |k, v| Row::Network(k.clone(), Some(*v)), out);
+    changed(&want.backends, &seen.backends, |k, v| Row::Backend(*k, Some(*v)), out);
     // Who is admitted, before there is something to be admitted to.
-    changed(&want.sources, &seen.sources, |k, v| Row::Source(*k, Some(*v)), &mut r.put);
-    changed(
-        &want.services,
-        &seen.services,
-        |k, v| Row::Service(*k, Some(v.clone())),
-        &mut r.late,
-    );
-    changed(&want.vips, &seen.vips, |k, v| Row::Vip(*k, Some(*v)), &mut r.late);
-    changed(&want.bound, &seen.bound, |k, v| Row::Bound(*k, Some(*v)), &mut r.late);
-    changed(&want.published, &seen.published, |k, v| Row::Published(*k, Some(*v)), &mut r.late);
-    changed(
-        &want.namespaces,
-        &seen.namespaces,
-        |k, v| Row::Namespace(*k, Some(v.clone())),
-        &mut r.late,
-    );
-    r.late
-        .extend(want.node_addrs.difference(&seen.node_addrs).map(|a| Row::NodeAddr(*a, true)));
-    r.del
-        .extend(seen.node_addrs.difference(&want.node_addrs).map(|a| Row::NodeAddr(*a, false)));
-    removed(&want.namespaces, &seen.namespaces, |k| Row::Namespace(*k, None), &mut r.del);
-    removed(&want.published, &seen.published, |k| Row::Published(*k, None), &mut r.del);
-    removed(&want.bound, &seen.bound, |k| Row::Bound(*k, None), &mut r.del);
-    removed(&want.vips, &seen.vips, |k| Row::Vip(*k, None), &mut r.del);
-    removed(&want.services, &seen.services, |k| Row::Service(*k, None), &mut r.del);
-    removed(&want.sources, &seen.sources, |k| Row::Source(*k, None), &mut r.del);
-    removed(&want.backends, &seen.backends, |k| Row::Backend(*k, None), &mut r.del);
-    removed(&want.remotes, &seen.remotes, |k| Row::Remote(*k, None), &mut r.del);
-    removed(&want.ranges, &seen.ranges, |k| Row::Range(*k, None), &mut r.del);
-    removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), &mut r.del);
-    removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), &mut r.del);
-    r.del
-        .extend(seen.neighbors.difference(&want.neighbors).map(|m| Row::Neighbor(*m, false)));
-    r.del.extend(seen.peers.difference(&want.peers).map(|m| Row::Peer(*m, false)));
-    r
+    changed(&want.sources, &seen.sources, |k, v| Row::Source(*k, Some(*v)), out);
 }
 
-fn changed<K: Ord, V: PartialEq>(want: &BTreeMap<K, V>, seen: &BTreeMap<K, V>, row: impl Fn(&K, &V) -> Row, out: &mut Vec<Row>) {
-    out.extend(want.iter().filter(|(k, v)| seen.get(k) != Some(v)).map(|(k, v)| row(k, v)));
+/// Service lists and published ports, once their backends are in place.
+fn late_rows(want: &Tables, seen: &Tables, out: &mut Vec<Action>) {
+    changed(&want.services, &seen.services, |k, v| Row::Service(*k, Some(v.clone())), out);
+    changed(&want.vips, &seen.vips, |k, v| Row::Vip(*k, Some(*v)), out);
+    changed(&want.bound, &seen.bound, |k, v| Row::Bound(*k, Some(*v)), out);
+    changed(&want.published, &seen.published, |k, v| Row::Published(*k, Some(*v)), out);
+    changed(&want.namespaces, &seen.namespaces, |k, v| Row::Namespace(*k, Some(v.clone())), out);
+    out.extend(want.node_addrs.difference(&seen.node_addrs).map(|a| row(Row::NodeAddr(*a, true))));
 }
 
-fn removed<K: Ord, V>(want: &BTreeMap<K, V>, seen: &BTreeMap<K, V>, row: impl Fn(&K) -> Row, out: &mut Vec<Row>) {
-    out.extend(seen.keys().filter(|k| !want.contains_key(k)).map(row));
+/// Rows to be removed, in the opposite order.
+fn gone_rows(want: &Tables, seen: &Tables, out: &mut Vec<Action>) {
+    out.extend(seen.node_addrs.difference(&want.node_addrs).map(|a| row(Row::NodeAddr(*a, false))));
+    removed(&want.namespaces, &seen.namespaces, |k| Row::Namespace(*k, None), out);
+    removed(&want.published, &seen.published, |k| Row::Published(*k, None), out);
+    removed(&want.bound, &seen.bound, |k| Row::Bound(*k, None), out);
+    removed(&want.vips, &seen.vips, |k| Row::Vip(*k, None), out);
+    removed(&want.services, &seen.services, |k| Row::Service(*k, None), out);
+    removed(&want.sources, &seen.sources, |k| Row::Source(*k, None), out);
+    removed(&want.backends, &seen.backends, |k| Row::Backend(*k, None), out);
+    removed(&want.remotes, &seen.remotes, |k| Row::Remote(*k, None), out);
+    removed(&want.ranges, &seen.ranges, |k| Row::Range(*k, None), out);
+    removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), out);
+    removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), out);
+    out.extend(seen.neighbors.difference(&want.neighbors).map(|m| row(Row::Neighbor(*m, false))));
+    out.extend(seen.peers.difference(&want.peers).map(|m| row(Row::Peer(*m, false))));
+}
+
+fn row(row: Row) -> Action {
+    Action::Bpf(BpfAction::Row(row))
+}
+
+fn changed<K: Ord, V: PartialEq>(want: &BTreeMap<K, V>, seen: &BTreeMap<K, V>, of: impl Fn(&K, &V) -> Row, out: &mut Vec<Action>) {
+    out.extend(want.iter().filter(|(k, v)| seen.get(k) != Some(v)).map(|(k, v)| row(of(k, v))));
+}
+
+fn removed<K: Ord, V>(want: &BTreeMap<K, V>, seen: &BTreeMap<K, V>, of: impl Fn(&K) -> Row, out: &mut Vec<Action>) {
+    out.extend(seen.keys().filter(|k| !want.contains_key(k)).map(|k| row(of(k))));
 }

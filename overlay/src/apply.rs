@@ -20,7 +20,7 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
             link,
         } => {
             let mark = desired::mark(*cluster, *network);
-            match link {
+            match &**link {
                 Link::Bridge { mac, mtu, ipv6 } => {
                     let (mac, mtu, ipv6) = (*mac, *mtu, *ipv6);
                     bridge::put(socket, sysctl, name, mark, &bridge::Bridge { mac, mtu, ipv6 }).await
@@ -69,7 +69,7 @@ pub(crate) async fn apply(overlay: &Overlay, action: &NetAction) -> Result<(), E
         NetAction::DelFdb(entry) => fdb::remove(socket, entry).await,
         NetAction::AddNeigh(neigh) => neigh::add(socket, neigh).await,
         NetAction::DelNeigh(neigh) => neigh::remove(socket, neigh).await,
-        NetAction::SetNft(nft) => overlay.filter.set(nft.as_ref()).await,
+        NetAction::SetNft(nft) => overlay.filter.set(nft.as_deref()).await,
         NetAction::PassForward => overlay.filter.pass().await,
         NetAction::EndSockets { sandbox, peers } => end_sockets(sandbox.as_ref(), peers.clone()).await,
     }

@@ -32,9 +32,43 @@ struct Rows {
     devices: BTreeSet<u32>,
     /// No device that there was when these were read has a larger index.
     newest: u32,
-    /// Device, Ethernet address, and remote VTEP of an entry of a VXLAN device's own.
-    entries: BTreeSet<(u32, Mac, Option<IpAddr>)>,
+    entries: BTreeSet<Entry>,
+    vteps: Vteps,
     neighs: BTreeMap<(u32, IpAddr), Mac>,
+}
+
+/// Device, Ethernet address, and the number of the remote VTEP of an entry of a VXLAN device's own.
+type Entry = (u32, Mac, u32);
+
+/// In the place of a VTEP's number: it is an entry of the device's bridge.
+const BRIDGE: u32 = 0;
+
+/// The remote VTEPs, numbered from 1 on: of a large cluster's entries very many have the same one.
+#[derive(Debug, Default)]
+struct Vteps {
+    all: Vec<IpAddr>,
+    numbers: BTreeMap<IpAddr, u32>,
+}
+
+impl Vteps {
+    /// The number of a VTEP, if it has one.
+    fn find(&self, vtep: Option<IpAddr>) -> Option<u32> {
+        vtep.map_or(Some(BRIDGE), |vtep| self.numbers.get(&vtep).copied())
+    }
+
+    /// Its number, a new one if need be.
+    fn number(&mut self, vtep: Option<IpAddr>) -> u32 {
+        let Some(vtep) = vtep else { return BRIDGE };
+        *self.numbers.entry(vtep).or_insert_with(|| {
+            self.all.push(vtep);
+            self.all.len() as u32
+        })
+    }
+
+    /// The VTEP of a number.
+    fn of(&self, number: u32) -> Option<IpAddr> {
+        self.all.get((number as usize).checked_sub(1)?).copied()
+    }
 }
 
 /// Smaller than every address that an entry can have.
@@ -47,17 +81,29 @@ impl Rows {
     }
 
     /// The entries for an Ethernet address in a VXLAN device's own table, or in that of its bridge.
-    fn of(&self, device: u32, mac: Mac, own: bool) -> Vec<(u32, Mac, Option<IpAddr>)> {
-        let all = self.entries.range((device, mac, None)..);
+    fn of(&self, device: u32, mac: Mac, own: bool) -> Vec<Entry> {
+        let all = self.entries.range((device, mac, BRIDGE)..);
         let all = all.take_while(|(d, m, _)| (*d, *m) == (device, mac));
-        all.filter(|(_, _, vtep)| vtep.is_some() == own).copied().collect()
+        all.filter(|(_, _, vtep)| (*vtep != BRIDGE) == own).copied().collect()
+    }
+
+    fn has_entry(&self, device: u32, mac: Mac, vtep: Option<IpAddr>) -> bool {
+        self.vteps
+            .find(vtep)
+            .is_some_and(|vtep| self.entries.contains(&(device, mac, vtep)))
     }
 
     fn put(&mut self, device: u32, mac: Mac, vtep: Option<IpAddr>) {
         for former in self.of(device, mac, vtep.is_some()) {
             self.entries.remove(&former);
         }
-        self.entries.insert((device, mac, vtep));
+        self.entries.insert((device, mac, self.vteps.number(vtep)));
+    }
+
+    fn remove(&mut self, device: u32, mac: Mac, vtep: Option<IpAddr>) {
+        if let Some(vtep) = self.vteps.find(vtep) {
+            self.entries.remove(&(device, mac, vtep));
+        }
     }
 }
 
@@ -76,14 +122,22 @@ impl Known {
     /// All was read, of these devices.
     pub(crate) fn learn(&self, devices: &HashMap<u32, &Device>, newest: u32, fdb: &BTreeSet<Fdb>, neighs: &BTreeSet<Neigh>) {
         let index: HashMap<&str, u32> = devices.iter().map(|(index, d)| (d.name.as_str(), *index)).collect();
-        let entry = |e: &Fdb| Some((*index.get(e.dev.as_str())?, e.mac, e.vtep));
+        let mut vteps = Vteps::default();
+        let entry = |e: &Fdb| Some((*index.get(e.dev.as_str())?, e.mac, vteps.number(e.vtep)));
+        let entries = fdb.iter().filter_map(entry).collect();
         let neigh = |n: &Neigh| Some(((*index.get(n.dev.as_str())?, n.ip), n.mac));
         *self.lock() = Some(Rows {
             devices: devices.keys().copied().collect(),
             newest,
-            entries: fdb.iter().filter_map(entry).collect(),
+            entries,
+            vteps,
             neighs: neighs.iter().filter_map(neigh).collect(),
         });
+    }
+
+    /// Gives back memory: a set that was filled in order has room for nearly as much again.
+    pub(crate) fn compact(&self) {
+        self.change(|rows| rows.entries = std::mem::take(&mut rows.entries).into_iter().collect());
     }
 
     /// What is known may be wrong.
@@ -103,11 +157,11 @@ impl Known {
         let rows = known.as_mut()?;
         (rows.devices, rows.newest) = (devices.keys().copied().collect(), newest);
         let name = |index: &u32| Some(devices.get(index)?.name.clone());
-        let entry = |(index, mac, vtep): &(u32, Mac, Option<IpAddr>)| {
+        let entry = |(index, mac, vtep): &Entry| {
             Some(Fdb {
                 dev: name(index)?,
                 mac: *mac,
-                vtep: *vtep,
+                vtep: rows.vteps.of(*vtep),
             })
         };
         let fdb = match of {
@@ -133,9 +187,7 @@ impl Known {
 
     /// An entry was removed.
     pub(crate) fn remove(&self, device: u32, e: &Fdb) {
-        self.change(|rows| {
-            rows.entries.remove(&(device, e.mac, e.vtep));
-        });
+        self.change(|rows| rows.remove(device, e.mac, e.vtep));
     }
 
     /// A neighbour was added.
@@ -158,7 +210,7 @@ impl Known {
             let next = device.saturating_add(1);
             let gone: Vec<_> = rows
                 .entries
-                .range((device, Mac::default(), None)..(next, Mac::default(), None))
+                .range((device, Mac::default(), BRIDGE)..(next, Mac::default(), BRIDGE))
                 .copied()
                 .collect();
             for entry in gone {
@@ -192,7 +244,7 @@ impl Rows {
         let Some(row) = fdb::row(m) else { return true };
         let device = m.header.ifindex;
         if row.is_put && !removed {
-            return !self.has(device) || self.entries.contains(&(device, row.mac, row.vtep));
+            return !self.has(device) || self.has_entry(device, row.mac, row.vtep);
         }
         self.of(device, row.mac, !row.in_bridge).is_empty()
     }

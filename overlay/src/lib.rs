@@ -193,6 +193,11 @@ impl Overlay {
         monitor::changes(&self.netns, self.socket.known.clone())
     }
 
+    /// Gives back memory of this program's: for whoever has made very many changes.
+    pub fn compact(&self) {
+        self.socket.known.compact();
+    }
+
     /// The cookie of the namespace that it works in; see [`netns::cookie`].
     pub fn cookie(&self) -> u64 {
         self.cookie

@@ -36,7 +36,7 @@ impl Lab {
             .apply(&NetAction::PutVeth {
                 name,
                 cluster: cluster(),
-                veth,
+                veth: Box::new(veth),
             })
             .await
             .unwrap_err();
@@ -105,7 +105,7 @@ async fn a_failed_attach_leaves_nothing() {
         [NetAction::PutVeth {
             name,
             cluster: cluster(),
-            veth,
+            veth: Box::new(veth),
         }],
     )
     .await;
@@ -135,7 +135,7 @@ async fn the_container_gets_what_was_asked_for() {
         [NetAction::PutVeth {
             name: name.clone(),
             cluster: cluster(),
-            veth: veth.clone(),
+            veth: Box::new(veth.clone()),
         }],
     )
     .await;
@@ -150,7 +150,7 @@ async fn the_container_gets_what_was_asked_for() {
         [NetAction::PutVeth {
             name: name.clone(),
             cluster: cluster(),
-            veth,
+            veth: Box::new(veth),
         }],
     )
     .await;
@@ -183,7 +183,7 @@ async fn what_an_engine_takes_waits_and_is_left_alone_then() {
     let put = || NetAction::PutVeth {
         name: name.clone(),
         cluster: cluster(),
-        veth: veth.clone(),
+        veth: Box::new(veth.clone()),
     };
     let seen = async || lab.overlay.dump(Some(cluster())).await.unwrap();
     apply(&lab.overlay, [put()]).await;
@@ -212,7 +212,7 @@ async fn what_an_engine_takes_waits_and_is_left_alone_then() {
     known.returns = vec![lab.net.gateway];
     let returns = NetAction::AddReturns {
         name: name.clone(),
-        peer: known,
+        peer: Box::new(known),
     };
     apply(&lab.overlay, [returns.clone()]).await;
     assert!(!seen().await.veths[&name].returns, "the engine has given it no address yet");
@@ -255,7 +255,7 @@ async fn a_container_started_anew_gets_a_pair_of_its_own() {
         [NetAction::PutVeth {
             name: name.clone(),
             cluster: cluster(),
-            veth,
+            veth: Box::new(veth),
         }],
     )
     .await;
@@ -278,7 +278,7 @@ async fn a_container_that_ended_takes_its_veth_along() {
         .apply(&NetAction::PutVeth {
             name: name.clone(),
             cluster: cluster(),
-            veth,
+            veth: Box::new(veth),
         })
         .await
         .unwrap_err();

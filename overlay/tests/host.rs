@@ -72,7 +72,7 @@ async fn the_filter_is_read_back_and_any_edit_is_seen() {
     let host = Ns::new();
     let overlay = host.overlay().await;
     host.ok("nft add table inet other");
-    apply(&overlay, [NetAction::SetNft(Some(value()))]).await;
+    apply(&overlay, [NetAction::SetNft(Some(Box::new(value())))]).await;
     assert_eq!(overlay.dump(None).await.unwrap().nft, Some(value()));
     // After a restart the lists come sorted; writing the value once more settles it.
     let restarted = host.overlay().await;
@@ -82,7 +82,7 @@ async fn the_filter_is_read_back_and_any_edit_is_seen() {
         b.gateways.sort();
     });
     assert_eq!(restarted.dump(None).await.unwrap().nft, Some(sorted));
-    apply(&restarted, [NetAction::SetNft(Some(value()))]).await;
+    apply(&restarted, [NetAction::SetNft(Some(Box::new(value())))]).await;
     assert_eq!(restarted.dump(None).await.unwrap().nft, Some(value()));
 
     for edit in [
@@ -98,7 +98,7 @@ async fn the_filter_is_read_back_and_any_edit_is_seen() {
     ] {
         host.ok(edit);
         assert_eq!(overlay.dump(None).await.unwrap().nft, Some(Nft::default()), "{edit}");
-        apply(&overlay, [NetAction::SetNft(Some(value()))]).await;
+        apply(&overlay, [NetAction::SetNft(Some(Box::new(value())))]).await;
         assert_eq!(overlay.dump(None).await.unwrap().nft, Some(value()), "{edit}");
     }
     // An edit that makes another value of it is seen as that value.
@@ -112,7 +112,7 @@ async fn the_filter_is_read_back_and_any_edit_is_seen() {
         let mut wrong = value();
         let rules = wrong.bridges["mb-back"].clone();
         wrong.bridges.insert(bad.into(), rules);
-        assert!(overlay.apply(&NetAction::SetNft(Some(wrong))).await.is_err(), "{bad:?}");
+        assert!(overlay.apply(&NetAction::SetNft(Some(Box::new(wrong)))).await.is_err(), "{bad:?}");
     }
 }
 
@@ -224,7 +224,7 @@ async fn a_sweep_removes_all_of_ours_and_nothing_else() {
     let (links, routes, tables) = (host.links(), host.ok("ip route"), host.ok("nft list ruleset"));
     let net1 = Network::new(1);
     apply(&overlay, net1.actions("192.0.2.1", ip("172.17.0.1"))).await;
-    apply(&overlay, [net1.put_veth(&pod, 5), NetAction::SetNft(Some(value()))]).await;
+    apply(&overlay, [net1.put_veth(&pod, 5), NetAction::SetNft(Some(Box::new(value())))]).await;
     apply(&overlay, net1.remote(9, "192.0.2.2")).await;
     host.ok("ip link add mb-000000000009 group 1835365224 type bridge");
     let removed = overlay.sweep().await.unwrap();

@@ -61,14 +61,14 @@ fn ingress(underlay: [&str; 2], here: usize) -> Vec<NetAction> {
         NetAction::PutLink {
             name: dev.clone(),
             mark: (cluster(), Id::default()),
-            link: Link::Vxlan {
+            link: Box::new(Link::Vxlan {
                 vni: 4096,
                 local: ip(underlay[here]),
                 mtu: 1430,
                 bridge: None,
                 mac: Some(mac(here)),
                 ipv6: true,
-            },
+            }),
         },
         NetAction::AddAddr(dev.clone(), net(&format!("{}/64", INGRESS[here]))),
         NetAction::AddRoute(Route {
@@ -106,13 +106,13 @@ fn nft(net1: &Network, peers: &[&str], internal: bool) -> NetAction {
         internal,
         names: false,
     };
-    NetAction::SetNft(Some(Nft {
+    NetAction::SetNft(Some(Box::new(Nft {
         peers: peers.iter().map(|p| ip(p)).collect(),
         bridges: BTreeMap::from([(net1.bridge(), rules)]),
         ingress: BTreeSet::from([net("fd00::/64")]),
         ingress_dev: INGRESS_DEV.into(),
         ..Nft::default()
-    }))
+    })))
 }
 
 async fn dump(overlay: &Overlay) -> SeenOverlay {
@@ -234,7 +234,7 @@ async fn egress_is_masqueraded_and_networks_are_kept_apart() {
     };
     rules.bridges.insert(other.bridge(), second);
     apply(&lab.overlays[0], [NetAction::SetNft(Some(rules.clone()))]).await;
-    assert_eq!(dump(&lab.overlays[0]).await.nft, Some(rules));
+    assert_eq!(dump(&lab.overlays[0]).await.nft, Some(*rules));
     assert_eq!(lab.pods[0].fetch("[fd01:0:0:2::11]:80").await, None);
     assert!(!lab.pods[0].pings("fd01:0:0:2::1"), "another network's gateway");
 }
@@ -277,7 +277,7 @@ async fn a_host_and_a_container_take_no_addresses_by_themselves() {
     let put = NetAction::PutVeth {
         name,
         cluster: cluster(),
-        veth,
+        veth: Box::new(veth),
     };
     apply(&overlay, [put, local(&net1, 5)]).await;
     let eth0 = pod.ok("ip addr show eth0");
@@ -307,11 +307,11 @@ async fn a_host_and_a_container_take_no_addresses_by_themselves() {
     let NetAction::PutLink { name, mark, .. } = net1.put_bridge() else {
         panic!("no link")
     };
-    let link = Link::Bridge {
+    let link = Box::new(Link::Bridge {
         mac: Mac::for_ip(net1.gateway),
         mtu: net1.mtu,
         ipv6: false,
-    };
+    });
     apply(&overlay, [NetAction::PutLink { name, mark, link }]).await;
     let seen = dump(&overlay).await;
     assert!(seen.addrs.is_empty() && seen.neighs.is_empty() && seen.links[&bridge].settled);

@@ -86,7 +86,7 @@ async fn every_step_and_its_opposite() {
     let put = NetAction::PutLink {
         name: name.clone(),
         mark: (cluster(), Id::default()),
-        link: ingress,
+        link: Box::new(ingress),
     };
     assert_eq!(twice(&overlay, put).await, want);
     assert_eq!(host.ok(&format!("cat /proc/sys/net/ipv4/conf/{name}/rp_filter")).trim(), "2");
@@ -106,7 +106,7 @@ async fn every_step_and_its_opposite() {
             NetAction::PutVeth {
                 name: veth_name.clone(),
                 cluster: cluster(),
-                veth
+                veth: Box::new(veth)
             }
         )
         .await,
@@ -170,7 +170,7 @@ async fn every_step_and_its_opposite() {
         ..Nft::default()
     };
     want.nft = Some(nft.clone());
-    assert_eq!(twice(&overlay, NetAction::SetNft(Some(nft))).await, want);
+    assert_eq!(twice(&overlay, NetAction::SetNft(Some(Box::new(nft)))).await, want);
 
     // Another overlay, as after a restart, sees the same.
     assert_eq!(dump(&host.overlay().await).await, want);

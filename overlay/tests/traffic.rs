@@ -37,7 +37,7 @@ async fn two() -> Two {
         apply(overlay, net.actions(UNDERLAY[here], ip(INGRESS[here]))).await;
         apply(overlay, [net.put_veth(&pods[here], 11 + here as u8)]).await;
         apply(overlay, net.remote(11 + there as u8, UNDERLAY[there])).await;
-        apply(overlay, [NetAction::SetNft(Some(nft(&net, &[UNDERLAY[there]], false)))]).await;
+        apply(overlay, [NetAction::SetNft(Some(Box::new(nft(&net, &[UNDERLAY[there]], false))))]).await;
     }
     Two {
         hosts,
@@ -64,7 +64,7 @@ fn ingress(here: usize) -> Vec<NetAction> {
         NetAction::PutLink {
             name: dev.clone(),
             mark: (cluster(), Id::default()),
-            link,
+            link: Box::new(link),
         },
         NetAction::AddAddr(dev.clone(), net(&format!("{own}/32"))),
         NetAction::AddRoute(Route {
@@ -163,14 +163,22 @@ async fn nothing_is_flooded_and_arp_is_answered_here() {
 async fn vxlan_of_a_stranger_is_dropped() {
     let lab = two().await;
     assert!(lab.pods[0].pings("10.1.0.12"));
-    apply(&lab.overlays[1], [NetAction::SetNft(Some(nft(&lab.net, &["192.0.2.77"], false)))]).await;
+    apply(
+        &lab.overlays[1],
+        [NetAction::SetNft(Some(Box::new(nft(&lab.net, &["192.0.2.77"], false))))],
+    )
+    .await;
     assert!(!lab.pods[0].pings("10.1.0.12"));
     let listing = lab.hosts[1].ok("nft list chain inet meshd from_peer");
     assert!(
         listing.contains("counter packets") && !listing.contains("counter packets 0 "),
         "{listing}"
     );
-    apply(&lab.overlays[1], [NetAction::SetNft(Some(nft(&lab.net, &[UNDERLAY[0]], false)))]).await;
+    apply(
+        &lab.overlays[1],
+        [NetAction::SetNft(Some(Box::new(nft(&lab.net, &[UNDERLAY[0]], false))))],
+    )
+    .await;
     assert!(lab.pods[0].pings("10.1.0.12"));
 }
 
@@ -190,11 +198,19 @@ async fn egress_is_masqueraded_unless_internal() {
     outside.ok("ip route add 10.1.0.0/24 via 198.51.100.1");
     apply(&lab.overlays[0], [NetAction::SetNft(None)]).await;
     assert!(outside.fetch("10.1.0.11:80").await.is_some(), "without rules it does");
-    apply(&lab.overlays[0], [NetAction::SetNft(Some(nft(&lab.net, &[UNDERLAY[1]], false)))]).await;
+    apply(
+        &lab.overlays[0],
+        [NetAction::SetNft(Some(Box::new(nft(&lab.net, &[UNDERLAY[1]], false))))],
+    )
+    .await;
     assert_eq!(outside.fetch("10.1.0.11:80").await, None);
     assert!(!outside.pings("10.1.0.11"));
 
-    apply(&lab.overlays[0], [NetAction::SetNft(Some(nft(&lab.net, &[UNDERLAY[1]], true)))]).await;
+    apply(
+        &lab.overlays[0],
+        [NetAction::SetNft(Some(Box::new(nft(&lab.net, &[UNDERLAY[1]], true))))],
+    )
+    .await;
     assert_eq!(lab.pods[0].fetch("198.51.100.2:80").await, None, "internal: no way out");
     assert!(!lab.pods[0].pings("198.51.100.1"), "nor to the host's other addresses");
     assert!(
@@ -243,7 +259,7 @@ async fn networks_are_kept_apart() {
         ingress_dev: INGRESS_DEV.into(),
         ..Nft::default()
     };
-    apply(&overlay, [NetAction::SetNft(Some(want))]).await;
+    apply(&overlay, [NetAction::SetNft(Some(Box::new(want)))]).await;
     assert_eq!(pods[0].fetch("10.2.0.11:80").await, None);
     assert!(!pods[0].pings("10.2.0.11"));
     assert_eq!(pods[0].fetch("10.1.0.12:80").await.as_deref(), Some("10.1.0.11"));

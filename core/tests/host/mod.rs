@@ -5,7 +5,7 @@ use mesh_core::{
     action::{Action, BpfAction, NetAction},
     desired::Desired,
     intent::{self, Facts},
-    lb::{Local, Program, Row, Tables},
+    lb::{Program, Row, Tables},
     observed::{Observed, SeenLink, SeenVeth},
 };
 
@@ -42,7 +42,12 @@ pub fn carry_out(seen: &mut Observed, steps: &[Action]) {
             }
             Action::Bpf(BpfAction::Detach(h)) => drop(seen.hooks.remove(&h)),
             Action::Bpf(BpfAction::Row(row)) => {
-                if let Row::Network(dev, Some(_)) | Row::Local(_, Some(Local { vxlan: dev, .. })) = &row {
+                let dev = match &row {
+                    Row::Network(dev, Some(_)) => Some(dev),
+                    Row::Local(_, Some(local)) => Some(&local.vxlan),
+                    _ => None,
+                };
+                if let Some(dev) = dev {
                     assert!(seen.overlay.links.contains_key(dev), "a device comes before the rows that name it");
                 }
                 put(&mut seen.tables, row);
@@ -55,7 +60,14 @@ pub fn carry_out(seen: &mut Observed, steps: &[Action]) {
 fn net(seen: &mut Observed, step: NetAction) {
     let o = &mut seen.overlay;
     match step {
-        NetAction::PutLink { name, mark, link } => drop(o.links.insert(name, SeenLink { mark, link, settled: true })),
+        NetAction::PutLink { name, mark, link } => drop(o.links.insert(
+            name,
+            SeenLink {
+                mark,
+                link: *link,
+                settled: true,
+            },
+        )),
         NetAction::DelLink(name) => {
             o.links.remove(&name);
             o.veths.remove(&name);
@@ -101,7 +113,7 @@ fn net(seen: &mut Observed, step: NetAction) {
             o.neighs.insert(n);
         }
         NetAction::DelNeigh(n) => drop(o.neighs.remove(&n)),
-        NetAction::SetNft(n) => o.nft = n,
+        NetAction::SetNft(n) => o.nft = n.map(|n| *n),
         NetAction::PassForward => o.blocked = false,
         NetAction::EndSockets { .. } => {}
     }
@@ -151,7 +163,7 @@ fn put(t: &mut Tables, row: Row) {
             );
             set(&mut t.backends, k, v);
         }
-        Row::Local(k, v) => set(&mut t.locals, k, v),
+        Row::Local(k, v) => set(&mut t.locals, k, v.map(|v| *v)),
         Row::Network(k, v) => set(&mut t.networks, k, v),
     }
 }

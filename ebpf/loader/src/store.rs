@@ -252,7 +252,7 @@ impl Store {
                 let led = self.shadow.backends.remove(slot).is_some();
                 self.led(led)
             }
-            Row::Local(name, value) => self.put_local(name, value.as_ref()),
+            Row::Local(name, value) => self.put_local(name, value.as_deref()),
             Row::Network(name, vni) => self.put_network(name, *vni),
             Row::Remote(ip, Some(r)) => {
                 let row = rows::Remote {

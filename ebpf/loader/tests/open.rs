@@ -149,7 +149,7 @@ fn a_vxlan_device_made_anew_is_another_one() {
         assert!(hooked.iter().all(|h| h.program != Program::FromNetwork));
     }
     for (name, local) in tables().locals {
-        world.put(Row::Local(name, Some(local)));
+        world.put(Row::Local(name, Some(Box::new(local))));
     }
     world.put(Row::Network("mx-n".into(), Some(4097)));
     world
@@ -251,7 +251,7 @@ fn an_index_that_another_device_has_taken_over() {
     let mut world = World::new();
     sh("ip link set mv-a name mv-z");
     let local = tables().locals["mv-a"].clone();
-    world.put(Row::Local("mv-z".into(), Some(local.clone())));
+    world.put(Row::Local("mv-z".into(), Some(Box::new(local.clone()))));
     world.put(Row::Local("mv-a".into(), None));
     let mut want = tables();
     want.locals.remove("mv-a");
@@ -267,7 +267,9 @@ fn an_index_that_another_device_has_taken_over() {
 fn devices_that_do_not_exist_are_named() {
     let mut world = World::new();
     let local = tables().locals["mv-a"].clone();
-    let failed = world.loader.apply(&BpfAction::Row(Row::Local("mv-none".into(), Some(local))));
+    let failed = world
+        .loader
+        .apply(&BpfAction::Row(Row::Local("mv-none".into(), Some(Box::new(local)))));
     assert!(matches!(failed, Err(Error::NoDevice { name }) if name == "mv-none"));
     let hook = Hook {
         program: Program::FromUplink,

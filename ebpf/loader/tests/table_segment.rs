@@ -42,7 +42,7 @@ fn set_local(t: &mut Table, segment: bool) {
         segment,
         ..tables().locals["mv-a"].clone()
     };
-    t.w.put(Row::Local("mv-a".into(), Some(row)));
+    t.w.put(Row::Local("mv-a".into(), Some(Box::new(row))));
 }
 
 /// From the uplink, sent by `from`.

@@ -232,7 +232,7 @@ fn here(t: &mut Table, f: &Family) {
     let l = t.w.loader.observe().unwrap().0.locals["mv-a"].clone();
     t.w.put(Row::Local("mv-a".into(), None));
     t.client("here: it has no interface", &tcp(1, ACK), DROP, &["drop_no_interface"], Same);
-    t.w.put(Row::Local("mv-a".into(), Some(l)));
+    t.w.put(Row::Local("mv-a".into(), Some(Box::new(l))));
 }
 
 fn fragments(t: &mut Table, f: &Family) {

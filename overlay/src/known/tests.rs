@@ -108,6 +108,7 @@ fn what_meshd_does_itself_agrees() {
     known.put_neigh(5, &neighbour("mb-1", 2, 2));
     assert_eq!(known.agrees(&told_neigh(5, 2, 2, NeighbourState::Permanent), false), Some(true));
     known.remove_neigh(5, &neighbour("mb-1", 2, 2));
+    known.compact();
     assert_eq!(known.agrees(&told_neigh(5, 2, 2, NeighbourState::Failed), true), Some(true));
     let all = (
         vec![entry("mx-1", 1, None), entry("mx-1", 1, Some(2))],

@@ -219,7 +219,7 @@ impl Network {
         NetAction::PutLink {
             name: self.bridge(),
             mark: (cluster(), self.id),
-            link,
+            link: Box::new(link),
         }
     }
 
@@ -235,7 +235,7 @@ impl Network {
         NetAction::PutLink {
             name: self.vxlan(),
             mark: (cluster(), self.id),
-            link,
+            link: Box::new(link),
         }
     }
 
@@ -284,7 +284,7 @@ impl Network {
         NetAction::PutVeth {
             name,
             cluster: cluster(),
-            veth,
+            veth: Box::new(veth),
         }
     }
 

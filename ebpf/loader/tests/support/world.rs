@@ -529,7 +529,7 @@ pub fn tables_rows(t: &lb::Tables) -> Vec<Row> {
     }];
     rows.extend(t.backends.iter().map(|(k, v)| Row::Backend(*k, Some(*v))));
     rows.extend(t.services.iter().map(|(k, v)| Row::Service(*k, Some(v.clone()))));
-    rows.extend(t.locals.iter().map(|(k, v)| Row::Local(k.clone(), Some(v.clone()))));
+    rows.extend(t.locals.iter().map(|(k, v)| Row::Local(k.clone(), Some(Box::new(v.clone())))));
     rows.extend(t.networks.iter().map(|(k, v)| Row::Network(k.clone(), Some(*v))));
     rows.extend(t.published.iter().map(|(k, v)| Row::Published(*k, Some(*v))));
     rows.extend(t.vips.iter().map(|(k, v)| Row::Vip(*k, Some(*v))));
