@@ -182,6 +182,7 @@ impl Host<'_> {
         let peers = self.others().map(|n| n.data_path_addr).collect();
         out.nft = Some(Nft {
             peers,
+            vtep: Some(self.node.data_path_addr),
             bridges: BTreeMap::new(),
             ingress: self.own.iter().map(IpNet::trunc).collect(),
             ingress_dev: dev.clone(),

@@ -15,6 +15,9 @@ use ipnet::IpNet;
 pub struct Nft {
     /// VTEPs that VXLAN is taken from.
     pub peers: BTreeSet<IpAddr>,
+    /// This host's own, which they send to: their packets to it are let in at once. To another address of the
+    /// host they get in as well, after a look at whether it is one.
+    pub vtep: Option<IpAddr>,
     /// Bridges by name.
     pub bridges: BTreeMap<String, BridgeRules>,
     /// Where the nodes' own addresses are; what comes from or goes to them is never masqueraded.

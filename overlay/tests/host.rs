@@ -33,6 +33,7 @@ fn value() -> Nft {
     };
     Nft {
         peers: [ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")].into(),
+        vtep: Some(ip("192.0.2.3")),
         bridges: BTreeMap::from([("mb-shop".into(), shop), ("mb-back".into(), back)]),
         ingress: BTreeSet::from([net("10.255.0.0/16")]),
         ingress_dev: "mx-ingress".into(),
@@ -88,6 +89,8 @@ async fn the_filter_is_read_back_and_any_edit_is_seen() {
     for edit in [
         "nft add rule inet meshd forward counter accept",
         "nft insert rule inet meshd from_peer accept",
+        "nft insert rule inet meshd to_vtep accept",
+        "nft add element inet meshd vtep4 { 192.0.2.4 }",
         "nft flush chain inet meshd to_bridge",
         "nft flush table inet meshd",
         "nft add chain inet meshd mine",

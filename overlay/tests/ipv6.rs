@@ -161,6 +161,14 @@ async fn containers_reach_each_other_over_ipv4() {
 async fn containers_reach_each_other_over_ipv6() {
     let lab = two(V6).await;
     they_reach_each_other(&lab).await;
+    // VXLAN of a peer, to the address that it knows, is let in without a look at whether that is the host's.
+    let NetAction::SetNft(Some(rules)) = nft(&lab.net, &[V6[0]], false) else {
+        panic!("no rules")
+    };
+    let vtep = Some(ip(V6[1]));
+    apply(&lab.overlays[1], [NetAction::SetNft(Some(Nft { vtep, ..rules }))]).await;
+    lab.hosts[1].ok("nft insert rule inet meshd from_peer drop");
+    assert!(lab.pods[0].pings("fd01:0:0:1::12"));
     // VXLAN of a stranger is dropped.
     apply(&lab.overlays[1], [nft(&lab.net, &["fd77::99"], false)]).await;
     assert!(!lab.pods[0].pings("fd01:0:0:1::12"));

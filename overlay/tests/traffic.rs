@@ -183,6 +183,30 @@ async fn vxlan_of_a_stranger_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn vxlan_of_a_peer_takes_the_short_way() {
+    let lab = two().await;
+    let host = &lab.hosts[1];
+    let set = async |peer: &str, vtep: &str| {
+        let want = Nft {
+            vtep: Some(ip(vtep)),
+            ..nft(&lab.net, &[peer], false)
+        };
+        apply(&lab.overlays[1], [NetAction::SetNft(Some(want))]).await;
+    };
+    set(UNDERLAY[0], UNDERLAY[1]).await;
+    // Past the look at whether the address is the host's, and past what comes later in `input`.
+    host.ok("nft insert rule inet meshd from_peer drop");
+    host.ok("nft add rule inet meshd input udp dport 4789 drop");
+    assert!(lab.pods[0].pings("10.1.0.12"));
+    set("192.0.2.77", UNDERLAY[1]).await;
+    assert!(!lab.pods[0].pings("10.1.0.12"), "a stranger's");
+    set(UNDERLAY[0], "192.0.2.99").await;
+    assert!(lab.pods[0].pings("10.1.0.12"), "to another address of the host");
+    host.ok("nft insert rule inet meshd from_peer drop");
+    assert!(!lab.pods[0].pings("10.1.0.12"), "which is the long way");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn egress_is_masqueraded_unless_internal() {
     let lab = two().await;
     let outside = Ns::new();

@@ -103,6 +103,9 @@ impl Listing {
                 nft.peers.insert(address(element)?);
             }
         }
+        if let Some(element) = self.of("vtep4").first().or(self.of("vtep6").first()) {
+            nft.vtep = Some(address(element)?);
+        }
         for net in self.of("ingress4").iter().chain(self.of("ingress6")) {
             nft.ingress.insert(range(net)?);
         }

@@ -18,9 +18,11 @@ pub(super) const REMOVE: &str = "add table inet meshd\ndelete table inet meshd\n
 
 /// Each set's name, type, and whether its elements are ranges. `nets` is a record for whoever reads
 /// the table, this program first: which range is which bridge's.
-const SETS: [(&str, &str, bool); 19] = [
+const SETS: [(&str, &str, bool); 21] = [
     ("peers4", "ipv4_addr", false),
     ("peers6", "ipv6_addr", false),
+    ("vtep4", "ipv4_addr", false),
+    ("vtep6", "ipv6_addr", false),
     ("bridges", "ifname", false),
     ("internal", "ifname", false),
     ("ingress_dev", "ifname", false),
@@ -42,11 +44,18 @@ const SETS: [(&str, &str, bool); 19] = [
 
 /// The rules. Every verdict is about our own bridges and devices: the policy is to accept, and what
 /// concerns nobody here is never judged. VXLAN between peers is kept out of conntrack: every flow
-/// inside has an outer source port of its own, and a busy host would fill the table with them.
+/// inside has an outer source port of its own, and a busy host would fill the table with them. Every
+/// packet between containers passes these chains, twice: so theirs is the shortest way through each, without
+/// a look at the routing table (fib), and past what `input` has to say of others.
 const CHAINS: &str = r#"
 	chain vxlan {
 		type filter hook prerouting priority raw; policy accept;
-		udp dport 4789 fib daddr type local jump from_peer
+		udp dport 4789 jump to_vtep
+	}
+	chain to_vtep {
+		ip daddr @vtep4 ip saddr @peers4 notrack accept
+		ip6 daddr @vtep6 ip6 saddr @peers6 notrack accept
+		fib daddr type local jump from_peer
 	}
 	chain from_peer {
 		ip saddr @peers4 notrack accept
@@ -55,8 +64,8 @@ const CHAINS: &str = r#"
 	}
 	chain vxlan_out {
 		type filter hook output priority raw; policy accept;
-		ip daddr @peers4 udp dport 4789 notrack
-		ip6 daddr @peers6 udp dport 4789 notrack
+		udp dport 4789 ip daddr @peers4 notrack accept
+		udp dport 4789 ip6 daddr @peers6 notrack accept
 	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;
@@ -78,6 +87,7 @@ const CHAINS: &str = r#"
 	}
 	chain input {
 		type filter hook input priority filter; policy accept;
+		udp dport 4789 ct state untracked accept
 		iifname @bridges jump to_host
 		iifname != @ours iifname != "lo" ip daddr @ingress4 counter drop
 		iifname != @ours iifname != "lo" ip6 daddr @ingress6 counter drop
@@ -155,6 +165,9 @@ pub(super) fn elements(nft: &Nft) -> Elements {
     for peer in &nft.peers {
         put(of("peers4", "peers6", *peer), peer.to_string());
     }
+    if let Some(vtep) = nft.vtep {
+        put(of("vtep4", "vtep6", vtep), vtep.to_string());
+    }
     if !nft.ingress_dev.is_empty() {
         put("ingress_dev", quoted(&nft.ingress_dev));
         put("ours", quoted(&nft.ingress_dev));
@@ -206,6 +219,7 @@ pub(super) fn canonical(nft: &Nft) -> Nft {
     };
     Nft {
         peers: nft.peers.clone(),
+        vtep: nft.vtep,
         bridges: nft.bridges.iter().map(|(name, rules)| (name.clone(), sorted(rules))).collect(),
         ingress: nft.ingress.iter().map(IpNet::trunc).collect(),
         ingress_dev: nft.ingress_dev.clone(),
