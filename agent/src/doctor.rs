@@ -41,6 +41,7 @@ pub async fn examine(app: &App, plan: bool) -> Doctor {
     if let Some(NodeName { id, .. }) = &status.node {
         checks.push(managers(&status));
         checks.extend(clock(app).await);
+        checks.extend(certificate(app).await);
         checks.push(applied(&status, &view));
         checks.push(judge::pending(&preview));
         checks.push(nodes(&view.objects));
@@ -123,6 +124,13 @@ async fn clock(app: &App) -> Option<Check> {
     let theirs = timeout(CLOCK_TIME, client.query(Query::Head)).await.ok()?.ok()?.time?;
     let trip = begun.elapsed();
     Some(judge::clock(before, trip, theirs))
+}
+
+/// This node's certificate, by this host's clock. Nothing to say while the node enters or leaves the cluster.
+async fn certificate(app: &App) -> Option<Check> {
+    let valid = app.membership.client().await?.valid()?;
+    let time = |t| Timestamp::try_from(t).ok();
+    Some(judge::certificate(&(time(valid.start)?..time(valid.end)?), Timestamp::now()))
 }
 
 fn applied(status: &StatusView, view: &View) -> Check {

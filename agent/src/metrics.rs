@@ -98,6 +98,14 @@ impl Metrics {
         self.passes.write(&mut page);
         objects(&mut page, &view.objects);
         dns(&mut page, self.dns.stats());
+        if let Some(valid) = self.app.membership.client().await.and_then(|c| c.valid()) {
+            page.family(
+                "meshd_certificate_expiry_timestamp_seconds",
+                Kind::Gauge,
+                "Until when this node's certificate is valid, in seconds since 1970.",
+            )
+            .sample(&[], valid.end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs());
+        }
         if let Some((leadership, revision)) = self.app.membership.leadership().await {
             raft(&mut page, &leadership, revision);
         }

@@ -11,6 +11,7 @@
 //! although it was carried out: the caller compares.
 
 mod channels;
+mod renew;
 mod twin;
 
 use std::{
@@ -18,16 +19,16 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use futures::{StreamExt as _, stream::BoxStream};
 use mesh_api::{
     proto::{
-        BeatRequest, ProposeRequest, QueryRequest, RenewRequest, Standing, WatchBatch, WatchRequest, agents_client::AgentsClient,
+        BeatRequest, ProposeRequest, QueryRequest, Standing, WatchBatch, WatchRequest, agents_client::AgentsClient,
         control_client::ControlClient as Stub,
     },
     query::{Answer, Query},
@@ -48,7 +49,7 @@ pub(crate) use channels::endpoint;
 pub use channels::{CONNECT_TIMEOUT, Channels, Purpose, describe, never_sent};
 use twin::Twin;
 
-use crate::{identity::IdentityStore, pki, server::refusal_of, tls::TlsError};
+use crate::{identity::IdentityStore, server::refusal_of, tls::TlsError};
 
 /// Time for a command or a read, over all managers.
 pub const BUDGET: Duration = Duration::from_secs(5);
@@ -60,10 +61,6 @@ const REMOVAL_BUDGET: Duration = Duration::from_secs(20);
 const REMOVAL_ATTEMPT: Duration = Duration::from_secs(16);
 /// Time for a heartbeat: the next one is due a second later.
 const BEAT: Duration = Duration::from_secs(1);
-/// Shortest time over which nodes spread their renewals when the root was replaced.
-const SPREAD: Duration = Duration::from_secs(2);
-/// What each node of the cluster adds to that time: 10,000 nodes take a minute, and ask for 170 certificates a second.
-const SPREAD_PER_NODE: Duration = Duration::from_millis(6);
 /// Largest answer to a read, in bytes: a list of 200,000 endpoints.
 const MAX_ANSWER: usize = 256 << 20;
 /// Largest message of a watch, in bytes: 512 objects, or what one command changed.
@@ -104,12 +101,14 @@ pub struct ControlClient {
     identity: Arc<IdentityStore>,
     channels: Arc<Channels>,
     leader: ArcSwapOption<String>,
-    /// The cluster trusts other roots than this node: the certificate is to be renewed now.
+    /// The certificate is to be renewed now ([`Self::is_stale`], or `owed`).
     stale: Notify,
     /// Digest of the roots that the cluster trusts, as last heard; `None`: not heard.
     trusted: ArcSwapOption<String>,
     /// How many nodes it has, as last heard.
     nodes: AtomicU32,
+    /// A renewal was due and found no manager: the next one that is heard is asked.
+    owed: AtomicBool,
     /// Raft id that this node had when its certificate was renewed last: once for each is enough.
     renewed_as: AtomicU64,
     /// Whether this host is the one that counts as the node.
@@ -126,6 +125,7 @@ impl ControlClient {
             stale: Notify::new(),
             trusted: ArcSwapOption::empty(),
             nodes: AtomicU32::new(0),
+            owed: AtomicBool::new(false),
             renewed_as: AtomicU64::new(0),
             twin: Twin::default(),
         }
@@ -211,7 +211,7 @@ impl ControlClient {
         self.twin.heard(other, Instant::now());
         self.nodes.store(nodes, Ordering::Relaxed);
         self.trusted.store((!trusted.is_empty()).then(|| Arc::new(trusted)));
-        if self.is_stale() {
+        if self.is_stale() || self.owed.load(Ordering::Relaxed) {
             self.stale.notify_one();
         }
         if let Err(error) = self.identity.set_managers(managers) {
@@ -234,83 +234,6 @@ impl ControlClient {
     /// Where the other host is that has this node's identity and counts as the node.
     pub fn twin(&self) -> Option<String> {
         self.twin.other()
-    }
-
-    /// Whether the certificate is to be renewed before it is due: the cluster trusts other roots, or it does not name
-    /// the raft id that this manager has now.
-    fn is_stale(&self) -> bool {
-        let trusted = self.trusted.load_full();
-        let renewed = self.renewed_as.load(Ordering::Relaxed) == self.identity.file().raft_id;
-        trusted.is_some_and(|t| *t != self.identity.trust()) || !(renewed || self.identity.names_raft_id())
-    }
-
-    /// Gets another certificate, with a new key, and takes it up.
-    ///
-    /// # Errors
-    /// Unavailable when no manager answers; other when the certificate can not be used or kept.
-    pub async fn renew(&self) -> Result<(), Refusal> {
-        let other = |e: &dyn std::fmt::Display| Refusal::other(format!("can not renew the certificate: {e}"));
-        let key = pki::new_key().map_err(|e| other(&e))?;
-        let csr = pki::signing_request(&key).map_err(|e| other(&e))?;
-        let call = |channel| {
-            let csr = csr.clone();
-            async move {
-                let reply = Stub::new(channel).renew(RenewRequest { csr }).await?.into_inner();
-                Ok(said(reply.leader, (reply.cert, reply.ca)))
-            }
-        };
-        let (cert, ca) = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
-        let raft_id = self.identity.file().raft_id;
-        self.identity.renew(cert, ca, key).map_err(|e| other(&e))?;
-        self.renewed_as.store(raft_id, Ordering::Relaxed);
-        // Connections that stand speak for the certificate that they were made with.
-        self.channels.renew();
-        Ok(())
-    }
-
-    /// When the certificate should be renewed: at a random point between 50 and 80 % of its life,
-    /// so that nodes which joined together do not return together.
-    pub fn renewal_due(&self) -> SystemTime {
-        let cert = pki::certificate(&self.identity.get().cert_pem).ok();
-        let valid = cert.and_then(|c| pki::validity(&c).ok()).unwrap_or(0..0);
-        let life = u64::try_from(valid.end - valid.start).unwrap_or(0);
-        let begin = u64::try_from(valid.start).unwrap_or(0);
-        SystemTime::UNIX_EPOCH + Duration::from_secs(begin) + Duration::from_secs(life).mul_f64(rand::random_range(0.5..0.8))
-    }
-
-    /// Renews the certificate whenever it is due or its root was replaced, for as long as it is polled.
-    pub async fn keep_renewed(&self) {
-        loop {
-            let due = self.renewal_due();
-            let wait = async {
-                // Looked at every hour, because the clock may be set while the task sleeps.
-                while let Ok(left) = due.duration_since(SystemTime::now())
-                    && !left.is_zero()
-                {
-                    sleep(left.min(Duration::from_secs(3600))).await;
-                }
-            };
-            let again = tokio::select! {
-                () = wait => Duration::from_secs(60),
-                () = self.stale.notified() => {
-                    // Every node is told in the same second.
-                    let spread = SPREAD.max(SPREAD_PER_NODE * self.nodes.load(Ordering::Relaxed));
-                    sleep(spread.mul_f64(rand::random_range(0.0..1.0))).await;
-                    // The beats meanwhile woke this again, and a change of the role renews by itself.
-                    if !self.is_stale() {
-                        continue;
-                    }
-                    SPREAD
-                }
-            };
-            match self.renew().await {
-                Ok(()) => tracing::info!("certificate renewed"),
-                Err(error) => {
-                    tracing::warn!(%error, "can not renew the certificate; trying again in {} s", again.as_secs());
-                    sleep(again.mul_f64(rand::random_range(0.8..1.2))).await;
-                }
-            }
-        }
     }
 
     /// Follows the changes behind `revision` (0: everything). The stream ends with an error, or

@@ -9,9 +9,11 @@ use std::{
     fs,
     io::{self, Write as _},
     net::IpAddr,
+    ops::Range,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -303,6 +305,14 @@ impl IdentityStore {
     /// Fingerprint of the root that this node's certificate is of; empty when it can not be read.
     pub fn root(&self) -> String {
         roots::fingerprint(&self.current.load().0.ca_pem).unwrap_or_default()
+    }
+
+    /// From when to when the node's certificate is valid; `None` when it can not be read.
+    pub fn valid(&self) -> Option<Range<SystemTime>> {
+        let cert = pki::certificate(&self.current.load().0.cert_pem).ok()?;
+        let valid = pki::validity(&cert).ok()?;
+        let time = |seconds: i64| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).ok()?));
+        Some(time(valid.start)?..time(valid.end)?)
     }
 
     /// Whether the certificate names the raft id that this node has as a manager: one of an earlier promotion, or of

@@ -1,13 +1,15 @@
 //! A manager: consensus, its services, and the leader's duties, wired together.
 //!
 //! Called by the agent on nodes whose role is manager. Tasks: the accept loop and its handshakes
-//! (`server::listen`), tonic's server, the feed of the watches, and the leader's duties. All end with
-//! [`Manager::shutdown`].
+//! (`server::listen`), tonic's server, the feed of the watches, the leader's duties, and the look at this manager's own
+//! certificate. All end with [`Manager::shutdown`].
+
+mod own;
 
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ipnet::IpNet;
@@ -164,6 +166,8 @@ impl Manager {
             consensus,
             prober,
         } = config;
+        // Before anybody is let in, or asked.
+        own::revive(&identity, consensus.as_ref(), &channels, SystemTime::now());
         let tls = tls::server_config(&identity)?;
         let failed = |source| ManagerError::Listen { addr: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
@@ -189,6 +193,12 @@ impl Manager {
             prober,
         };
         tasks.spawn(duties.run(stop.clone()));
+
+        let (whose, store, open) = (identity.clone(), consensus.clone(), channels.clone());
+        tasks.spawn(run_until(
+            stop.clone(),
+            async move { own::keep(&whose, store.as_ref(), &open).await },
+        ));
 
         let connections = ReceiverStream::new(listen::accept(listener, tls, identity.clone(), limits, stop.clone()));
         let shared = Arc::new(Shared {

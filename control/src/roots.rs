@@ -80,7 +80,7 @@ pub fn fingerprint(pem: &str) -> Result<String, PkiError> {
     Ok(hex(&pki::digest(&pki::certificate(pem)?)))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, b| {
         // Writing to a string does not fail.
         let _ = write!(text, "{b:02x}");

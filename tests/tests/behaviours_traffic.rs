@@ -9,13 +9,17 @@ use mesh_tests::{Lab, Place, Result, address, tally, until};
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
-/// A process of a host, beside its containers; killed when dropped.
+/// A process of a host, beside its containers, or of the client; killed when dropped.
 struct Process(Child);
 
 impl Process {
-    fn start(lab: &Lab, host: &str, command: &[&str]) -> Result<Self> {
-        let mut command = lab.command(Place::Host(host), command);
+    fn start(lab: &Lab, place: Place, command: &[&str]) -> Result<Self> {
+        let mut command = lab.command(place, command);
         Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?))
+    }
+
+    fn lives(&mut self) -> Result<bool> {
+        Ok(self.0.try_wait()?.is_none())
     }
 }
 
@@ -129,6 +133,51 @@ fn b10_a_range_that_the_host_routes_already_is_refused() -> Result<()> {
 }
 
 #[test]
+fn b11_a_port_that_stays_loses_nothing_when_others_change() -> Result<()> {
+    let lab = Lab::up("")?;
+    lab.ctl("h1", "network create demo")?.ok()?;
+    lab.ctl(
+        "h1",
+        "service create --name web --network demo --publish 8080:80 --publish 8081:7 --publish 9000:7/udp",
+    )?
+    .ok()?;
+    for (host, name) in [("h2", "w2"), ("h3", "w3")] {
+        lab.echo(host, name, "--network demo --service web")?;
+    }
+    lab.balanced(&HOSTS, 8080, &["w2", "w3"])?;
+    let (stays, goes) = (format!("{}:8080", address("h1")), format!("{}:8081", address("h1")));
+    let mut old = lab.connect(Place::Client, &goes)?;
+    old.ask()?;
+    // New connections throughout, one after the other; it ends with an error at the first that fails.
+    let mut asking = Process::start(&lab, Place::Client, &["meshd-echo", "client", "http", &stays, "--count", "1000000"])?;
+    for round in 0..3 {
+        let (from, to) = if round % 2 == 0 { (8081, 8082) } else { (8082, 8081) };
+        lab.ctl("h1", &format!("service update web --publish-rm {from}:7 --publish-add {to}:7"))?
+            .ok()?;
+        for host in HOSTS {
+            let ask = |port| {
+                lab.at(
+                    Place::Client,
+                    &format!("meshd-echo client tcp {}:{port} --timeout 0.5", address(host)),
+                )
+            };
+            until(2, &format!("{host} to answer at {to} and not at {from}"), || {
+                Ok(ask(to)?.status == 0 && ask(from)?.err.to_lowercase().contains("refused"))
+            })?;
+        }
+    }
+    assert!(asking.lives()?, "the port that stays was asked in vain");
+    drop(asking);
+    assert_eq!(lab.udp(Place::Client, &format!("{}:9000", address("h1")), 2)?.len(), 2);
+    // What was open by a port that is gone is ended, not left hanging.
+    assert!(old.ask().is_err());
+    // At once the port is another's.
+    lab.ctl("h1", "service create --name next --network demo --publish 8081:80")?.ok()?;
+    lab.echo("h2", "n", "--network demo --service next")?;
+    lab.balanced(&HOSTS, 8081, &["n"])
+}
+
+#[test]
 fn b14_udp_outlives_its_server() -> Result<()> {
     let lab = Lab::up("")?;
     lab.ctl("h1", "network create demo")?.ok()?;
@@ -192,6 +241,61 @@ fn b17_a_backend_reaches_itself_from_an_address_that_it_can_answer() -> Result<(
     Ok(())
 }
 
+/// Counts what comes into a namespace's IP layer with a mark and this TTL: to `port`, by UDP or TCP.
+fn count_marked(lab: &Lab, place: Place, protocol: &str, port: u16, ttl: u8) -> Result<()> {
+    let rules = format!(
+        "add table ip seen{ttl}; add counter ip seen{ttl} marked; \
+         add chain ip seen{ttl} in {{ type filter hook prerouting priority -400; }}; \
+         add rule ip seen{ttl} in {protocol} dport {port} ip dscp ef ip ttl {ttl} counter name marked"
+    );
+    lab.argv(place, &["nft", &rules])?.ok().map(drop)
+}
+
+/// How many there were.
+fn marked(lab: &Lab, place: Place, ttl: u8) -> Result<u64> {
+    let shown = lab.at(place, &format!("nft -j list counter ip seen{ttl} marked"))?.ok()?;
+    let seen: serde_json::Value = serde_json::from_str(&shown)?;
+    let counters = seen["nftables"].as_array().ok_or("no list")?;
+    let counter = counters.iter().find_map(|c| c["counter"]["packets"].as_u64());
+    counter.ok_or_else(|| format!("no counter: {shown}").into())
+}
+
+#[test]
+fn b19_what_a_sender_marks_is_marked_on_the_underlay_too() -> Result<()> {
+    let lab = Lab::up("")?;
+    lab.ctl("h1", "network create demo")?.ok()?;
+    lab.ctl("h1", "service create --name web --network demo --publish 8080:80")?.ok()?;
+    lab.container("h1", "user", "--network demo")?;
+    lab.echo("h3", "w", "--network demo --service web")?;
+    lab.balanced(&["h1"], 8080, &["w"])?;
+    let mark = "add table ip marks; add chain ip marks out { type filter hook output priority 0; }; \
+                add rule ip marks out ip dscp set ef";
+    for place in [Place::In("user"), Place::Client] {
+        lab.argv(place, &["nft", mark])?.ok()?;
+    }
+    let (outer, back, inner) = (Place::Host("h3"), Place::Host("h1"), Place::In("w"));
+    count_marked(&lab, outer, "udp", 4789, 64)?;
+    count_marked(&lab, back, "udp", 4789, 64)?;
+    count_marked(&lab, inner, "tcp", 80, 64)?;
+    count_marked(&lab, inner, "tcp", 80, 63)?;
+    let ip = lab.endpoint("demo", "w")?.ip;
+    // By the endpoint's address, by the service's, and by its published port: there the node that is asked is a hop.
+    for (from, to, ttl) in [
+        (Place::In("user"), format!("{ip}:80"), 64),
+        (Place::In("user"), "web:80".to_owned(), 64),
+        (Place::Client, format!("{}:8080", address("h1")), 63),
+    ] {
+        let before = (marked(&lab, outer, 64)?, marked(&lab, inner, ttl)?);
+        lab.http(from, &to, 3)?;
+        let after = (marked(&lab, outer, 64)?, marked(&lab, inner, ttl)?);
+        // SYN, the request and what is acknowledged: at least four packets a connection.
+        assert!(after.0 >= before.0 + 12 && after.1 >= before.1 + 12, "{to}: {before:?}, {after:?}");
+    }
+    // The answers were not marked, and so are their outer packets.
+    assert_eq!(marked(&lab, back, 64)?, 0);
+    Ok(())
+}
+
 #[test]
 fn b23_a_connection_to_a_lost_host_is_ended() -> Result<()> {
     let lab = Lab::up("")?;
@@ -227,7 +331,7 @@ fn b27_a_published_port_wins_over_a_process_of_the_host() -> Result<()> {
         let done = lab.at(from, &format!("meshd-echo client http {to} --timeout 0.5"))?;
         Ok(done.status == 0 && !done.out.contains("\"hostname\":\"w\""))
     };
-    let host = Process::start(&lab, "h1", &["meshd-echo", "--http", "8080"])?;
+    let host = Process::start(&lab, Place::Host("h1"), &["meshd-echo", "--http", "8080"])?;
     until(5, "the host's process to listen", || asked(Place::Client))?;
     lab.ctl("h1", "service create --name web --network demo --publish 8080:80")?.ok()?;
     lab.lab(&["stop", "w"])?.ok()?;
@@ -236,7 +340,7 @@ fn b27_a_published_port_wins_over_a_process_of_the_host() -> Result<()> {
     assert!(!asked(Place::Host("h1"))?, "from the host itself too");
     drop(host);
     assert_eq!(tally(&lab.http(Place::Client, &to, 4)?)["w"], 4);
-    let _second = Process::start(&lab, "h1", &["meshd-echo", "--http", "8080"])?;
+    let _second = Process::start(&lab, Place::Host("h1"), &["meshd-echo", "--http", "8080"])?;
     until(5, "the second to listen", || {
         let shown = lab.at(Place::Host("h1"), "ss -Hltn sport = 8080")?.ok()?;
         Ok(!shown.trim().is_empty())

@@ -210,7 +210,18 @@ fn doctor_is_well_on_a_healthy_lab_and_names_a_lost_peer() -> Result<()> {
         })
         .map_err(|e| format!("{e}: {host}: {last}"))?;
         for check in [
-            "cluster", "managers", "clock", "applied", "plan", "nodes", "peers", "mtu", "hooks", "maps", "features",
+            "cluster",
+            "managers",
+            "clock",
+            "certificate",
+            "applied",
+            "plan",
+            "nodes",
+            "peers",
+            "mtu",
+            "hooks",
+            "maps",
+            "features",
         ] {
             assert!(last.lines().any(|l| l.split_whitespace().nth(1) == Some(check)), "{check}: {last}");
         }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    ops::Range,
     time::Duration,
 };
 
@@ -77,6 +78,37 @@ pub(super) fn clock(before: Timestamp, trip: Duration, theirs: Timestamp) -> Che
             format!("{text}: certificates depend on it; let NTP set it (timedatectl)")
         },
     )
+}
+
+/// A node's certificate, which is renewed at 80 % of its life at the latest.
+pub(super) fn certificate(valid: &Range<Timestamp>, now: Timestamp) -> Check {
+    let Range { start, end } = *valid;
+    let renewed = start.saturating_add(start.duration_until(end) / 5 * 4).unwrap_or(end);
+    let days = |until: Timestamp| now.duration_until(until).as_secs() / 86_400;
+    let (ok, detail) = if now < start {
+        (
+            false,
+            format!("valid from {start} only, and this host's clock is at {now:.0}: let NTP set it (timedatectl)"),
+        )
+    } else if now >= end {
+        (
+            false,
+            format!(
+                "expired at {end}: no manager lets this host in. If its clock is right, remove the node there (meshctl node rm) and let it join again (meshctl leave --force, meshctl join); until then it goes on from its ledger"
+            ),
+        )
+    } else if now > renewed {
+        (
+            false,
+            format!(
+                "valid until {end} ({} days left), and was to be renewed by {renewed}: no manager has done so, and from its end on none lets this host in",
+                days(end)
+            ),
+        )
+    } else {
+        (true, format!("valid until {end} ({} days left), renewed by {renewed}", days(end)))
+    };
+    check("certificate", ok, detail)
 }
 
 /// Tables that will soon refuse rows, or forget flows.
@@ -284,6 +316,24 @@ mod tests {
         );
         let changed = mtu(&objects(None), me, uplink(9000));
         assert!(!changed.ok && changed.detail.contains("eth0 has 9000"), "{}", changed.detail);
+    }
+
+    #[test]
+    fn a_certificate_is_spoken_of_before_it_is_too_late() {
+        let day = |n: i64| Timestamp::from_second(1_800_000_000 + n * 86_400).unwrap();
+        let valid = day(0)..day(90);
+        for (now, ok, word) in [
+            (-1, false, "clock"),
+            (0, true, "(90 days left)"),
+            (71, true, "(19 days left)"),
+            (73, false, "was to be renewed by"),
+            (89, false, "(1 days left)"),
+            (90, false, "meshctl join"),
+            (1000, false, "meshctl join"),
+        ] {
+            let said = certificate(&valid, day(now));
+            assert!(said.ok == ok && said.detail.contains(word), "day {now}: {said:?}");
+        }
     }
 
     #[test]

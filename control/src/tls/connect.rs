@@ -36,6 +36,13 @@ pub fn tls_reason(e: &rustls::Error) -> String {
         Error::AlertReceived(A::BadCertificate | A::CertificateUnknown | A::AccessDenied) => {
             "TLS: it refuses this node's certificate".into()
         }
+        // The library's texts have the time in them: each would be another reason.
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "TLS: its certificate has expired, by this host's clock".into()
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
+            "TLS: its certificate is not valid yet, by this host's clock".into()
+        }
         Error::InvalidCertificate(CertificateError::Other(why)) => format!("TLS: {}", why.0),
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => "TLS: its certificate is not of this cluster".into(),
         e => format!("TLS: {e}"),
