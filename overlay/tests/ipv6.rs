@@ -166,7 +166,7 @@ async fn containers_reach_each_other_over_ipv6() {
         panic!("no rules")
     };
     let vtep = Some(ip(V6[1]));
-    apply(&lab.overlays[1], [NetAction::SetNft(Some(Nft { vtep, ..rules }))]).await;
+    apply(&lab.overlays[1], [NetAction::SetNft(Some(Nft { vtep, ..*rules }.into()))]).await;
     lab.hosts[1].ok("nft insert rule inet meshd from_peer drop");
     assert!(lab.pods[0].pings("fd01:0:0:1::12"));
     // VXLAN of a stranger is dropped.

@@ -191,7 +191,7 @@ async fn vxlan_of_a_peer_takes_the_short_way() {
             vtep: Some(ip(vtep)),
             ..nft(&lab.net, &[peer], false)
         };
-        apply(&lab.overlays[1], [NetAction::SetNft(Some(want))]).await;
+        apply(&lab.overlays[1], [NetAction::SetNft(Some(want.into()))]).await;
     };
     set(UNDERLAY[0], UNDERLAY[1]).await;
     // Past the look at whether the address is the host's, and past what comes later in `input`.
