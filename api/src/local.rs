@@ -56,6 +56,14 @@ pub enum Error {
     /// The connection broke, or what came is not HTTP.
     #[error("the connection to meshd broke")]
     Broken(#[source] hyper::Error),
+    /// As [`Self::Broken`], in the middle of a change.
+    #[error(
+        "the connection to meshd broke before it answered: the change may have been made, look with ls or inspect before you repeat it"
+    )]
+    Cut(#[source] hyper::Error),
+    /// As [`Self::Timeout`], in the middle of a change.
+    #[error("meshd did not answer within {} s: the change may still be made, look with ls or inspect before you repeat it, and at meshd's log (journalctl -u meshd)", .0.as_secs())]
+    Late(Duration),
     /// The request can not be put into HTTP.
     #[error("the request can not be sent")]
     Request(#[source] http::Error),
@@ -165,6 +173,7 @@ impl LocalClient {
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Error> {
+        let reads = method == Method::GET;
         let whole = async {
             let (_conn, response) = self.send(method, path, body).await?;
             if !response.status().is_success() {
@@ -175,9 +184,12 @@ impl LocalClient {
             let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
             serde_json::from_slice(&body).map_err(Error::Json)
         };
-        timeout(self.limit, whole)
-            .await
-            .map_err(|Elapsed { .. }| Error::Timeout(self.limit))?
+        match timeout(self.limit, whole).await {
+            Ok(Err(Error::Broken(e))) if !reads => Err(Error::Cut(e)),
+            Ok(done) => done,
+            Err(Elapsed { .. }) if reads => Err(Error::Timeout(self.limit)),
+            Err(Elapsed { .. }) => Err(Error::Late(self.limit)),
+        }
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<(Connection, Response<Incoming>), Error> {

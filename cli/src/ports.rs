@@ -4,7 +4,11 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use mesh_api::rest::PortView;
-use mesh_core::objects::{Port, Protocol, PublishMode};
+use mesh_core::{
+    Refusal,
+    objects::{Port, Protocol, PublishMode},
+    spec::ServiceSpec,
+};
 
 const HINT: &str = "use [[ADDRESS:]PUBLISHED:]TARGET[/tcp|udp], like 8888:80, 53:5353/udp or 192.168.77.11:8888:80";
 
@@ -122,6 +126,34 @@ pub fn matches(wanted: &Port, port: &Port) -> bool {
     let published = wanted.published == 0 || wanted.published == port.published;
     let address = wanted.address.is_none() || wanted.address == port.address;
     (wanted.target, wanted.protocol) == (port.target, port.protocol) && published && address
+}
+
+/// Publishes more; what a service publishes already stays as it is, as with Docker.
+///
+/// # Errors
+/// A conflict when its published port is another one's of the service.
+pub fn add(spec: &mut ServiceSpec, more: Vec<Port>) -> Result<(), Refusal> {
+    for port in more {
+        // Without a number each is another one.
+        if port.published != 0 && spec.ports.contains(&port) {
+            continue;
+        }
+        let alike = |p: &&Port| (p.published, p.protocol) == (port.published, port.protocol);
+        let meets = |p: &&Port| p.address.is_none() || port.address.is_none() || p.address == port.address;
+        if let Some(other) = spec.ports.iter().find(|p| port.published != 0 && alike(p) && meets(p)) {
+            return Err(Refusal::conflict(format!(
+                "service {:?} publishes {} already: publish {} at another port, or give --publish-rm {}:{}/{} too",
+                spec.name,
+                display(&PortView::from(other)),
+                display(&PortView::from(&port)),
+                other.published,
+                other.target,
+                other.protocol.as_str()
+            )));
+        }
+        spec.ports.push(port);
+    }
+    Ok(())
 }
 
 /// For tables: `8888->80/tcp`, `192.168.77.11:8888->80/tcp`, `514->514/udp@host`.

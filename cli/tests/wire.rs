@@ -142,6 +142,13 @@ fn an_update_changes_only_what_is_named() {
         "source_ranges": [{"net": "10.1.0.0/16", "allow": false}], "selector": {"app": "web"}, "labels": {"new": "1"}});
     assert_eq!(put.body, json!({"version": 7, "spec": spec}));
 
+    let (_, put) = done(&s, "service update web --publish-add 8888:80 --label-rm none");
+    assert_eq!(
+        put.body["spec"]["ports"].as_array().map(Vec::len),
+        Some(1),
+        "published already: as it was, and a label that is not there is no error"
+    );
+
     let (_, put) = done(
         &s,
         "service update web --lb random --affinity 0s --lb-return direct --source-range-rm 10.1.0.0/16 --source-range-add 10.0.0.0/8 --selector-rm app --selector-add tier=front",
@@ -162,7 +169,7 @@ fn an_update_changes_only_what_is_named() {
         ("service update web --selector-rm tier", 3),
         ("service update web --affinity 2d", 2),
         ("service update web --network-rm kafka", 2),
-        ("service update web --publish-add 8888:81", 2),
+        ("service update web --publish-add 8888:81", 4),
     ] {
         let run = s.run(&words(line));
         assert_eq!(run.code, code, "{line}: {run:?}");

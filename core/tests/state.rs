@@ -49,6 +49,32 @@ fn a_second_init_is_refused() {
 }
 
 #[test]
+fn pools_that_the_host_routes_are_refused_by_its_route() {
+    let mut node = new_node(1, Role::Manager);
+    for (dst, dev) in [("172.16.0.0/12", "tun0"), ("192.0.2.0/24", "eth0")] {
+        let dst = dst.parse().unwrap();
+        node.host_routes.push(HostRoute { dst, dev: dev.into() });
+    }
+    let init = C::Init {
+        id: id(9),
+        ingress: id(10),
+        at: Timestamp::UNIX_EPOCH,
+        address_pools: vec!["172.20.0.0/16".parse().unwrap()],
+        subnet_prefix: 24,
+        ca_cert: String::new(),
+        ca_key: String::new(),
+        worker_secret: String::new(),
+        manager_secret: String::new(),
+        node,
+    };
+    let refusal = State::default().apply(1, &init).0.unwrap_err();
+    assert_eq!(refusal.kind, K::Conflict, "{refusal}");
+    for word in ["172.20.0.0/16", "the route 172.16.0.0/12 dev tun0;", "--default-addr-pool"] {
+        assert!(refusal.message.contains(word), "{word}: {refusal}");
+    }
+}
+
+#[test]
 fn the_network_of_the_readme() {
     let mut lab = Lab::new(1);
     let mut spec = network_spec("kafka", Some("172.30.0.0/16"));

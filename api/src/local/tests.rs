@@ -133,6 +133,20 @@ async fn waits_no_longer_than_the_limit() {
         matches!(error, Error::Timeout(limit) if limit == Duration::from_secs(60)),
         "{error}"
     );
+    let error = LocalClient::new(dir.path().join("s")).delete::<Value>("/").await.unwrap_err();
+    assert!(error.one_line().contains("the change may still be made"), "{error}");
+}
+
+#[tokio::test]
+async fn a_change_that_is_not_answered_may_have_been_made() {
+    // The head only: it broke off in the middle.
+    let begun = ["HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"];
+    let (_dir, client, _task) = server(&begun);
+    let line = client.post::<Value>("/v1/networks", &Value::Null).await.unwrap_err().one_line();
+    assert!(line.contains("the change may have been made") && line.contains("inspect"), "{line}");
+    let (_dir, client, _task) = server(&begun);
+    let line = client.get::<Value>("/v1/networks").await.unwrap_err().one_line();
+    assert!(line.starts_with("the connection to meshd broke: "), "{line}");
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ pub struct Update {
     /// Set a label; may be given several times
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::label)]
     pub label_add: Vec<(String, String)>,
-    /// Remove a label; may be given several times
+    /// Remove a label, if it is there; may be given several times
     #[arg(long, value_name = "KEY", value_parser = values::reference)]
     pub label_rm: Vec<String>,
 }

@@ -140,7 +140,7 @@ pub struct Update {
     /// Name or id
     #[arg(value_name = "SERVICE", value_parser = values::reference)]
     pub service: String,
-    /// Publish another port; may be given several times
+    /// Publish another port; one that is published so already stays; may be given several times
     #[arg(long, value_name = "SPEC", value_parser = ports::parse)]
     pub publish_add: Vec<Port>,
     /// Publish a port no more: TARGET[/udp] or [ADDRESS:]PUBLISHED:TARGET[/udp]; may be given several times
@@ -182,7 +182,7 @@ pub struct Update {
     /// Set a label; may be given several times
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::label)]
     pub label_add: Vec<(String, String)>,
-    /// Remove a label; may be given several times
+    /// Remove a label, if it is there; may be given several times
     #[arg(long, value_name = "KEY", value_parser = values::reference)]
     pub label_rm: Vec<String>,
 }

@@ -169,7 +169,7 @@ impl ServiceChanges {
         for key in &a.label_rm {
             spec.labels.remove(key);
         }
-        spec.ports.extend(a.publish_add);
+        ports::add(spec, a.publish_add)?;
         spec.labels.extend(a.label_add);
         spec.endpoint_mode = a.endpoint_mode.unwrap_or(spec.endpoint_mode);
         spec.algorithm = a.lb.unwrap_or(spec.algorithm);

@@ -29,7 +29,7 @@ pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timest
         .any(|p| p.addr().is_ipv4() && p.prefix_len() + 4 <= INGRESS_PREFIX);
     let prefix = if roomy { INGRESS_PREFIX } else { cluster.subnet_prefix };
     let pools: Vec<_> = cluster.address_pools.iter().copied().filter(|p| p.addr().is_ipv4()).collect();
-    let net = ipam::next_subnet(&pools, prefix, &taken)?;
+    let net = ipam::next_subnet(&pools, prefix, &taken).map_err(|e| covered(&pools, prefix, node).unwrap_or(e))?;
     let mut subnet = Subnet {
         subnet: net,
         gateway: net.network(),
@@ -66,6 +66,28 @@ pub(super) fn init(mut cluster: Cluster, ingress: Id, node: &NewNode, at: Timest
         put(Object::Node(Arc::new(node))),
     ];
     Ok((reply, changes))
+}
+
+/// Which of the first node's routes leave no room in the pools; `None` when it is not them.
+fn covered(pools: &[IpNet], prefix: u8, node: &NewNode) -> Option<Refusal> {
+    let said = |n: &IpNet| n.to_string();
+    let there: Vec<_> = node
+        .host_routes
+        .iter()
+        .filter(|r| pools.iter().any(|p| overlap(r.dst, *p)))
+        .collect();
+    let routes: Vec<_> = there.iter().take(3).map(|r| format!("{} dev {}", r.dst, r.dev)).collect();
+    let more = there.len().saturating_sub(routes.len());
+    (!there.is_empty()).then(|| {
+        Refusal::conflict(format!(
+            "no /{prefix} is free for the ingress network in the address pools ({}): host {} has the {} {}{}; give other pools (--default-addr-pool)",
+            pools.iter().map(said).collect::<Vec<_>>().join(", "),
+            node.hostname,
+            if there.len() == 1 { "route" } else { "routes" },
+            routes.join(", "),
+            if more > 0 { format!(" and {more} more") } else { String::new() },
+        ))
+    })
 }
 
 fn check_pools(cluster: &Cluster) -> Result<(), Refusal> {

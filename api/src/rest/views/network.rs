@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_core::{
-    Id,
+    Id, ipam,
     objects::{Endpoint, Labels, Network, Objects, Service, Subnet, Vip},
 };
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,7 @@ pub struct SubnetView {
     pub aux: BTreeMap<String, IpAddr>,
     /// Addresses that somebody has: gateway, auxiliary, virtual, endpoints', nodes'.
     pub used: u64,
-    /// The others, without the network's own and the broadcast address.
+    /// The others that can be handed out: of `ip_range`, or of all but the network's own and the broadcast address.
     pub free: u64,
 }
 
@@ -136,18 +136,17 @@ impl SubnetView {
     fn of(subnet: &Subnet, taken: &BTreeSet<IpAddr>) -> Self {
         let own = std::iter::once(subnet.gateway).chain(subnet.aux.values().copied());
         let used: BTreeSet<IpAddr> = taken.iter().copied().chain(own).filter(|ip| subnet.subnet.contains(ip)).collect();
-        let used = used.len() as u64;
-        let bits = u32::from(subnet.subnet.max_prefix_len() - subnet.subnet.prefix_len());
-        // Addresses that no host may have: the subnet's own and, with IPv4, the broadcast address.
-        let never = if subnet.subnet.addr().is_ipv4() { 2 } else { 1 };
-        let room = 1u64.checked_shl(bits).unwrap_or(u64::MAX).saturating_sub(never);
+        // What is outside the range that addresses are handed out of takes nothing from it.
+        let range = subnet.ip_range.unwrap_or(subnet.subnet);
+        let within = used.iter().filter(|ip| range.contains(*ip)).count() as u128;
+        let free = ipam::capacity(subnet).saturating_sub(within);
         Self {
             subnet: subnet.subnet,
             gateway: subnet.gateway,
             ip_range: subnet.ip_range,
             aux: subnet.aux.clone(),
-            used,
-            free: room.saturating_sub(used),
+            used: used.len() as u64,
+            free: u64::try_from(free).unwrap_or(u64::MAX),
         }
     }
 }
