@@ -60,27 +60,12 @@ fn sandbox() -> Sandbox {
 }
 
 fn endpoint(n: u64, on: u64) -> Arc<Endpoint> {
-    let endpoint = Endpoint {
-        id: id(n),
-        version: 1,
-        created_at: Default::default(),
-        name: format!("e{n}").into(),
-        labels: Default::default(),
-        node: id(on),
-        network: id(50),
-        ip: [10, 1, 0, 2].into(),
-        ip6: None,
-        mac: mesh_core::Mac::for_ip([10, 1, 0, 2].into()),
-        aliases: Default::default(),
-        service: None,
-        sandbox: sandbox(),
-        ifname: "eth0".into(),
-        state: EndpointState::Ready,
-        slot: 1,
-        weight: 1,
-        ports: Default::default(),
-        stopping: None,
-    };
+    let mut endpoint = Endpoint::new(id(n), Default::default(), &format!("e{n}"), (id(on), id(50)), [10, 1, 0, 2].into());
+    endpoint.version = 1;
+    endpoint.sandbox = sandbox();
+    endpoint.ifname = "eth0".into();
+    endpoint.state = EndpointState::Ready;
+    endpoint.slot = 1;
     Arc::new(endpoint)
 }
 

@@ -274,15 +274,15 @@ impl Host<'_> {
         for &e in self.endpoints_of(network) {
             match self.vtep(e) {
                 Some(vtep) => {
-                    out.neighs.extend(e.ips().map(|ip| neighbour(&bridge, ip, e.mac)));
+                    out.neighs.extend(e.ips().map(|ip| neighbour(&bridge, ip, e.mac())));
                     out.fdb.insert(Fdb {
                         dev: vxlan.clone(),
-                        mac: e.mac,
+                        mac: e.mac(),
                         vtep: Some(vtep),
                     });
                     out.fdb.insert(Fdb {
                         dev: vxlan.clone(),
-                        mac: e.mac,
+                        mac: e.mac(),
                         vtep: None,
                     });
                     self.remote(network, e, facts, out);
@@ -332,7 +332,7 @@ impl Host<'_> {
     fn endpoint(&self, network: &Network, e: &Endpoint, bridge: &str, mtu: u32, out: &mut Desired) {
         // The bridge has no link-local address to ask for a neighbour from.
         out.neighs
-            .extend(e.ips().filter(IpAddr::is_ipv6).map(|ip| neighbour(bridge, ip, e.mac)));
+            .extend(e.ips().filter(IpAddr::is_ipv6).map(|ip| neighbour(bridge, ip, e.mac())));
         let subnets = || e.ips().filter_map(|ip| Some((ip, network.subnet_of(ip)?)));
         let name = veth_name(e.id);
         let waits = e.sandbox.handover.is_some() && !e.sandbox.is_known();
@@ -348,7 +348,7 @@ impl Host<'_> {
             waits,
             taken,
             ifname: if waits { waiting_name(e.id) } else { e.ifname.to_string() },
-            mac: e.mac,
+            mac: e.mac(),
             addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),
             gateways,
             returns,
@@ -364,7 +364,7 @@ impl Host<'_> {
         );
         out.fdb.insert(Fdb {
             dev: name.clone(),
-            mac: e.mac,
+            mac: e.mac(),
             vtep: None,
         });
         for program in [lb::Program::FromContainer, lb::Program::ToContainer] {
@@ -384,7 +384,7 @@ impl Host<'_> {
                 slot: e.slot,
                 ip4: e.ip4(),
                 ip6: e.ip6(),
-                mac: e.mac,
+                mac: e.mac(),
                 gateway_mac: Mac::for_ip(gateway),
                 network: vni,
                 vxlan,

@@ -224,7 +224,7 @@ impl State {
             }
             Object::Endpoint(e) => {
                 self.names.insert((kind, Some(e.network), e.name.to_ascii_lowercase()), id);
-                self.macs.insert(e.mac, id);
+                self.macs.insert(e.mac(), id);
                 for p in &e.ports {
                     self.node_ports.entry((p.protocol, p.published)).or_default().insert(id);
                 }
@@ -252,7 +252,7 @@ impl State {
             }
             Object::Endpoint(e) => {
                 self.names.remove(&(kind, Some(e.network), e.name.to_ascii_lowercase()));
-                self.macs.remove(&e.mac);
+                self.macs.remove(&e.mac());
                 for p in &e.ports {
                     forget(&mut self.node_ports, (p.protocol, p.published), id);
                 }

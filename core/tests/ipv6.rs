@@ -125,7 +125,11 @@ fn ranges_that_no_network_can_have() {
     far.aux_addresses = [("router".to_owned(), ip("fd03::100"))].into();
     make(&mut lab, 2, far);
     let e = lab.attach(endpoint(1, 1, "m", None));
-    assert_eq!((e.ip, e.ip6), (ip("fd03::101"), None), "in the range, behind the aux address");
+    assert_eq!(
+        (e.ip, e.ip6.as_deref()),
+        (ip("fd03::101"), None),
+        "in the range, behind the aux address"
+    );
 }
 
 #[test]
@@ -136,7 +140,7 @@ fn addresses_are_given_and_given_back_together() {
     assert_eq!(texts(s.vips[0].ips()), ["172.30.0.2", "fd02::2"]);
     let e = lab.attach(endpoint(1, 1, "n", Some("web")));
     assert_eq!(texts(e.ips()), ["172.30.0.3", "fd02::3"]);
-    assert_eq!(e.mac, Mac::for_ip(e.ip), "made from the IPv4 address");
+    assert_eq!(e.mac(), Mac::for_ip(e.ip), "made from the IPv4 address");
     // Chosen, by either option.
     let ask = |n, ip4: Option<&str>, ip6: Option<&str>| NewEndpoint {
         ip: ip4.map(ip),
@@ -192,7 +196,7 @@ fn an_automatic_ethernet_address_is_nobody_elses_to_choose() {
     lab.attach(ask(2, "n", taken));
     let e = lab.attach(endpoint(3, 1, "six", None));
     assert_eq!(e.ip, ip("fd02::2"));
-    assert!(e.mac != taken && e.mac.is_usable());
+    assert!(e.mac() != taken && e.mac().is_usable());
     lab.refused(
         attach(ask(4, "six", Mac::for_ip(ip("fd02::1")))),
         K::Conflict,
@@ -277,9 +281,9 @@ fn a_host_carries_both_families() {
     assert_eq!(
         d.neighs,
         BTreeSet::from([
-            neigh(&bridge, there.ip, there.mac),
-            neigh(&bridge, there.ip6().unwrap().into(), there.mac),
-            neigh(&bridge, here.ip6().unwrap().into(), here.mac),
+            neigh(&bridge, there.ip, there.mac()),
+            neigh(&bridge, there.ip6().unwrap().into(), there.mac()),
+            neigh(&bridge, here.ip6().unwrap().into(), here.mac()),
             neigh(&dev, peer.ingress_ip, peer.ingress_mac()),
             neigh(&dev, ip("fd00:0:1::1002"), peer.ingress_mac()),
         ])

@@ -323,10 +323,9 @@ fn published_sets_are_of_both_families_and_local() {
             .slot
             .is_multiple_of(2)
             .then(|| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, e.slot as u16));
-        std::sync::Arc::new(Endpoint {
-            ip6: ip6.map(Box::new),
-            ..Endpoint::clone(e)
-        })
+        let mut both = Endpoint::clone(e);
+        both.ip6 = ip6.map(Box::new);
+        std::sync::Arc::new(both)
     };
     all.endpoints = all.endpoints.values().map(both).collect();
     let mut service = Service::clone(all.services.values().next().unwrap());

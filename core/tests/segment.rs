@@ -116,11 +116,9 @@ fn there_is_room_for_so_many() {
     let mut objects = lab.state.objects().clone();
     let first = lab.attach(endpoint(2, 2, "n1", None));
     for n in 0..lb::REMOTES as u32 + 10 {
-        let one = Endpoint {
-            id: id(0x10_0000 + u64::from(n)),
-            ip: std::net::Ipv4Addr::from(0xac11_0000 + n).into(),
-            ..first.clone()
-        };
+        let mut one = first.clone();
+        one.id = id(0x10_0000 + u64::from(n));
+        one.ip = std::net::Ipv4Addr::from(0xac11_0000 + n).into();
         objects.endpoints.insert(std::sync::Arc::new(one));
     }
     let d = intent::desired(&objects, 1, id(1), node_id(1), &facts(1));

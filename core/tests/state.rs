@@ -84,7 +84,7 @@ fn the_network_of_the_readme() {
     e.ip = Some(ip("172.30.5.5"));
     let e = lab.attach(e);
     assert_eq!(
-        (e.ip, e.mac.to_string().as_str(), &*e.ifname),
+        (e.ip, e.mac().to_string().as_str(), &*e.ifname),
         (ip("172.30.5.5"), "02:6d:ac:1e:05:05", "eth0")
     );
     assert_eq!(lab.attach(endpoint(2, 1, "KAFKA", None)).ip, ip("172.30.0.2"), "names have no case");
@@ -423,7 +423,7 @@ proptest! {
             for e in all.endpoints.values() {
                 prop_assert!(fits(&e.network, &e.ips().collect::<Vec<_>>()));
                 prop_assert!(e.ips().all(|ip| ips.insert((e.network, ip))), "{}", e.ip);
-                prop_assert!(macs.insert(e.mac), "{}", e.mac);
+                prop_assert!(macs.insert(e.mac()), "{}", e.mac());
             }
             for v in all.services.values().flat_map(|s| &s.vips) {
                 prop_assert!(fits(&v.network, &v.ips().collect::<Vec<_>>()));

@@ -114,7 +114,7 @@ async fn one(app: &App, engine: &Engine, e: &Endpoint, theirs: &str, container: 
     let netns = format!("/proc/{pid}/ns/net");
     let inside = Occupied::of(&netns).await.map_err(|e| chain(&e))?;
     // Its first process ended, and another has its id.
-    let Some(ifname) = inside.with_mac(e.mac) else { return Ok(false) };
+    let Some(ifname) = inside.with_mac(e.mac()) else { return Ok(false) };
     let inode = mesh_overlay::netns::inode(&netns).map_err(|e| e.to_string())?;
     let place = Place {
         container: container.name(),

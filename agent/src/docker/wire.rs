@@ -504,7 +504,7 @@ pub fn ports(options: &Map<String, Value>) -> Result<(Vec<Port>, Vec<PortRange>)
 pub fn left(interface: &Interface, e: &Endpoint, network: &Network) -> Interface {
     let ip6 = e.ip6().filter(|_| interface.address_ipv6.is_empty());
     let ip6 = ip6.and_then(|ip| Some(with_prefix(ip.into(), network.subnet_of(ip.into())?)));
-    let mac = Some(e.mac.to_string()).filter(|_| interface.mac_address.is_empty());
+    let mac = Some(e.mac().to_string()).filter(|_| interface.mac_address.is_empty());
     Interface {
         address: String::new(),
         address_ipv6: ip6.unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
 use mesh_core::{
-    Id, Mac,
+    Id,
     objects::{
         Algorithm, Availability, Dataplane, Endpoint, EndpointMode, EndpointState, Labels, LbReturn, Network, Node, NodeState, Objects,
         Place, Port, Protocol, PublishMode, Role, Sandbox, Service, SourceRange, Subnet, Vip,
@@ -73,34 +73,28 @@ fn network(n: u64, name: &str, subnet: &str, gateway: &str) -> Network {
 }
 
 fn endpoint(n: u64, on: u64, ip: &str, state: EndpointState) -> Endpoint {
-    Endpoint {
-        id: id(n),
-        version: 7,
-        created_at: Timestamp::UNIX_EPOCH,
-        name: format!("web{n}").into(),
-        labels: Default::default(),
-        node: id(on),
-        network: id(SHOP),
-        ip: ip.parse().unwrap(),
-        ip6: None,
-        mac: Mac::for_ip(ip.parse().unwrap()),
-        aliases: vec!["www".into()].into(),
-        service: Some(id(WEB)),
-        sandbox: Sandbox::new(
-            n,
-            Place {
-                container: format!("netns:web{n}"),
-                netns: format!("/run/netns/web{n}"),
-                ..Place::default()
-            },
-        ),
-        ifname: "eth0".into(),
-        state,
-        slot: n as u32,
-        weight: 1,
-        ports: Default::default(),
-        stopping: None,
-    }
+    let mut endpoint = Endpoint::new(
+        id(n),
+        Timestamp::UNIX_EPOCH,
+        &format!("web{n}"),
+        (id(on), id(SHOP)),
+        ip.parse().unwrap(),
+    );
+    endpoint.version = 7;
+    endpoint.aliases = vec!["www".into()].into();
+    endpoint.service = Some(id(WEB));
+    endpoint.sandbox = Sandbox::new(
+        n,
+        Place {
+            container: format!("netns:web{n}"),
+            netns: format!("/run/netns/web{n}"),
+            ..Place::default()
+        },
+    );
+    endpoint.ifname = "eth0".into();
+    endpoint.state = state;
+    endpoint.slot = n as u32;
+    endpoint
 }
 
 /// Two nodes; the ingress network; a network with a service of three endpoints.

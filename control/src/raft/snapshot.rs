@@ -181,34 +181,21 @@ mod tests {
     use crate::raft::types::{LogId, Membership};
 
     fn endpoint(n: u64) -> Object {
-        Object::Endpoint(Arc::new(Endpoint {
-            id: Id::from_bits(n),
-            version: n,
-            created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
-            name: format!("e{n}").into(),
-            labels: Default::default(),
-            node: Id::from_bits(1),
-            network: Id::from_bits(2),
-            ip: "10.0.0.2".parse().unwrap(),
-            ip6: None,
-            mac: mesh_core::Mac::for_ip("10.0.0.2".parse().unwrap()),
-            aliases: Default::default(),
-            service: None,
-            sandbox: Sandbox::new(
-                1,
-                Place {
-                    container: "netns:x".into(),
-                    netns: "/run/netns/x".into(),
-                    ..Place::default()
-                },
-            ),
-            ifname: "eth0".into(),
-            state: EndpointState::Ready,
-            slot: 1,
-            weight: 1,
-            ports: Default::default(),
-            stopping: None,
-        }))
+        let (at, ip) = ("2026-01-01T00:00:00Z".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let mut endpoint = Endpoint::new(Id::from_bits(n), at, &format!("e{n}"), (Id::from_bits(1), Id::from_bits(2)), ip);
+        endpoint.version = n;
+        endpoint.sandbox = Sandbox::new(
+            1,
+            Place {
+                container: "netns:x".into(),
+                netns: "/run/netns/x".into(),
+                ..Place::default()
+            },
+        );
+        endpoint.ifname = "eth0".into();
+        endpoint.state = EndpointState::Ready;
+        endpoint.slot = 1;
+        Object::Endpoint(Arc::new(endpoint))
     }
 
     fn objects(ids: impl IntoIterator<Item = u64>) -> Objects {

@@ -117,7 +117,7 @@ impl Host<'_> {
                     if let Some(vtep) = self.vtep(e) {
                         out.fdb.insert(Fdb {
                             dev: ingress_dev.to_owned(),
-                            mac: e.mac,
+                            mac: e.mac(),
                             vtep: Some(vtep),
                         });
                     }
@@ -179,7 +179,7 @@ impl Host<'_> {
             let row = lb::Backend {
                 ip4: e.ip4(),
                 ip6: e.ip6(),
-                mac: e.mac,
+                mac: e.mac(),
                 node: self.objects.nodes.get(&e.node).and_then(|n| v4(n.ingress_ip)),
                 local: e.node == self.node.id,
                 accepting: self.weight(e) > 0,

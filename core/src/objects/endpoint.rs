@@ -1,5 +1,7 @@
 //! Endpoints: the interfaces of containers in networks.
 
+mod written;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::{Deref, DerefMut},
@@ -154,58 +156,137 @@ pub struct Handover {
 ///
 /// As in libnetwork, an endpoint is one attachment: a container on two networks has two endpoints
 /// with the same sandbox.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+///
+/// Every host has all endpoints of the cluster, so what few of them have is kept apart, and reads as if it were
+/// here ([`Rare`]).
+#[derive(Clone, Debug)]
 pub struct Endpoint {
     /// Its id.
     pub id: Id,
     /// Raft index of the last change.
     pub version: u64,
-    /// When it was made.
-    pub created_at: Timestamp,
+    /// Nanoseconds since 1970.
+    created: i64,
     /// Its name: a DNS label, unique in its network.
     pub name: Box<str>,
-    /// Its labels.
-    pub labels: Seldom<Labels>,
     /// The node that it is on.
     pub node: Id,
     /// Its network.
     pub network: Id,
     /// Its address: IPv4, or IPv6 in a network that has only that.
     pub ip: IpAddr,
-    /// Its IPv6 address in a network that has both.
-    #[serde(default)]
-    pub ip6: Option<Box<Ipv6Addr>>,
-    /// Its Ethernet address.
-    pub mac: Mac,
-    /// Further names in this network.
-    pub aliases: Seldom<Vec<String>>,
     /// The service that it serves.
     pub service: Option<Id>,
     /// Its namespace.
     pub sandbox: Sandbox,
-    /// Name of its interface inside the namespace.
-    pub ifname: Box<str>,
     /// Where it is in its life.
     pub state: EndpointState,
     /// Data-plane number, unique in the cluster and never reused.
     pub slot: u32,
+    /// `None` is as the default.
+    rare: Option<Box<Rare>>,
+}
+
+/// What most endpoints have the default of, as other nodes know them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rare {
+    /// Its labels.
+    pub labels: Seldom<Labels>,
+    /// Its IPv6 address in a network that has both.
+    pub ip6: Option<Box<Ipv6Addr>>,
+    /// Its Ethernet address, where that does not follow from its address.
+    mac: Option<Mac>,
+    /// Further names in this network.
+    pub aliases: Seldom<Vec<String>>,
+    /// Name of its interface inside the namespace.
+    pub ifname: String,
     /// How many new flows it takes, beside the others of its service; 0: none.
-    #[serde(default = "one")]
     pub weight: u32,
     /// Ports of its own, published on its node only ([`PublishMode::Host`]).
-    #[serde(default)]
+    ///
+    /// [`PublishMode::Host`]: super::PublishMode::Host
     pub ports: Seldom<Vec<Port>>,
     /// Its container was asked to stop, and has ended by then; one that runs on does not mean to stop. Its
     /// node says so, whatever the operator says by `state`.
-    #[serde(default)]
     pub stopping: Option<Box<Timestamp>>,
 }
 
-fn one() -> u32 {
-    1
+static USUAL: Rare = Rare {
+    labels: Seldom::EMPTY,
+    ip6: None,
+    mac: None,
+    aliases: Seldom::EMPTY,
+    ifname: String::new(),
+    weight: 1,
+    ports: Seldom::EMPTY,
+    stopping: None,
+};
+
+impl Default for Rare {
+    fn default() -> Self {
+        USUAL.clone()
+    }
+}
+
+impl Deref for Endpoint {
+    type Target = Rare;
+
+    fn deref(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&USUAL)
+    }
+}
+
+impl DerefMut for Endpoint {
+    fn deref_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+}
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |e: &Self| (e.id, e.version, e.created, e.node, e.network, e.ip, e.service, e.state, e.slot);
+        of(self) == of(other) && self.name == other.name && self.sandbox == other.sandbox && **self == **other
+    }
 }
 
 impl Endpoint {
+    /// One that is starting, with the Ethernet address that follows from its address, and otherwise nothing.
+    /// `created_at` is kept as far as nanoseconds since 1970 fit 64 bits.
+    pub fn new(id: Id, created_at: Timestamp, name: &str, (node, network): (Id, Id), ip: IpAddr) -> Self {
+        let nanoseconds = created_at.as_nanosecond().clamp(i64::MIN.into(), i64::MAX.into());
+        Self {
+            id,
+            version: 0,
+            created: i64::try_from(nanoseconds).unwrap_or_default(),
+            name: name.into(),
+            node,
+            network,
+            ip,
+            service: None,
+            sandbox: Sandbox::default(),
+            state: EndpointState::Starting,
+            slot: 0,
+            rare: None,
+        }
+    }
+
+    /// When it was made.
+    pub fn created_at(&self) -> Timestamp {
+        Timestamp::from_nanosecond(self.created.into()).unwrap_or_default()
+    }
+
+    /// Its Ethernet address.
+    pub fn mac(&self) -> Mac {
+        self.rare.as_ref().and_then(|r| r.mac).unwrap_or_else(|| Mac::for_ip(self.ip))
+    }
+
+    /// Gives it an Ethernet address.
+    pub fn set_mac(&mut self, mac: Mac) {
+        if mac != self.mac() {
+            self.deref_mut().mac = Some(mac).filter(|mac| *mac != Mac::for_ip(self.ip));
+        }
+    }
+
     /// It takes new flows, as far as it is about itself.
     pub fn takes_new(&self) -> bool {
         self.state == EndpointState::Ready && self.stopping.is_none()
@@ -220,7 +301,10 @@ impl Endpoint {
     pub fn seen_from(&mut self, node: Id) {
         if self.node != node {
             self.sandbox.place = None;
-            self.ifname = Box::default();
+            if !self.ifname.is_empty() {
+                self.ifname = String::new();
+            }
+            self.rare.take_if(|rare| **rare == USUAL);
         }
     }
 

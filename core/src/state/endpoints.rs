@@ -88,27 +88,17 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
     }
     let (ip, ip6) = addresses(state, new, &mut network, &leased)?;
     let mac = mac(state, new.mac, ip, &network)?;
-    let endpoint = Endpoint {
-        id: new.id,
-        version: index,
-        created_at: at,
-        name: new.name.as_str().into(),
-        labels: new.labels.clone().into(),
-        node: node.id,
-        network: network.id,
-        ip,
-        ip6: ip6.map(Box::new),
-        mac,
-        aliases: new.aliases.clone().into(),
-        service: service.map(|s| s.id),
-        sandbox,
-        ifname: ifname.into(),
-        state: EndpointState::Starting,
-        slot: services::take_slot(&mut cluster),
-        weight: 1,
-        ports: ports.into(),
-        stopping: None,
-    };
+    let mut endpoint = Endpoint::new(new.id, at, &new.name, (node.id, network.id), ip);
+    endpoint.version = index;
+    endpoint.labels = new.labels.clone().into();
+    endpoint.ip6 = ip6.map(Box::new);
+    endpoint.set_mac(mac);
+    endpoint.aliases = new.aliases.clone().into();
+    endpoint.service = service.map(|s| s.id);
+    endpoint.sandbox = sandbox;
+    endpoint.ifname = ifname;
+    endpoint.slot = services::take_slot(&mut cluster);
+    endpoint.ports = ports.into();
     let reply = Reply::Endpoint(Box::new(endpoint.clone()));
     Ok((
         reply,
@@ -264,7 +254,7 @@ pub(super) fn learn(state: &State, id: Id, learnt: &Learnt, index: u64) -> Effec
     }
     if let Some(ifname) = &learnt.ifname {
         check_ifname(ifname)?;
-        endpoint.ifname = ifname.as_str().into();
+        endpoint.ifname.clone_from(ifname);
     }
     if let Some(aliases) = &learnt.aliases {
         endpoint.aliases = aliases.clone().into();

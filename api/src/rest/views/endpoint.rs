@@ -93,7 +93,7 @@ impl MemberView {
             network: network_name(endpoint.network, all),
             ip: endpoint.ip,
             ip6: endpoint.ip6.as_deref().copied(),
-            mac: endpoint.mac,
+            mac: endpoint.mac(),
             state: StateView::of(endpoint, all),
             weight: endpoint.weight,
         }
@@ -189,7 +189,7 @@ impl EndpointView {
             prefix_len6: subnet6.map(|s| s.subnet.prefix_len()),
             gateway6: subnet6.map(|s| s.gateway),
             mtu: network.map(|n| all.mtu(n)),
-            mac: endpoint.mac,
+            mac: endpoint.mac(),
             ifname: endpoint.ifname.to_string(),
             container: endpoint.sandbox.container.clone(),
             aliases: endpoint.aliases.to_vec(),
@@ -198,7 +198,7 @@ impl EndpointView {
             state: StateView::of(endpoint, all),
             weight: endpoint.weight,
             ports: endpoint.ports.iter().map(PortView::from).collect(),
-            created_at: endpoint.created_at,
+            created_at: endpoint.created_at(),
             version: endpoint.version,
         }
     }
