@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use mesh_core::{
     Id, Refusal,
     objects::{Object, Objects, Role},
+    spec::unknown,
 };
 use serde::{Deserialize, Serialize};
 
@@ -96,14 +97,13 @@ pub struct Answer {
 
 /// Selects what `query` asks for. Nothing of the cluster object is ever selected.
 pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
-    let none = |what: &str, r: &str| Refusal::not_found(format!("no {what} named {r:?}: see meshctl {what} ls"));
     let nodes = || all.nodes.values().cloned().map(Object::Node);
     let mut out = Vec::new();
     match query {
         Query::Head | Query::Token(_) => {}
         Query::Nodes | Query::Applied | Query::Authority => out.extend(nodes()),
         Query::Node(r) => {
-            let node = all.node(r).ok_or_else(|| none("node", r))?;
+            let node = all.node(r).ok_or_else(|| unknown("node", r))?;
             out.push(Object::Node(node.clone()));
             out.extend(all.endpoints.on_node(node.id).cloned().map(Object::Endpoint));
         }
@@ -111,7 +111,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
             out.extend(all.iter().filter(|o| !matches!(o, Object::Cluster(_))));
         }
         Query::Network(r) => {
-            let net = all.network(r).ok_or_else(|| none("network", r))?;
+            let net = all.network(r).ok_or_else(|| unknown("network", r))?;
             out.push(Object::Network(net.clone()));
             out.extend(nodes());
             out.extend(
@@ -124,7 +124,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
             out.extend(all.endpoints.in_network(net.id).cloned().map(Object::Endpoint));
         }
         Query::Service(r) => {
-            let svc = all.service(r).ok_or_else(|| none("service", r))?;
+            let svc = all.service(r).ok_or_else(|| unknown("service", r))?;
             out.push(Object::Service(svc.clone()));
             out.extend(nodes());
             out.extend(
@@ -139,7 +139,7 @@ pub fn select(all: &Objects, query: &Query) -> Result<Vec<Object>, Refusal> {
         Query::Endpoint(r) => {
             let by_id = r.parse().ok().and_then(|id: Id| all.endpoints.get(&id));
             let ep = by_id.or_else(|| all.endpoints.values().find(|e| e.name.eq_ignore_ascii_case(r)));
-            let ep = ep.ok_or_else(|| none("endpoint", r))?;
+            let ep = ep.ok_or_else(|| unknown("endpoint", r))?;
             out.push(Object::Endpoint(ep.clone()));
             // All nodes: the network's MTU follows from every underlay.
             out.extend(nodes());

@@ -118,6 +118,17 @@ pub fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     Err(Refusal::malformed(format!("{what} name {wrong}: use {rule}")))
 }
 
+/// The error for a name or id that nothing has; `what` is a kind of object, and a command. A name that is longer
+/// than any can be is shortened.
+pub fn unknown(what: &str, reference: &str) -> Refusal {
+    let named = if reference.len() > 63 {
+        crop(reference)
+    } else {
+        reference.to_owned()
+    };
+    Refusal::not_found(format!("no {what} named {named:?}: see meshctl {what} ls"))
+}
+
 fn crop(s: &str) -> String {
     let head: String = s.chars().take(24).collect();
     if head.len() < s.len() { format!("{head}…") } else { head }

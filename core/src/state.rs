@@ -23,6 +23,7 @@ use crate::{
     Id, Mac, Refusal,
     command::{Command, Outcome, Reply},
     objects::{Change, Cluster, Endpoint, Kind, Network, Node, Object, Objects, Port, Protocol, Role, Service},
+    spec::unknown,
 };
 
 /// The objects, and indexes over them that are derived, never stored.
@@ -309,8 +310,7 @@ impl State {
             Kind::Service => "service",
             Kind::Endpoint => "endpoint",
         };
-        id.and_then(|id| all.get(&id))
-            .ok_or_else(|| Refusal::not_found(format!("no {what} named {r:?}: see meshctl {what} ls")))
+        id.and_then(|id| all.get(&id)).ok_or_else(|| unknown(what, r))
     }
 
     fn named(&self, kind: Kind, scope: Option<Id>, name: &str) -> Option<Id> {

@@ -75,6 +75,16 @@ fn pools_that_the_host_routes_are_refused_by_its_route() {
 }
 
 #[test]
+fn a_name_that_nothing_has_is_told_but_not_at_length() {
+    let mut lab = Lab::new(1);
+    let remove = |name: &str| C::NetworkRemove { network: name.into() };
+    let longest = "n".repeat(63);
+    lab.refused(remove(&longest), K::NotFound, &[&longest, "meshctl network ls"]);
+    let refusal = lab.apply(remove(&"ä".repeat(10_000))).unwrap_err();
+    assert!(refusal.kind == K::NotFound && refusal.message.len() < 200, "{refusal}");
+}
+
+#[test]
 fn the_network_of_the_readme() {
     let mut lab = Lab::new(1);
     let mut spec = network_spec("kafka", Some("172.30.0.0/16"));

@@ -11,6 +11,7 @@ use mesh_core::{
     command::{Command, NewEndpoint, Reply},
     intent::vxlan_name,
     objects::{Endpoint, Handover, Labels, Network, Object, Place, Sandbox},
+    spec::unknown,
 };
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -25,7 +26,7 @@ async fn network(app: &App, r: &str) -> Result<Arc<Network>, Refusal> {
         Object::Network(n) => Some(n),
         _ => None,
     });
-    found.ok_or_else(|| Refusal::not_found(format!("no network named {r:?}: see meshctl network ls")))
+    found.ok_or_else(|| unknown("network", r))
 }
 
 /// The network that an address is of: no two have ranges that overlap.

@@ -11,7 +11,7 @@ use axum::{
 use bytes::Bytes;
 use futures::StreamExt;
 use mesh_api::rest::{FlowsQuery, TrafficView, paths};
-use mesh_core::Refusal;
+use mesh_core::spec::unknown;
 
 use super::{Answer, Args, Ctx, Refused, answer};
 use crate::{app::App, traffic};
@@ -32,8 +32,7 @@ async fn flows(State(app): Ctx, Args(q): Args<FlowsQuery>) -> Result<Response, R
         Some(r) => {
             let view = app.ledger.view();
             let found = view.objects.service(r).map(|s| s.id);
-            let none = || Refusal::not_found(format!("no service named {r:?}: see meshctl service ls"));
-            Some(found.ok_or_else(none)?)
+            Some(found.ok_or_else(|| unknown("service", r))?)
         }
         None => None,
     };
