@@ -1,14 +1,12 @@
 //! The maps, defined by the table in `mesh_ebpf_common::spec`.
 
-use core::ptr;
-
 use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, lpm_trie::Key},
 };
 use mesh_ebpf_common::{
     Reason,
-    rows::{self, Addr, FlowKey, PortKey, Published},
+    rows::{self, Addr, PortKey, Published},
     spec,
 };
 
@@ -151,12 +149,8 @@ pub fn begin(skb: Skb) -> Option<&'static mut Work> {
     // SAFETY: this CPU's own slot, taken once per program run; programs do not nest.
     let w = SCRATCH.get_ptr_mut(0).map(|w| unsafe { &mut *w })?;
     (w.len, w.ifindex) = (skb.len(), skb.ifindex());
-    let key = ptr::from_mut(&mut w.key).cast::<u32>();
-    for i in 0..size_of::<FlowKey>() / 4 {
-        // Volatile: else it becomes a call of memset, which goes byte by byte and takes as long as a look-up.
-        // SAFETY: words of integers, within the key.
-        unsafe { key.add(i).write_volatile(0) };
-    }
+    (w.key.src, w.key.dst) = (Addr([0; 4]), Addr([0; 4]));
+    (w.key.proto, w.key.sport, w.key.dport) = (0, 0, 0);
     (w.service, w.backend) = (0, 0);
     Some(w)
 }

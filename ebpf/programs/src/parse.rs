@@ -221,6 +221,7 @@ pub fn packet(skb: Skb, w: &mut Work) -> Packet {
         w.tcp.seq = [udp.len[0], udp.len[1], udp.checksum[0], udp.checksum[1]];
         (w.key.sport, w.key.dport) = (u16::from_be_bytes(udp.sport), u16::from_be_bytes(udp.dport));
     }
+    w.key.zero = [0; 3];
     Packet::Flow
 }
 

@@ -116,7 +116,7 @@ fn upper<const AT: u32>(skb: Skb, w: &mut Work, proto: u8, shape: &Shape) -> Opt
         return None;
     };
     (w.key.sport, w.key.dport) = (u16::from_be_bytes(sport), u16::from_be_bytes(dport));
-    w.key.proto = proto;
+    (w.key.proto, w.key.zero) = (proto, [0; 3]);
     Some(flags)
 }
 

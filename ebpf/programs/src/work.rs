@@ -37,7 +37,7 @@ const _: () = assert!(offset_of!(Work, tcp) % 2 == 0 && offset_of!(Work, udp) % 
 /// One program run's memory. Everything is written before it is read in the same run.
 #[repr(C)]
 pub struct Work {
-    /// The packet's own 5-tuple, zero where nothing was parsed yet; the addresses are there as soon as the head is.
+    /// The packet's own 5-tuple; the addresses are there as soon as the head is parsed.
     pub key: FlowKey,
     /// The tuple of the opposite direction at the backend.
     pub reply_key: FlowKey,
