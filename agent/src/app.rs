@@ -15,7 +15,7 @@ use mesh_core::{
     Id, Mac, Refusal, RefusalKind,
     command::{Command, NewEndpoint, PortRange, Reply},
     lb::{Hook, Program},
-    objects::{Endpoint, EndpointState, Object, Port},
+    objects::{Bandwidth, Endpoint, EndpointState, Object, Port},
 };
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -95,9 +95,16 @@ impl App {
     /// work here. Whatever fails, nothing stays.
     pub async fn connect(&self, network: &str, request: ConnectRequest) -> Result<Id, Refusal> {
         let node = self.own_node().await?;
+        let bandwidth = request.bandwidth.map(Bandwidth::from).filter(Bandwidth::is_limit);
+        if let Some(bandwidth) = &bandwidth {
+            bandwidth.check()?;
+        }
         let mut found = sandbox::find(&request.container, &self.config.engines()).await?;
         if let Some(sibling) = self.sibling(node, found.sandbox.inode) {
             found.sandbox.routed = sibling.sandbox.routed;
+        }
+        if bandwidth.is_some() {
+            found.sandbox.bandwidth = bandwidth.map(Box::new);
         }
         let endpoint = NewEndpoint {
             id: fresh_id(),

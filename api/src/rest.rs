@@ -29,7 +29,10 @@ pub use requests::{
 };
 pub use status::{Check, DataplaneView, Doctor, ManagerView, NodeName, Peer, StatusView};
 pub use traffic::{BackendTraffic, MapUse, ReasonCount, TrafficView};
-pub use views::{EndpointView, MemberView, NetworkView, NodeView, PortView, ServiceView, SourceRangeView, StateView, SubnetView, VipView};
+pub use views::{
+    BandwidthView, EndpointView, MemberView, NetworkView, NodeView, PortView, RateView, ServiceView, SourceRangeView, StateView,
+    SubnetView, VipView,
+};
 
 /// Paths, as route templates: `{ref}` is an id or a name, `{role}` is `worker` or `manager`.
 pub mod paths {

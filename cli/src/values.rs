@@ -11,7 +11,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ipnet::IpNet;
 use mesh_core::{
     Mac,
-    objects::{Algorithm, Availability, EndpointMode, EndpointState, LbReturn, Role, SourceRange},
+    objects::{Algorithm, Availability, EndpointMode, EndpointState, LEAST_RATE, LbReturn, Role, SourceRange},
     spec::{MOST_WEIGHT, check_name, check_weight},
 };
 
@@ -204,6 +204,23 @@ pub fn source_net(s: &str) -> Result<IpNet, String> {
     source_range(s).map(|r| r.net)
 }
 
+/// Bits per second, with a decimal prefix.
+pub fn rate(s: &str) -> Result<u64, String> {
+    let hint = || format!("not a rate: use bits per second, {LEAST_RATE} at least, like 500K, 20M or 1G");
+    let prefixes = [
+        ("k", 1_000),
+        ("K", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+    ];
+    let found = prefixes.iter().find_map(|(prefix, by)| Some((s.strip_suffix(prefix)?, *by)));
+    let (number, by) = found.unwrap_or((s, 1));
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    let rate = number.parse::<u64>().ok().filter(|_| digits).and_then(|n| n.checked_mul(by));
+    rate.filter(|rate| *rate >= LEAST_RATE).ok_or_else(hint)
+}
+
 /// An endpoint's weight.
 pub fn weight(s: &str) -> Result<u32, String> {
     let weight = s.parse().map_err(|_| format!("not a weight: use 0 to {MOST_WEIGHT}"))?;
@@ -216,6 +233,36 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn rates() {
+        for (text, bits) in [
+            ("8", 8),
+            ("500K", 500_000),
+            ("500k", 500_000),
+            ("20M", 20_000_000),
+            ("1G", 1_000_000_000),
+            ("2T", 2_000_000_000_000),
+        ] {
+            assert_eq!(rate(text), Ok(bits), "{text}");
+        }
+        for bad in [
+            "",
+            "0",
+            "7",
+            "M",
+            "-1",
+            "+1M",
+            "1.5M",
+            "20 M",
+            "20m",
+            "20Mbit",
+            "99999999999999999999",
+            "99999999T",
+        ] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn pairs() {
@@ -272,7 +319,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(s in "\\PC*") {
-            let _ = (hostname(&s), variable(&s), manager(&s), label(&s), option(&s), aux_address(&s), ifname(&s), mac(&s), subnet(&s), source_range(&s), weight(&s));
+            let _ = (hostname(&s), variable(&s), manager(&s), label(&s), option(&s), aux_address(&s), ifname(&s), mac(&s), subnet(&s), source_range(&s), weight(&s), rate(&s));
         }
     }
 }

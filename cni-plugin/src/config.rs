@@ -12,7 +12,7 @@ use std::{
 use mesh_core::{
     Mac,
     labels::CNI,
-    objects::{Labels, Port},
+    objects::{Bandwidth, Labels, Port},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -57,6 +57,8 @@ pub struct Config {
     pub mac: Option<Mac>,
     /// Ports of the host that are passed on to the container.
     pub ports: Vec<Port>,
+    /// How much the container may receive and send by each of its interfaces.
+    pub bandwidth: Option<Bandwidth>,
     /// What the container's resolver shall have instead of what the network says.
     pub dns: Dns,
     /// What an earlier plugin, or ADD, has answered.
@@ -186,6 +188,8 @@ impl Document {
         let fixed: Dns = fields
             .take_object("dns", "an object of nameservers, domain, search, options")?
             .unwrap_or_default();
+        let own = runtime::bandwidth(&mut fields, "bandwidth")?;
+        let bandwidth = runtime.bandwidth.or(own).filter(Bandwidth::is_limit);
         let prev = match fields.take_object::<Value>("prevResult", "a result")? {
             Some(value) => Some(serde_json::from_value(value).map_err(|source| Failure::Decode {
                 what: "prevResult",
@@ -193,7 +197,7 @@ impl Document {
             })?),
             None => None,
         };
-        fields.done("known are network, networks, service, aliases, labels, ips, mac, dns and socket")?;
+        fields.done("known are network, networks, service, aliases, labels, ips, mac, dns, bandwidth and socket")?;
         Ok(Config {
             head: self.head,
             networks,
@@ -204,6 +208,7 @@ impl Document {
             ip6,
             mac,
             ports: runtime.ports,
+            bandwidth,
             dns: runtime.dns.over(fixed),
             prev,
         })

@@ -175,6 +175,7 @@ fn conflist(name: &str, args: &Install) -> Value {
             "ips": true,
             "mac": true,
             "aliases": true,
+            "bandwidth": true,
             "io.kubernetes.cri.pod-annotations": true,
         },
     });

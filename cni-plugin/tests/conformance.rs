@@ -202,9 +202,19 @@ fn every_key_is_checked() {
             json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "x"}]}),
             7,
         ),
-        ("runtimeConfig", json!({"bandwidth": {"ingressRate": 1}}), 2),
+        ("runtimeConfig", json!({"bandwidth": []}), 6),
+        ("runtimeConfig", json!({"bandwidth": {"ingressRate": -1}}), 6),
+        ("runtimeConfig", json!({"bandwidth": {"ingressRate": 1000, "rate": 1}}), 6),
+        ("runtimeConfig", json!({"bandwidth": {"ingressRate": 1000}}), 7),
+        ("runtimeConfig", json!({"bandwidth": {"egressBurst": 1000}}), 7),
+        ("runtimeConfig", json!({"bandwidth": {"egressRate": 7, "egressBurst": 1000}}), 7),
+        (
+            "runtimeConfig",
+            json!({"bandwidth": {"egressRate": 8, "egressBurst": 34_359_738_368u64}}),
+            7,
+        ),
         ("runtimeConfig", json!({"deviceID": "0000:04:00.5"}), 2),
-        ("bandwidth", json!({"ingressRate": 1}), 2),
+        ("bandwidth", json!({"ingressRate": 1}), 7),
         ("ipam", json!({"type": "host-local"}), 2),
         ("netwrok", json!("ov"), 2),
         ("ipMasq", json!(true), 2),
@@ -267,6 +277,7 @@ fn everything_asked_for_reaches_meshd() {
         .set("service", json!("web"))
         .set("aliases", json!(["a1"]))
         .set("labels", json!({"app": "x"}))
+        .set("bandwidth", json!({"ingressRate": 1_000_000, "ingressBurst": 2_000_000}))
         .set("ips", json!(["10.0.0.99"]))
         .set(
             "args",
@@ -278,6 +289,7 @@ fn everything_asked_for_reaches_meshd() {
                 "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": "192.0.2.1"},
                     {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "0.0.0.0"}, {"hostPort": 0, "containerPort": 81},
                     {"HostPort": 443, "ContainerPort": 8443, "Protocol": "tcp", "HostIP": ""}],
+                "bandwidth": {"IngressRate": 0, "IngressBurst": 0, "EgressRate": 20_000_000, "EgressBurst": 4_294_967_295u64},
                 "dns": {"Servers": null, "Searches": ["corp.example"], "Options": null},
                 "io.kubernetes.cri.pod-annotations": {"mesh.label/color": "red", "else": "x"}}),
         )
@@ -302,6 +314,10 @@ fn everything_asked_for_reaches_meshd() {
         {"published": 443, "target": 8443, "protocol": "tcp", "mode": "host", "address": null},
     ]);
     assert_eq!(connect["ports"], ports);
+    assert_eq!(
+        connect["bandwidth"],
+        json!({"egress": {"rate": 20_000_000, "burst": 4_294_967_295u64}})
+    );
     let labels = json!({
         "app": "x", "tier": "front", "color": "red", "io.kubernetes.pod.name": "web-0", "io.kubernetes.pod.namespace": "prod",
         "mesh.cni/container": "c", "mesh.cni/ifname": "eth0", "mesh.cni/network": "shop",
@@ -313,7 +329,9 @@ fn everything_asked_for_reaches_meshd() {
     let mut less = call.clone();
     less.conf["runtimeConfig"] = json!({});
     less.run();
-    assert_eq!(fake.world.lock().unwrap().endpoints[&2]["request"]["connect"]["ip"], "10.0.0.98");
+    let connect = fake.world.lock().unwrap().endpoints[&2]["request"]["connect"].clone();
+    assert_eq!(connect["ip"], "10.0.0.98");
+    assert_eq!(connect["bandwidth"], json!({"ingress": {"rate": 1_000_000, "burst": 2_000_000}}));
 }
 
 #[test]

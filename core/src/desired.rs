@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{Id, Mac, lb, names::NameTable, nft::Nft};
+use crate::{Id, Mac, lb, names::NameTable, nft::Nft, objects::Rate};
 
 /// UDP port of VXLAN (RFC 7348 section 5).
 pub const VXLAN_PORT: u16 = 4789;
@@ -55,6 +55,8 @@ pub struct Veth {
     pub bridge: String,
     /// MTU in bytes, at both ends.
     pub mtu: u32,
+    /// Limits what the container receives.
+    pub queue: Option<Queue>,
     /// What the other end must be when it is made.
     pub peer: Peer,
 }
@@ -84,6 +86,52 @@ pub struct Peer {
     /// Gateways for what leaves from its addresses of the families whose default route is not over it: who
     /// asks for a published port there is answered from there.
     pub returns: Vec<IpAddr>,
+    /// Limits what the container sends.
+    pub queue: Option<Queue>,
+}
+
+/// A token bucket at one end of a veth, which limits what leaves by that end (tc-tbf(8)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Queue {
+    /// Bytes per second.
+    pub rate: u64,
+    /// Bytes of the bucket; what is longer passes in pieces, or not at all if it has none.
+    pub burst: u32,
+    /// Bytes that may wait; what comes then is dropped.
+    pub limit: u32,
+}
+
+/// Bytes of an Ethernet header, which a queue counts too.
+const ETHERNET: u32 = 14;
+/// What passes in this part of a second may wait: 25 ms, as with the reference plugin.
+const WAITING: u64 = 40;
+/// What of a burst may wait beside that: a large one would make everybody wait for it.
+const MOST_WAITING: u32 = 256 * 1024;
+
+impl Queue {
+    /// For a rate, on an interface of that MTU in bytes: the bucket holds a packet at least.
+    pub fn new(rate: Rate, mtu: u32) -> Self {
+        let bytes = |bits: u64| u32::try_from(bits / 8).unwrap_or(u32::MAX);
+        let burst = bytes(rate.burst).max(mtu.saturating_add(ETHERNET));
+        let limit = bytes(rate.rate / WAITING).saturating_add(burst.min(MOST_WAITING));
+        Self {
+            rate: (rate.rate / 8).max(1),
+            burst,
+            limit,
+        }
+    }
+
+    /// Tells it from others, in 14 bits, so that it can be read off a handle: FNV-1a, folded.
+    pub fn mark(&self) -> u16 {
+        let parts = [
+            self.rate.to_be_bytes(),
+            (u64::from(self.burst) << 32 | u64::from(self.limit)).to_be_bytes(),
+        ];
+        let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+        let hash = parts.as_flattened().iter().fold(0x811c_9dc5, step);
+        // Of 28 bits, so that the fold loses none of the hash's upper ones.
+        ((hash ^ hash >> 14 ^ hash >> 28) & 0x3fff) as u16
+    }
 }
 
 /// A forwarding entry. With `vtep` it belongs to the VXLAN device itself, without it to the bridge

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::{
     Id, Mac,
-    desired::{Desired, Fdb, Link, Neigh, Peer, Route, Veth},
+    desired::{Desired, Fdb, Link, Neigh, Peer, Queue, Route, Veth},
     ipam, lb,
     nft::{BridgeRules, Nft},
     objects::{Dataplane, Encapsulation, Endpoint, Network, Node, Objects, Obstacle},
@@ -342,6 +342,10 @@ impl Host<'_> {
         let is_routed = |ip: IpAddr| !taken && gateways.iter().any(|g| g.is_ipv4() == ip.is_ipv4());
         let has_route = |ip: IpAddr| network.internal || is_routed(ip);
         let returns = subnets().filter(|(ip, _)| !has_route(*ip)).map(|(_, s)| s.gateway).collect();
+        // What an engine takes is its own to queue.
+        let bandwidth = e.sandbox.bandwidth.as_deref().filter(|_| e.sandbox.handover.is_none());
+        let queue = |rate| Some(Queue::new(rate?, mtu));
+        let received = bandwidth.and_then(|b| queue(b.ingress));
         let peer = Peer {
             netns: e.sandbox.netns.clone(),
             inode: e.sandbox.inode,
@@ -352,6 +356,7 @@ impl Host<'_> {
             addrs: subnets().map(|(ip, s)| with_prefix(ip, s.subnet)).collect(),
             gateways,
             returns,
+            queue: bandwidth.and_then(|b| queue(b.egress)),
         };
         out.veths.insert(
             name.clone(),
@@ -359,6 +364,7 @@ impl Host<'_> {
                 endpoint: e.id,
                 bridge: bridge.to_owned(),
                 mtu,
+                queue: received,
                 peer,
             },
         );
@@ -389,6 +395,7 @@ impl Host<'_> {
                 network: vni,
                 vxlan,
                 segment: network.encapsulation() == Encapsulation::CrossSubnet,
+                queued: received.is_some(),
             },
         );
     }

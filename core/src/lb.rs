@@ -104,6 +104,8 @@ pub struct Local {
     /// It reaches the endpoints of [`Tables::remotes`], and is reached by other hosts of the segment, without
     /// encapsulation.
     pub segment: bool,
+    /// Its interface has a queue that limits what it receives: it is handed nothing past that.
+    pub queued: bool,
 }
 
 /// How many endpoints of other hosts are reached without encapsulation at most; all others are reached by VXLAN.

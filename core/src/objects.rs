@@ -5,6 +5,7 @@
 //! its last change, on which updates are compare-and-set. Fields are only ever added, with a
 //! default, so that two releases can read each other's stores.
 
+mod bandwidth;
 mod endpoint;
 mod endpoints;
 mod groups;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Id;
 
+pub use bandwidth::{Bandwidth, LEAST_RATE, Rate};
 pub use endpoint::{Endpoint, EndpointState, Handover, Place, Sandbox};
 pub use endpoints::Endpoints;
 pub use network::{Encapsulation, Network, Subnet};

@@ -29,6 +29,8 @@ pub struct SeenVeth {
     pub up: bool,
     /// The ways back of an interface that an engine has taken are there.
     pub returns: bool,
+    /// [`crate::desired::Queue::mark`] of the queue that meshd gave it.
+    pub queue: Option<u16>,
 }
 
 /// A bridge or VXLAN device as seen.

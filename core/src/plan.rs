@@ -127,11 +127,13 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
         }
     }
     for (name, veth) in &desired.veths {
-        let fine = seen
-            .overlay
-            .veths
-            .get(name)
-            .is_some_and(|s| s.endpoint == veth.endpoint && s.up && s.mtu == veth.mtu && s.bridge.as_ref() == Some(&veth.bridge));
+        let fine = seen.overlay.veths.get(name).is_some_and(|s| {
+            s.endpoint == veth.endpoint
+                && s.up
+                && s.mtu == veth.mtu
+                && s.bridge.as_ref() == Some(&veth.bridge)
+                && s.queue == veth.queue.map(|q| q.mark())
+        });
         if !fine {
             steps.veths.push(NetAction::PutVeth {
                 name: name.clone(),

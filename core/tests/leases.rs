@@ -279,6 +279,7 @@ fn an_interface_waits_in_the_host_until_its_container_is_known() {
                     mtu,
                     up: true,
                     returns,
+                    queue: None,
                 },
             );
         }

@@ -9,10 +9,10 @@ use std::{collections::BTreeSet, net::IpAddr};
 use common::*;
 use host::*;
 use mesh_core::{
-    Id, Mac,
+    Id, Mac, RefusalKind,
     action::{Action, NetAction},
-    command::Command as C,
-    desired::{Desired, Link},
+    command::{Command as C, NewEndpoint},
+    desired::{Desired, Link, Queue},
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
     lb::{LOCAL, Method, Program, Tables, V6},
     objects::*,
@@ -272,7 +272,7 @@ fn a_containers_own_port_answers_at_its_node() {
         address: address.map(ip),
     };
     lab.ok(C::EndpointCreate {
-        endpoint: mesh_core::command::NewEndpoint {
+        endpoint: NewEndpoint {
             ports: vec![own(9000, None), own(9001, Some("192.168.77.11"))],
             ..endpoint(7, 1, "demo", None)
         },
@@ -483,6 +483,81 @@ fn one_default_route_per_container() {
     );
 }
 
+/// An endpoint that receives and sends that many bits per second at most.
+fn limited(n: u64, node: u64, network: &str, service: Option<&str>, ingress: Option<Rate>, egress: Option<Rate>) -> NewEndpoint {
+    let mut new = endpoint(n, node, network, service);
+    new.sandbox.bandwidth = Some(Box::new(Bandwidth { ingress, egress }));
+    new
+}
+
+#[test]
+fn what_limits_an_endpoint_is_at_its_interface() {
+    let mut lab = hostname();
+    let at = jiff::Timestamp::UNIX_EPOCH;
+    let rate = |rate, burst| Rate { rate, burst };
+    let none = limited(7, 1, "demo", None, Some(rate(0, 1)), None);
+    lab.refused(
+        C::EndpointCreate { endpoint: none, at },
+        RefusalKind::Malformed,
+        &["ingress rate 0", "8 bits per second"],
+    );
+    let none = limited(7, 1, "demo", None, None, Some(rate(8, 0)));
+    lab.refused(
+        C::EndpointCreate { endpoint: none, at },
+        RefusalKind::Malformed,
+        &["egress burst 0"],
+    );
+    let new = limited(7, 1, "demo", None, Some(rate(20_000_000, 1_600_000)), Some(rate(8, 1)));
+    lab.ok(C::EndpointCreate { endpoint: new, at });
+    let d = desired(&lab, 1);
+    let name = veth_name(id(0x9007));
+    let received = Queue {
+        rate: 2_500_000,
+        burst: 200_000,
+        limit: 262_500,
+    };
+    // A packet of the network's MTU, and its header, fits at least.
+    let sent = Queue {
+        rate: 1,
+        burst: 1464,
+        limit: 1464,
+    };
+    assert_eq!((d.veths[&name].queue, d.veths[&name].peer.queue), (Some(received), Some(sent)));
+    assert!(d.tables.locals[&name].queued && !d.tables.locals[&veth_name(id(0x9001))].queued);
+    assert_eq!(d.veths[&veth_name(id(0x9001))].queue, None);
+    // Somebody has changed or removed it.
+    let mut seen = Observed::default();
+    carry_out(&mut seen, &plan(&d, &Observed::default()));
+    for queue in [None, Some(sent.mark())] {
+        seen.overlay.veths.get_mut(&name).unwrap().queue = queue;
+        let steps = plan(&d, &seen);
+        assert!(
+            matches!(&steps[..], [Action::Net(NetAction::PutVeth { veth, .. })] if veth.queue == Some(received)),
+            "{steps:?}"
+        );
+    }
+    // One that only sends less is handed what it receives past its interface.
+    lab.ok(C::EndpointCreate {
+        endpoint: limited(8, 1, "demo", None, None, Some(rate(1_000_000, 1_000_000))),
+        at,
+    });
+    let d = desired(&lab, 1);
+    let name = veth_name(id(0x9008));
+    assert!(!d.tables.locals[&name].queued && d.veths[&name].queue.is_none() && d.veths[&name].peer.queue.is_some());
+}
+
+#[test]
+fn marks_tell_queues_apart() {
+    let rates = [8, 1_000, 1_000_000, 2_000_000, 20_000_000, 1_000_000_000, 100_000_000_000, u64::MAX];
+    let queues = rates
+        .iter()
+        .flat_map(|rate| [1280, 1450, 9000].map(|mtu| Queue::new(Rate::of(*rate), mtu)));
+    let queues: std::collections::HashSet<_> = queues.collect();
+    let marks: BTreeSet<_> = queues.iter().map(Queue::mark).collect();
+    assert_eq!(marks.len(), queues.len());
+    assert!(marks.iter().all(|m| *m < 0x4000));
+}
+
 #[test]
 fn what_is_as_it_must_be_is_left_alone() {
     let lab = hostname();
@@ -564,7 +639,7 @@ proptest! {
         for (what, n, h) in changes {
             let net = if n % 2 == 0 { "n1" } else { "n2" };
             let _ = lab.apply(match what {
-                0 | 1 => C::EndpointCreate { endpoint: endpoint(n, h, net, (n % 3 == 0).then_some("s1")), at: jiff::Timestamp::UNIX_EPOCH },
+                0 | 1 => C::EndpointCreate { endpoint: limited(n, h, net, (n % 3 == 0).then_some("s1"), (n % 4 == 1).then_some(Rate::of(1000)), None), at: jiff::Timestamp::UNIX_EPOCH },
                 2 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Ready },
                 3 => C::EndpointRemove { id: id(0x9000 + n) },
                 4 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Draining },

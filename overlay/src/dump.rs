@@ -80,7 +80,7 @@ fn few(survey: &Survey, ours: &HashMap<u32, &Device>, nft: Option<Nft>) -> SeenO
         ..SeenOverlay::default()
     };
     for device in ours.values() {
-        read_link(&mut seen, device, &names);
+        read_link(&mut seen, device, &names, survey.queues.get(&device.index).copied());
     }
     let addrs = survey.addrs.iter().filter(|a| !is_kernels_own(a));
     seen.addrs = addrs.filter_map(|a| Some((ours.get(&a.index)?.name.clone(), a.addr))).collect();
@@ -93,7 +93,7 @@ fn is_kernels_own(a: &addr::Seen) -> bool {
     matches!(a.addr, ipnet::IpNet::V6(v6) if v6.addr().is_unicast_link_local())
 }
 
-fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>) {
+fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>, queue: Option<u16>) {
     let (mark, whole) = match device.owner() {
         Owner::Mesh(cluster, object) => ((cluster, object), true),
         Owner::HalfMade(Some(object)) => ((Id::default(), object), false),
@@ -118,6 +118,7 @@ fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>
                     mtu: device.mtu,
                     up,
                     returns: device.group == link::RETURNS,
+                    queue,
                 },
             );
         }

@@ -22,6 +22,7 @@ mod neigh;
 pub mod netns;
 pub mod occupied;
 mod port;
+mod queue;
 mod route;
 mod rule;
 mod segment;
@@ -91,7 +92,7 @@ impl Overlay {
     /// # Errors
     /// When the kernel refuses, or when its tables would not hold still.
     pub async fn survey(&self) -> Result<Survey, Error> {
-        Survey::take(&self.socket).await
+        Survey::take(&self.socket, &self.tables).await
     }
 
     /// As [`Self::read`], of the moment.

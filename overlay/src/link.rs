@@ -14,7 +14,7 @@ use netlink_packet_route::{
     },
 };
 
-use crate::{error::Error, socket::Socket};
+use crate::{error::Error, queue, socket::Socket};
 
 /// Link group that links are made in: "mesh" in ASCII.
 pub(crate) const GROUP: u32 = 0x6d65_7368;
@@ -38,6 +38,8 @@ pub(crate) struct Device {
     pub(crate) mac: Option<Mac>,
     /// Index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
+    /// It has a queue of a kind that meshd gives.
+    pub(crate) is_shaped: bool,
     /// Index of a veth's other end, in that one's namespace.
     pub(crate) peer: Option<u32>,
     pub(crate) bridge: Vec<InfoBridge>,
@@ -95,6 +97,7 @@ impl Device {
                 LinkAttribute::Mtu(v) => d.mtu = v,
                 LinkAttribute::Address(v) => d.mac = v.try_into().ok().map(Mac),
                 LinkAttribute::Controller(v) => d.master = Some(v),
+                LinkAttribute::Qdisc(v) => d.is_shaped = v == queue::KIND,
                 LinkAttribute::Link(v) => d.peer = Some(v),
                 LinkAttribute::LinkInfo(infos) => d.read_info(infos),
                 LinkAttribute::AfSpecUnspec(families) => d.read_families(families),

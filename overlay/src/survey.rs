@@ -1,15 +1,16 @@
 //! Links, addresses and routes of the namespace, read once for all that is asked of them in one pass: what
 //! the host is like without meshd, and what it carries of meshd's.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use crate::{
     addr,
     error::Error,
     host::{self, HostFacts},
     link::{self, Device},
-    route,
+    queue, route,
     socket::Socket,
+    tables::Tables,
 };
 
 /// As it was at one moment, or within a few.
@@ -18,14 +19,21 @@ pub struct Survey {
     pub(crate) links: Vec<Device>,
     pub(crate) addrs: Vec<addr::Seen>,
     pub(crate) routes: Vec<route::Seen>,
+    /// See [`queue::all`].
+    pub(crate) queues: HashMap<u32, u16>,
 }
 
 impl Survey {
-    pub(crate) async fn take(socket: &Socket) -> Result<Self, Error> {
+    pub(crate) async fn take(socket: &Socket, tables: &Tables) -> Result<Self, Error> {
+        let links = link::all(socket).await?;
+        // Every device has some queue: they are read where one may be meshd's.
+        let is_any = links.iter().any(|d| d.is_shaped && d.is_ours());
+        let queues = if is_any { queue::all(tables).await? } else { HashMap::new() };
         Ok(Self {
-            links: link::all(socket).await?,
+            links,
             addrs: addr::all(socket).await?,
             routes: route::all(socket).await?,
+            queues,
         })
     }
 

@@ -24,7 +24,7 @@ use crate::{
     error::Error,
     link::{self, Device},
     netns::Netns,
-    port, route, rule,
+    port, queue, route, rule,
     socket::Socket,
     sysctl::Sysctl,
 };
@@ -47,7 +47,7 @@ pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth
     if let Some(device) = there {
         if device.alias == mark && device.kind == Some(InfoKind::Veth) {
             // The container may have ended meanwhile; its end of the pair is going with it.
-            if repair(socket, sandbox.as_ref(), &device, bridge.index, veth).await? {
+            if repair(overlay, sandbox.as_ref(), &device, bridge.index, veth).await? {
                 return Ok(());
             }
         }
@@ -88,7 +88,7 @@ async fn put_waiting(overlay: &Overlay, name: &str, mark: String, veth: &Veth, b
     let socket = &overlay.socket;
     if let Some(device) = link::find_ours(socket, name).await? {
         if device.alias == mark && device.kind == Some(InfoKind::Veth) {
-            return repair(socket, None, &device, bridge, veth).await.map(drop);
+            return repair(overlay, None, &device, bridge, veth).await.map(drop);
         }
         link::remove(socket, &device).await?;
     }
@@ -148,6 +148,10 @@ async fn finish<F: Future<Output = Result<(), Error>>>(
     let near = async {
         sysctl.ipv6(&device.name, false).await?;
         link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
+        // Before it is up: the kernel stops a device for that until no packet is under way.
+        if let Some(limit) = &veth.queue {
+            queue::set(socket, device, limit).await?;
+        }
         try_join(port::settle(socket, device, port::CONTAINER), link::set_up(socket, device)).await
     };
     try_join(near, far()).await?;
@@ -166,6 +170,9 @@ async fn configure(sandbox: &Socket, sysctl: &Sysctl, peer: &Peer) -> Result<(),
     let device = device.ok_or_else(|| missing(&peer.ifname))?;
     if peer.addrs.iter().any(|a| a.addr().is_ipv6()) {
         sysctl.ipv6_in_container(&device.name).await?;
+    }
+    if let Some(limit) = &peer.queue {
+        queue::set(sandbox, &device, limit).await?;
     }
     let addrs = peer.addrs.iter().map(|addr| addr::add_with_route(sandbox, &device, *addr));
     let up = [&lo, &device].map(|device| link::set_up(sandbox, device));
@@ -219,7 +226,8 @@ pub(crate) async fn add_returns(overlay: &Overlay, name: &str, peer: &Peer) -> R
 
 /// Puts an existing pair right, with its far end if the container is there. False when the far end
 /// is in some other namespace: the container was started anew and needs another pair.
-async fn repair(socket: &Socket, sandbox: Option<&Socket>, device: &Device, bridge: u32, veth: &Veth) -> Result<bool, Error> {
+async fn repair(overlay: &Overlay, sandbox: Option<&Socket>, device: &Device, bridge: u32, veth: &Veth) -> Result<bool, Error> {
+    let socket = &overlay.socket;
     if let Some(sandbox) = sandbox {
         let is_far_end = |d: &&Device| d.peer == Some(device.index) && device.peer == Some(d.index);
         let inside = link::all(sandbox).await?;
@@ -227,6 +235,9 @@ async fn repair(socket: &Socket, sandbox: Option<&Socket>, device: &Device, brid
             return Ok(false);
         };
         link::adjust(sandbox, far, veth.mtu, far.master, None).await?;
+        if let Some(limit) = &veth.peer.queue {
+            queue::set(sandbox, far, limit).await?;
+        }
     }
     link::adjust(socket, device, veth.mtu, Some(bridge), None).await?;
     // A port starts out learning.
@@ -240,6 +251,7 @@ async fn repair(socket: &Socket, sandbox: Option<&Socket>, device: &Device, brid
         device.clone()
     };
     port::settle(socket, &fresh, port::CONTAINER).await?;
+    queue::put(socket, &overlay.tables, device, veth.queue.as_ref()).await?;
     link::set_up(socket, device).await?;
     Ok(true)
 }

@@ -4,7 +4,12 @@
 mod lab;
 
 use lab::*;
-use mesh_core::{Mac, action::NetAction, desired::Veth};
+use mesh_core::{
+    Mac,
+    action::NetAction,
+    desired::{Queue, Veth},
+    objects::Rate,
+};
 use mesh_overlay::{Error, Overlay};
 
 struct Lab {
@@ -109,6 +114,56 @@ async fn a_failed_attach_leaves_nothing() {
         }],
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_at_both_ends() {
+    let lab = start().await;
+    let (name, mut veth) = lab.net.attach(&lab.pod, 5, true);
+    let put = |veth: &Veth| NetAction::PutVeth {
+        name: name.clone(),
+        cluster: cluster(),
+        veth: Box::new(veth.clone()),
+    };
+    let queue = |rate| Some(Queue::new(Rate { rate, burst: 1_600_000 }, 1450));
+    let at = |ns: &Ns, dev: &str| ns.ok(&format!("tc qdisc show dev {dev} root"));
+    let seen = async || lab.overlay.dump(None).await.unwrap().veths[&name].queue;
+    let marked = |queue: Option<Queue>| queue.map(|q| q.mark());
+    (veth.queue, veth.peer.queue) = (queue(20_000_000), queue(8_000_000_000_000));
+    apply(&lab.overlay, [put(&veth)]).await;
+    assert!(
+        at(&lab.host, &name).contains("rate 20Mbit burst 200000b lat 25ms"),
+        "{}",
+        at(&lab.host, &name)
+    );
+    // More than 32 bits of bytes.
+    assert!(at(&lab.pod, "eth0").contains("rate 8Tbit"), "{}", at(&lab.pod, "eth0"));
+    assert_eq!(seen().await, marked(veth.queue));
+    // Somebody has taken it away, or put another in its place.
+    for spoil in [
+        format!("tc qdisc del dev {name} root"),
+        format!("tc qdisc replace dev {name} root handle 7: pfifo limit 9"),
+    ] {
+        lab.host.ok(&spoil);
+        assert_eq!(seen().await, None, "{spoil}");
+        apply(&lab.overlay, [put(&veth)]).await;
+        assert_eq!(seen().await, marked(veth.queue), "{spoil}");
+    }
+    // Other parameters are another queue.
+    (veth.queue, veth.peer.queue) = (queue(1_000_000), queue(2_000_000));
+    apply(&lab.overlay, [put(&veth)]).await;
+    assert!(at(&lab.host, &name).contains("rate 1Mbit"), "{}", at(&lab.host, &name));
+    assert!(at(&lab.pod, "eth0").contains("rate 2Mbit"), "{}", at(&lab.pod, "eth0"));
+    assert_eq!(seen().await, marked(veth.queue));
+    veth.queue = None;
+    apply(&lab.overlay, [put(&veth)]).await;
+    assert_eq!((seen().await, at(&lab.host, &name).contains("tbf")), (None, false));
+    // What another has put there stays.
+    lab.host.ok(&format!(
+        "tc qdisc replace dev {name} root handle 7: tbf rate 1mbit burst 10kb latency 1s"
+    ));
+    apply(&lab.overlay, [put(&veth)]).await;
+    assert!(at(&lab.host, &name).contains("tbf 7:"), "{}", at(&lab.host, &name));
 }
 
 #[tokio::test(flavor = "multi_thread")]

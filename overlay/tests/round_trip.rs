@@ -94,6 +94,7 @@ async fn every_step_and_its_opposite() {
     let (veth_name, veth) = net1.attach(&pod, 5, true);
     let seen = SeenVeth {
         returns: false,
+        queue: None,
         endpoint: veth.endpoint,
         bridge: Some(net1.bridge()),
         mtu: 1450,

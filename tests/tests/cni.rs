@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     process::{Command, Stdio},
+    time::Instant,
 };
 
 use mesh_tests::{Lab, Place, Result, address, until};
@@ -307,6 +308,77 @@ fn what_meshd_is_not_told_it_finds_out() -> Result<()> {
     // Its namespace lives on: it goes because it was asked to.
     until(20, "the endpoint to go once a manager answers", || Ok(endpoints(&lab)?.is_empty()))?;
     until(10, "its interface to go too", || Ok(c.run("ip link show dev eth0").is_err()))
+}
+
+/// What a container receives and sends keeps to the limits that its runtime gave it, by whatever way it comes and goes.
+#[test]
+fn bandwidth_is_what_the_runtime_said() -> Result<()> {
+    /// Bits per second.
+    const LIMIT: u64 = 20_000_000;
+    /// Of each transfer.
+    const BYTES: u64 = 4_000_000;
+    let lab = Lab::up("--nodes 2")?;
+    lab.ctl("h1", "network create ov")?.ok()?;
+    lab.ctl("h1", "service create --name web --network ov --selector app=web --publish 8000:80")?
+        .ok()?;
+    lab.echo("h1", "near", "--network ov")?;
+    lab.echo("h2", "far", "--network ov")?;
+    let c = Container::new("cni-l")?;
+    let limits = json!({"ingressRate": LIMIT, "ingressBurst": 1_000_000, "egressRate": LIMIT, "egressBurst": 1_000_000});
+    let settings = conf(json!({"labels": {"app": "web"}, "runtimeConfig": {"bandwidth": limits}}));
+    let added = ok(&lab, H1, "ADD", "cni-l", &settings)?;
+    let listen = format!("nsenter --net=/run/netns/{} meshd-echo --http 80 >/dev/null 2>&1 & echo", c.0);
+    lab.argv(H1, &["sh", "-c", &listen])?.ok()?;
+    let to = format!("{}:80", address_of(&added));
+    until(10, "meshd-echo to listen", || {
+        Ok(lab.at(H1, &format!("meshd-echo client http {to} --timeout 0.5"))?.status == 0)
+    })?;
+    let rate = |from, what: &str, to: &str| -> Result<f64> {
+        let start = Instant::now();
+        lab.at(from, &format!("meshd-echo client {what} {to} {BYTES}"))?.ok()?;
+        Ok((BYTES * 8) as f64 / start.elapsed().as_secs_f64() / LIMIT as f64)
+    };
+    let (h1, h2) = (format!("{}:8000", address("h1")), format!("{}:8000", address("h2")));
+    for (from, to) in [
+        (Place::In("near"), to.as_str()),
+        (Place::In("far"), &to),
+        (H1, &to),
+        (Place::Client, &h1),
+        (Place::Client, &h2),
+    ] {
+        for what in ["upload", "download"] {
+            let got = rate(from, what, to)?;
+            println!("{what} from {from:?} by {to}: {got:.2} of the limit");
+            assert!((0.5..1.2).contains(&got), "{what} from {from:?} by {to}: {got:.2} of the limit");
+        }
+    }
+    // The others are not limited.
+    let near = lab.endpoint("ov", "near")?.ip;
+    let got = rate(Place::In("far"), "download", &format!("{near}:80"))?;
+    assert!(got > 2.0, "{got:.2}");
+
+    // A limit is the endpoint's, whoever asked for it, and is told.
+    let view = lab.json("h1", "endpoint inspect cni-l")?;
+    let told = json!({"rate": LIMIT, "burst": 1_000_000});
+    assert_eq!(view["bandwidth"], json!({"ingress": told, "egress": told}), "{view}");
+    let b = Container::new("cni-m")?;
+    let connect = |rate: &str| lab.ctl("h2", &format!("network connect --bandwidth-in {rate} ov netns:cni-m"));
+    connect("7")?.refused(2, &["'7'", "bits per second", "20M"])?;
+    connect("20M")?.ok()?;
+    let view = lab.json("h1", "endpoint inspect cni-m")?;
+    assert_eq!(view["bandwidth"], json!({"ingress": {"rate": LIMIT, "burst": 1_048_576}}), "{view}");
+    assert!(!b.run("tc qdisc show dev eth0")?.contains("tbf"));
+    // A meshd that starts anew finds it as it was, and one that finds it gone makes it anew.
+    let host = added["interfaces"][0]["name"].as_str().unwrap_or_default();
+    let queue = || lab.at(H1, &format!("tc qdisc show dev {host} root"))?.ok();
+    let before = queue()?;
+    assert!(before.contains("rate 20Mbit burst 125000b"), "{before}");
+    lab.lab(&["restart", "h1"])?.ok()?;
+    assert_eq!(queue()?, before);
+    lab.at(H1, &format!("tc qdisc del dev {host} root"))?.ok()?;
+    until(90, "the queue to be made anew", || Ok(queue()? == before))?;
+    ok(&lab, H1, "DEL", "cni-l", &settings)?;
+    Ok(())
 }
 
 /// All calls at once, by one shell on the host; the exit status and output of each.

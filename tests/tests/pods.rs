@@ -228,7 +228,8 @@ fn pods_are_found_by_their_labels() -> Result<()> {
         container_port: 80,
         host_port: 8081,
     }];
-    let second = pod(&lab, "web-1", &front)?;
+    let mut second = pod(&lab, "web-1", &front)?;
+    second.annotations = [("kubernetes.io/ingress-bandwidth".to_owned(), "1G".to_owned())].into();
     let (web_0, web_1) = (one.run(&first)?, two.run(&second)?);
     let back = two.run(&pod(&lab, "db-0", &[("app", "db"), ("tier", "front")])?)?;
     serve(&lab, &["web-0", "web-1"])?;
@@ -243,6 +244,14 @@ fn pods_are_found_by_their_labels() -> Result<()> {
     ] {
         assert_eq!(labels[key], value, "{key}: {labels}");
     }
+
+    // Containerd reads the annotation, and gives any burst.
+    let limits = lab.json("h1", "endpoint inspect web-1")?["bandwidth"].clone();
+    assert_eq!(
+        (&limits["ingress"]["rate"], &limits["egress"]),
+        (&1_000_000_000.into(), &serde_json::Value::Null),
+        "{limits}"
+    );
 
     // By name, by the service's name and port on every node, and the pod's own port on its node only.
     for (from, to, name) in [

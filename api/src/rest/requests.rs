@@ -145,6 +145,9 @@ pub struct ConnectRequest {
     /// Ports of its own, which its node answers (mode host); published 0 asks for one of 30000-32767.
     #[schema(value_type = Vec<super::PortView>)]
     pub ports: Vec<Port>,
+    /// How much it may receive and send, for as long as it lasts; left out: as much as there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<super::BandwidthView>,
 }
 
 /// Detaches a container of this host from a network.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use clap::Args;
-use mesh_api::rest::ConnectRequest;
+use mesh_api::rest::{BandwidthView, ConnectRequest};
 use mesh_core::{Mac, Refusal, objects::Port, spec::check_name};
 
 use crate::{ports, values};
@@ -32,6 +32,12 @@ pub struct Attach {
     /// Port that this host answers for it: [[ADDRESS:]PUBLISHED:]TARGET[/tcp|udp]; may be given several times
     #[arg(short, long = "publish", value_name = "SPEC", value_parser = ports::parse_own)]
     pub ports: Vec<Port>,
+    /// Most that it receives, in bits per second: 500K, 20M, 1G [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bandwidth_in: Option<u64>,
+    /// Most that it sends, in bits per second: 500K, 20M, 1G [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bandwidth_out: Option<u64>,
 }
 
 impl Attach {
@@ -56,6 +62,7 @@ impl Attach {
             hostname,
             ifname,
             ports: self.ports,
+            bandwidth: BandwidthView::of_rates(self.bandwidth_in, self.bandwidth_out),
         }
     }
 

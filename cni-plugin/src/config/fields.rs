@@ -65,9 +65,6 @@ impl<'a> Fields<'a> {
                 key: format!("{}{key}", self.at),
                 value: short(value),
                 hint: match key.as_str() {
-                    // Nor can the `bandwidth` plugin: most packets pass by the queue of the host's end, where it limits
-                    // what comes in, and its way to limit what goes out needs the hook that meshd has there.
-                    "bandwidth" => "meshd limits no bandwidth, and no plugin chained after it can: leave it out",
                     "ipam" => "addresses are given by meshd, for the whole cluster",
                     "ipMasq" => "meshd does that for every network that is not internal",
                     "mtu" => "it belongs to the network: meshctl network create --opt mtu=N",

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use mesh_core::objects::{Labels, Port, Protocol, PublishMode};
+use mesh_core::objects::{Bandwidth, Labels, Port, Protocol, PublishMode, Rate};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -22,6 +22,7 @@ pub struct Runtime {
     pub(super) aliases: Vec<String>,
     pub(super) labels: Labels,
     pub(super) dns: Dns,
+    pub(super) bandwidth: Option<Bandwidth>,
 }
 
 /// As it stands there, or as containerd writes it: go-cni gives its fields no JSON names, which the reference
@@ -37,6 +38,20 @@ struct Mapping {
     protocol: String,
     #[serde(default, rename = "hostIP", alias = "HostIP")]
     host_ip: String,
+}
+
+/// As [`Mapping`]. Bits per second, and bits; 0 is none.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Limits {
+    #[serde(alias = "IngressRate")]
+    ingress_rate: u64,
+    #[serde(alias = "IngressBurst")]
+    ingress_burst: u64,
+    #[serde(alias = "EgressRate")]
+    egress_rate: u64,
+    #[serde(alias = "EgressBurst")]
+    egress_burst: u64,
 }
 
 /// Podman writes them by the name of the configuration.
@@ -107,9 +122,35 @@ impl Runtime {
         for mapping in mappings.iter().filter(|m| m.host_port != 0) {
             out.ports.push(port(mapping)?);
         }
-        runtime.done("capabilities are portMappings, ips, mac, aliases and dns")?;
+        out.bandwidth = bandwidth(&mut runtime, "runtimeConfig.bandwidth")?;
+        runtime.done("capabilities are portMappings, ips, mac, aliases, dns and bandwidth")?;
         Ok(out)
     }
+}
+
+/// The limits of the key `bandwidth`, which is at `at`. As with the reference plugin a rate goes with a burst.
+pub(super) fn bandwidth(fields: &mut Fields<'_>, at: &str) -> Result<Option<Bandwidth>, Failure> {
+    let what = "an object of ingressRate, ingressBurst, egressRate and egressBurst, in bits";
+    let Some(l) = fields.take_object::<Limits>("bandwidth", what)? else {
+        return Ok(None);
+    };
+    let rate = |direction: &str, rate, burst| match (rate, burst) {
+        (0, 0) => Ok(None),
+        (rate, 0) => Err(Failure::Config(format!(
+            "{at}: {direction}Rate {rate} has no {direction}Burst: give both, the burst in bits, such as {}",
+            Rate::of(rate).burst
+        ))),
+        (0, burst) => Err(Failure::Config(format!(
+            "{at}: {direction}Burst {burst} has no {direction}Rate: give both, the rate in bits per second"
+        ))),
+        (rate, burst) => Ok(Some(Rate { rate, burst })),
+    };
+    let bandwidth = Bandwidth {
+        ingress: rate("ingress", l.ingress_rate, l.ingress_burst)?,
+        egress: rate("egress", l.egress_rate, l.egress_burst)?,
+    };
+    bandwidth.check().map_err(|refusal| Failure::Config(refusal.message))?;
+    Ok(Some(bandwidth))
 }
 
 fn port(m: &Mapping) -> Result<Port, Failure> {

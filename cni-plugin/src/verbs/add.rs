@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_api::rest::{AttachRequest, AttachmentView, ConnectRequest, StateView};
+use mesh_api::rest::{AttachRequest, AttachmentView, BandwidthView, ConnectRequest, StateView};
 use mesh_core::{RefusalKind, labels::POD_NAMESPACE, objects::Labels};
 use nix::sys::statfs::{self, FsType};
 use serde_json::Value;
@@ -188,6 +188,7 @@ impl Add<'_> {
                     ports: if first { config.ports.clone() } else { Vec::new() },
                     hostname: Some(endpoint_name(self.call, self.args)),
                     ifname: Some(ifname),
+                    bandwidth: config.bandwidth.map(BandwidthView::from),
                 },
             }
         };

@@ -10,7 +10,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Labels, Port, Seldom, both, v4, v6};
+use super::{Bandwidth, Labels, Port, Seldom, both, v4, v6};
 use crate::{Id, Mac};
 
 /// Where an endpoint is in its life.
@@ -51,6 +51,8 @@ pub struct Place {
     /// The container engine that takes the interface into the namespace, and configures it there,
     /// by itself; `None`: meshd does both.
     pub handover: Option<Box<Handover>>,
+    /// How much it may receive and send; `None`: as much as there is.
+    pub bandwidth: Option<Box<Bandwidth>>,
 }
 
 /// A sandbox as it is written and read.
@@ -65,6 +67,8 @@ struct Told {
     routed: bool,
     #[serde(default)]
     handover: Option<Box<Handover>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bandwidth: Option<Box<Bandwidth>>,
 }
 
 impl From<Told> for Sandbox {
@@ -75,6 +79,7 @@ impl From<Told> for Sandbox {
             cookie: told.cookie,
             routed: told.routed,
             handover: told.handover,
+            bandwidth: told.bandwidth,
         };
         Self::new(told.inode, place)
     }
@@ -90,6 +95,7 @@ impl From<Sandbox> for Told {
             cookie: place.cookie,
             routed: place.routed,
             handover: place.handover,
+            bandwidth: place.bandwidth,
         }
     }
 }
@@ -130,6 +136,7 @@ impl Deref for Sandbox {
             cookie: 0,
             routed: false,
             handover: None,
+            bandwidth: None,
         };
         self.place.as_deref().unwrap_or(&NOWHERE)
     }

@@ -24,6 +24,9 @@ pub(super) fn create(state: &State, new: &NewEndpoint, at: Timestamp, index: u64
     for alias in &new.aliases {
         check_name("alias", alias)?;
     }
+    if let Some(bandwidth) = &new.sandbox.bandwidth {
+        bandwidth.check()?;
+    }
     let node = state
         .objects
         .nodes
@@ -249,8 +252,11 @@ pub(super) fn learn(state: &State, id: Id, learnt: &Learnt, index: u64) -> Effec
     if let Some(sandbox) = &learnt.sandbox {
         // Whether its addresses were reserved is the allocator's knowledge.
         let handover = endpoint.sandbox.handover.take();
+        // What it may receive and send was said when it was made.
+        let bandwidth = endpoint.sandbox.bandwidth.take();
         endpoint.sandbox = sandbox.clone();
         endpoint.sandbox.handover = handover;
+        endpoint.sandbox.bandwidth = bandwidth;
     }
     if let Some(ifname) = &learnt.ifname {
         check_ifname(ifname)?;

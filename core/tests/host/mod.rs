@@ -50,6 +50,12 @@ pub fn carry_out(seen: &mut Observed, steps: &[Action]) {
                 if let Some(dev) = dev {
                     assert!(seen.overlay.links.contains_key(dev), "a device comes before the rows that name it");
                 }
+                if let Row::Local(name, Some(local)) = &row
+                    && local.queued
+                {
+                    let queue = seen.overlay.veths.get(name).and_then(|v| v.queue);
+                    assert!(queue.is_some(), "a queue comes before what has to pass it");
+                }
                 put(&mut seen.tables, row);
             }
             Action::Net(step) => net(seen, step),
@@ -87,6 +93,7 @@ fn net(seen: &mut Observed, step: NetAction) {
                     mtu: veth.mtu,
                     up: true,
                     returns: false,
+                    queue: veth.queue.map(|q| q.mark()),
                 },
             );
         }

@@ -263,7 +263,7 @@ pub struct Config {
     pub uplink_ifindex: u32,
     /// MTU in bytes inside the ingress network.
     pub ingress_mtu: u32,
-    /// 1: an endpoint here is reached without encapsulation, see [`Local::segment`].
+    /// 1: an endpoint here is reached without encapsulation, see [`SEGMENT`].
     pub segment: u32,
     /// Name of the ingress VXLAN device, filled with zeros.
     pub ingress_dev: [u8; 16],
@@ -463,6 +463,11 @@ impl Backend {
     }
 }
 
+/// In [`Local::bits`]: between nodes of one segment, what it sends and gets is not encapsulated.
+pub const SEGMENT: u32 = 1;
+/// In [`Local::bits`]: the host's end of its pair has a queue, which what is for it has to pass.
+pub const QUEUED: u32 = 2;
+
 /// Value of `LOCALS` (by interface index) and `LOCAL_BY_MAC`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -479,8 +484,8 @@ pub struct Local {
     pub network: u32,
     /// Index of its network's VXLAN device.
     pub vxlan_ifindex: u32,
-    /// 1: between nodes of one segment, what it sends and gets is not encapsulated.
-    pub segment: u32,
+    /// [`SEGMENT`] and [`QUEUED`].
+    pub bits: u32,
     /// Its Ethernet address.
     pub mac: [u8; 6],
     /// Its gateway's.

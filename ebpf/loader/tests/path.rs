@@ -193,6 +193,49 @@ fn past_the_bridge_between_containers() {
     }
 }
 
+/// Whatever way leads to a container whose interface has a queue, goes by that.
+#[test]
+fn nothing_passes_by_a_queue() {
+    const LEN: usize = 300_000;
+    both(|lab| {
+        let talk = |name: &str, to: (std::net::Ipv4Addr, u16), from: &support::Ns, backend: u32, asks: bool| {
+            let counted = || (lab.queued(backend), lab.queued(3));
+            let before = counted();
+            let mut talk = Talk::to(from, to.0, to.1).unwrap();
+            assert_eq!(talk.ask(&"x".repeat(LEN)).unwrap().0, backend, "{name}");
+            talk.ask(&format!("data {LEN}")).unwrap();
+            let mut data = vec![0; LEN];
+            talk.reader.read_exact(&mut data).unwrap();
+            assert!(data.iter().enumerate().all(|(k, b)| *b == (k * 31 % 251) as u8), "{name}");
+            let (got, answered) = (counted().0 - before.0, counted().1 - before.1);
+            println!("{name}: {got} bytes passed the backend's queue, {answered} the client's");
+            assert!(got > LEN as u64, "{name}: {got} bytes passed the backend's queue");
+            assert!(!asks || answered > LEN as u64, "{name}: {answered} bytes passed the client's");
+        };
+        for i in [1, 2, 3] {
+            lab.queue(i);
+        }
+        talk("a published port where its backend is", (node(1), 82), &lab.client, 1, false);
+        talk("a published port of another node", (node(2), 82), &lab.client, 1, false);
+        let own = &lab.containers[2];
+        talk("a container of this host", (container(1), 8000), own, 1, true);
+        talk("a container of another host", (container(2), 8000), own, 2, true);
+        talk("a VIP, by a backend here", (VIP, 8000), own, 1, true);
+        talk("a VIP, by a backend of another host", (VIP, 8000), own, 2, true);
+        talk("the own node's published port, by a backend here", (node(1), 82), own, 1, true);
+        talk("the own node's published port, by a backend elsewhere", (node(1), 81), own, 2, true);
+        // The datagram's pieces, an error about it, and the VIP's answers.
+        for (to, who) in [(container(1), 1), (container(2), 2), (VIP, 1), (VIP, 2)] {
+            let socket = Datagrams::to(own, to, 8000);
+            assert_eq!(socket.ask(b"question").unwrap().0, who, "{to}");
+            assert_eq!(socket.ask(&[7; 4000]).unwrap().0, who, "{to}");
+        }
+        let refused = Datagrams::to(own, container(1), 8001).ask(b"x").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(lab.hosts.iter().all(|h| h.count("drop_failed") == 0));
+    });
+}
+
 #[test]
 fn connections_survive_restarts_and_updates() {
     let lab = Lab::new(true);

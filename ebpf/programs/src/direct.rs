@@ -5,7 +5,7 @@
 
 use mesh_ebpf_common::{
     Reason,
-    rows::{Addr, Config, Local, MacKey, Macs, Reply, kind},
+    rows::{Addr, Config, Local, MacKey, Macs, QUEUED, Reply, SEGMENT, kind},
 };
 
 use crate::{
@@ -73,7 +73,7 @@ pub fn show_vip(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> bool {
 /// To the endpoint `to` on another node.
 #[inline(always)]
 pub fn away(skb: Skb, local: &Local, to: &Addr) -> i32 {
-    if local.segment == 1
+    if local.bits & SEGMENT != 0
         // SAFETY: as in `endpoint`.
         && let Some(remote) = unsafe { REMOTES.get(to) }
         // The Ethernet address was the container's to choose, but it reaches no other network by it.
@@ -134,16 +134,34 @@ pub fn arrived(skb: Skb, w: &mut Work, config: &Config) -> i32 {
         return drop(Reason::DropFailed);
     }
     let reply = vip_reply(skb, w, packet);
-    deliver(skb, w, packet, to.ifindex, reply, Reason::SegmentArrived)
+    deliver(skb, w, packet, to, reply, Reason::SegmentArrived)
 }
 
-/// Gives the packet to the endpoint here whose interface has the index `to`; `reply`: it is one of a VIP.
+/// Gives the packet to the endpoint `to` here; `reply`: it is one of a VIP.
 #[inline(always)]
-pub fn deliver(skb: Skb, w: &mut Work, packet: Packet, to: u32, reply: Option<*mut Reply>, reason: Reason) -> i32 {
+pub fn deliver(skb: Skb, w: &mut Work, packet: Packet, to: &Local, reply: Option<*mut Reply>, reason: Reason) -> i32 {
     if let Some(r) = reply
         && !show_vip(skb, w, packet, r)
     {
         return drop(Reason::DropFailed);
     }
-    skb.hand_over(to, reason)
+    hand_over(skb, to, reason)
+}
+
+/// Gives the frame, whose Ethernet addresses say so, to the endpoint `to` here: past its interface's queue, or by it if
+/// that limits it. What goes by it meets to_container, which looks for what was translated already, and finds nothing.
+#[inline(always)]
+pub fn hand_over(skb: Skb, to: &Local, reason: Reason) -> i32 {
+    skb.hand_over(to.ifindex, to.bits & QUEUED != 0, reason)
+}
+
+/// As [`hand_over`], to the endpoint whose interface has the index `to`, whatever Ethernet addresses the frame has.
+#[inline(never)]
+pub fn give_back(skb: Skb, w: &mut Work, to: u32, reason: Reason) -> i32 {
+    // SAFETY: as in `endpoint`.
+    let queued = match unsafe { LOCALS.get(&to) } {
+        Some(local) if local.bits & QUEUED != 0 => nat::ethernet(skb, w, local.mac, local.gateway_mac),
+        _ => false,
+    };
+    skb.hand_over(to, queued, reason)
 }

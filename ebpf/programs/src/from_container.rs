@@ -212,7 +212,7 @@ fn forward(skb: Skb, w: &mut Work, local: &Local, packet: Packet, (to, ip): ([u8
     }
     match direct::endpoint(to, local.network) {
         Some(other) if other.ifindex != local.ifindex => {
-            direct::deliver(skb, w, packet, other.ifindex, reply, Reason::DirectLocal)
+            direct::deliver(skb, w, packet, other, reply, Reason::DirectLocal)
         }
         _ => direct::away(skb, local, &ip),
     }
@@ -262,7 +262,7 @@ fn ingress_reply(skb: Skb, w: &mut Work, packet: Packet, r: *mut Reply) -> i32 {
         return skb.send(device, Reason::ReplyCarried);
     }
     if row.client != 0 {
-        return skb.hand_over(device, Reason::ReplySent);
+        return direct::give_back(skb, w, device, Reason::ReplySent);
     }
     skb.route(device, Reason::ReplySent)
 }

@@ -24,5 +24,5 @@ pub fn run(skb: Skb) -> i32 {
     };
     let packet = parse::packet(skb, w);
     let reply = direct::vip_reply(skb, w, packet);
-    direct::deliver(skb, w, packet, to.ifindex, reply, Reason::DirectArrived)
+    direct::deliver(skb, w, packet, to, reply, Reason::DirectArrived)
 }

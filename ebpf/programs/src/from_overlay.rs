@@ -11,7 +11,7 @@ use mesh_ebpf_common::{
 };
 
 use crate::{
-    answer,
+    answer, direct,
     from_uplink::{BY_ENTRY, deliver, hand, local},
     icmp,
     maps::{LOCAL_BY_MAC, NODE_ADDRS, PEERS, begin, config, count, count_packet, published},
@@ -155,7 +155,7 @@ fn own(skb: Skb, w: &mut Work, config: &Config) -> i32 {
             // The quoted packet is the client's own.
             w.reply_key = w.quoted;
             return match route::find(&w.reply_key) {
-                Some((f, _)) if from_peer(w.head.eth.src) => leave(skb, config, f),
+                Some((f, _)) if from_peer(w.head.eth.src) => leave(skb, w, config, f),
                 _ => pass(Reason::Pass),
             };
         }
@@ -183,7 +183,7 @@ fn own(skb: Skb, w: &mut Work, config: &Config) -> i32 {
     }
     remember_fragment(w);
     match found {
-        Some((f, _)) => leave(skb, config, f),
+        Some((f, _)) => leave(skb, w, config, f),
         None if config.uplink_ifindex == 0 => drop(Reason::DropUnconfigured),
         None => skb.route(config.uplink_ifindex, Reason::ReplySent),
     }
@@ -191,11 +191,11 @@ fn own(skb: Skb, w: &mut Work, config: &Config) -> i32 {
 
 /// Out to the client of the flow `f`.
 #[inline(always)]
-fn leave(skb: Skb, config: &Config, f: *mut Flow) -> i32 {
+fn leave(skb: Skb, w: &mut Work, config: &Config, f: *mut Flow) -> i32 {
     // SAFETY: a row looked up in this run.
     let client = unsafe { (*f).client };
     if client != 0 {
-        return skb.hand_over(client, Reason::ReplySent);
+        return direct::give_back(skb, w, client, Reason::ReplySent);
     }
     if config.uplink_ifindex == 0 {
         return drop(Reason::DropUnconfigured);

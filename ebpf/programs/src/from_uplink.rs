@@ -169,7 +169,7 @@ pub fn hand(skb: Skb, w: &mut Work, local: &Local, own: Addr, cport: u16, target
         hop: true,
     };
     if nat::rewrite(skb, w) {
-        return skb.hand_over(local.ifindex, Reason::Delivered);
+        return direct::hand_over(skb, local, Reason::Delivered);
     }
     drop(Reason::DropFailed)
 }

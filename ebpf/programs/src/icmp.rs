@@ -9,7 +9,7 @@ use mesh_ebpf_common::{
 };
 
 use crate::{
-    bind, maps, nat,
+    bind, direct, maps, nat,
     nat::To,
     parse::{Packet, addr6},
     route,
@@ -147,7 +147,7 @@ fn translated(done: bool) -> bool {
 pub fn deliver(skb: Skb, w: &mut Work, f: *mut Flow, local: &Local) -> i32 {
     let own = local.addr(&w.key.dst);
     if !own.is_none() && inward(skb, w, f, own, local.mac, local.gateway_mac) {
-        return skb.hand_over(local.ifindex, Reason::Delivered);
+        return direct::hand_over(skb, local, Reason::Delivered);
     }
     drop(Reason::DropFailed)
 }

@@ -255,17 +255,21 @@ impl Skb {
     }
 
     /// Hands the frame to the other end of a veth, which must be in another namespace, as if it had
-    /// come in there.
+    /// come in there; `queued`: by this end's output, with its queue, where its Ethernet addresses must be right.
     #[inline(always)]
-    pub fn hand_over(self, ifindex: u32, reason: Reason) -> i32 {
+    pub fn hand_over(self, ifindex: u32, queued: bool, reason: Reason) -> i32 {
         // The frame may have been addressed to another device than the one it came in at; nobody
         // looks at its Ethernet header again.
-        // SAFETY: only numbers beside the context.
-        if unsafe { bpf_skb_change_type(self.0, PACKET_HOST) } != 0 {
-            return drop(Reason::DropFailed);
-        }
-        // SAFETY: only numbers.
-        verdict(unsafe { bpf_redirect_peer(ifindex, 0) }, reason)
+        // SAFETY: only numbers beside the context; so below.
+        let ret = if unsafe { bpf_skb_change_type(self.0, PACKET_HOST) } != 0 {
+            0
+        } else if queued {
+            unsafe { bpf_redirect(ifindex, 0) }
+        } else {
+            unsafe { bpf_redirect_peer(ifindex, 0) }
+        };
+        // In one place: the verifier goes through it for each.
+        verdict(ret, reason)
     }
 
     /// Has the frame come in at a device of this host.

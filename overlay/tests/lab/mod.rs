@@ -267,6 +267,7 @@ impl Network {
             addrs: vec![addr],
             gateways: has_gateway.then_some(self.gateway).into_iter().collect(),
             returns: Vec::new(),
+            queue: None,
         };
         (
             format!("mv-{endpoint}"),
@@ -274,6 +275,7 @@ impl Network {
                 endpoint,
                 bridge: self.bridge(),
                 mtu: self.mtu,
+                queue: None,
                 peer,
             },
         )

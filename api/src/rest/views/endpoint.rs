@@ -10,7 +10,7 @@ use mesh_core::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::PortView;
+use super::{BandwidthView, PortView};
 
 /// Where an endpoint is in its life, as far as others can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -163,6 +163,9 @@ pub struct EndpointView {
     /// Ports of its own, which its node answers.
     #[serde(default)]
     pub ports: Vec<PortView>,
+    /// How much it may receive and send; left out where nothing limits it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<BandwidthView>,
     /// When it was made.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
@@ -198,6 +201,7 @@ impl EndpointView {
             state: StateView::of(endpoint, all),
             weight: endpoint.weight,
             ports: endpoint.ports.iter().map(PortView::from).collect(),
+            bandwidth: endpoint.sandbox.bandwidth.as_deref().copied().map(BandwidthView::from),
             created_at: endpoint.created_at(),
             version: endpoint.version,
         }

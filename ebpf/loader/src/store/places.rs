@@ -102,7 +102,8 @@ impl Store {
                 gateway_mac: Mac(l.gateway_mac),
                 network: l.network,
                 vxlan: text(&l.vxlan),
-                segment: l.segment == 1,
+                segment: is_segment(&l),
+                queued: l.bits & rows::QUEUED != 0,
             };
             t.locals.insert(text(&l.name), local);
         }
@@ -196,7 +197,7 @@ impl Store {
                 name: filled(name)?,
                 network: l.network,
                 vxlan_ifindex: index(&l.vxlan)?,
-                segment: l.segment.into(),
+                bits: if l.segment { rows::SEGMENT } else { 0 } | if l.queued { rows::QUEUED } else { 0 },
                 vxlan: filled(&l.vxlan)?,
             }),
         };
@@ -241,7 +242,7 @@ impl Store {
 
     /// Only where an endpoint is reached without encapsulation need the uplink's program look for any.
     fn note_segment(&mut self) -> Result<(), Error> {
-        let segment = self.own_locals.values().any(|l| l.segment == 1).into();
+        let segment = self.own_locals.values().any(is_segment).into();
         if segment != self.own.segment {
             self.write_config(rows::Config { segment, ..self.own })?;
         }
@@ -251,7 +252,7 @@ impl Store {
     /// Makes the addresses that lead to endpoints here what the endpoints' rows say: a loader that was killed may
     /// have written the one and not the other.
     fn mend_addresses(&mut self) -> Result<(), Error> {
-        let locals = self.own_locals.values().filter(|l| l.segment == 1);
+        let locals = self.own_locals.values().filter(|l| is_segment(l));
         let of = |l: &rows::Local| {
             addresses(read4(l.ip4), read6(l.ip6))
                 .into_iter()
@@ -277,7 +278,7 @@ impl Store {
     /// interface had before.
     fn put_addresses(&mut self, name: &str, row: Option<&rows::Local>, former: Option<u32>) -> Result<(), Error> {
         let mut new = Vec::new();
-        if let Some(row) = row.filter(|row| row.segment == 1) {
+        if let Some(row) = row.filter(|row| is_segment(row)) {
             new = addresses(read4(row.ip4), read6(row.ip6));
             for ip in &new {
                 self.local_by_addr.put(Bytes((*ip).into()), row.ifindex)?;
@@ -293,6 +294,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// See [`rows::SEGMENT`].
+fn is_segment(row: &rows::Local) -> bool {
+    row.bits & rows::SEGMENT != 0
 }
 
 fn addresses(ip4: Option<Ipv4Addr>, ip6: Option<Ipv6Addr>) -> Vec<IpAddr> {

@@ -122,6 +122,7 @@ fn tables(host: usize) -> lb::Tables {
         network: NETWORK,
         vxlan: "mx-1".into(),
         segment: false,
+        queued: false,
     };
     let vip = |service| lb::Vip { service, network: NETWORK };
     lb::Tables {
@@ -292,6 +293,25 @@ impl Lab {
             lab.serve(i);
         }
         lab
+    }
+
+    /// Gives what container `i` receives a queue, which lets everything pass.
+    pub fn queue(&self, i: u32) {
+        let host = &self.hosts[host_of(i) - 1];
+        host.ns
+            .sh(&format!("tc qdisc add dev mv-{i} root tbf rate 10gbit burst 256kb limit 10mb"));
+        let local = lb::Local {
+            queued: true,
+            ..host.tables.locals[&format!("mv-{i}")].clone()
+        };
+        host.put(Row::Local(format!("mv-{i}"), Some(Box::new(local))));
+    }
+
+    /// Bytes that have passed that queue.
+    pub fn queued(&self, i: u32) -> u64 {
+        let seen = self.hosts[host_of(i) - 1].ns.sh(&format!("tc -s qdisc show dev mv-{i} root"));
+        let (_, sent) = seen.split_once("Sent ").unwrap();
+        sent.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// Each line over TCP, each datagram, is answered with the container's number and the client's

@@ -446,6 +446,7 @@ pub fn tables() -> lb::Tables {
         network: 4097,
         vxlan: "mx-n".into(),
         segment: false,
+        queued: false,
     };
     let other = lb::Local {
         gateway_mac: mesh_core::Mac::for_ip([10, 2, 0, 1].into()),

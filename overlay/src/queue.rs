@@ -1,0 +1,102 @@
+//! Queues that limit how much leaves by an end of a veth: token buckets (net/sched/sch_tbf.c) at its root. Called by
+//! [`crate::veth`], which puts them there, and [`crate::survey`], which finds them.
+//!
+//! The upper half of a queue's handle says that it is meshd's, and of which parameters: the kernel tells what rate a
+//! bucket has, but not how much it holds.
+
+use std::collections::HashMap;
+
+use mesh_core::desired::Queue;
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcAttribute, TcHandle, TcMessage, TcOption},
+};
+
+use crate::{error::Error, link::Device, socket::Socket, tables::Tables};
+
+/// What a token bucket is called.
+pub(crate) const KIND: &str = "tbf";
+/// Of handles that are not the kernel's choice (which are 0x8000 and up), those whose lower 14 bits are a
+/// [`Queue::mark`].
+const MARKED: u16 = 0x4000;
+
+// include/uapi/linux/pkt_sched.h
+const TCA_TBF_PARMS: u16 = 1;
+const TCA_TBF_RATE64: u16 = 4;
+const TCA_TBF_BURST: u16 = 6;
+const TC_LINKLAYER_ETHERNET: u8 = 1;
+
+/// Gives a device that queue, in place of what it has; `None` takes away the one that meshd gave it.
+pub(crate) async fn put(socket: &Socket, tables: &Tables, device: &Device, queue: Option<&Queue>) -> Result<(), Error> {
+    match queue {
+        Some(queue) => set(socket, device, queue).await,
+        None if device.is_shaped => match all(tables).await?.get(&device.index) {
+            Some(_) => {
+                let del = RouteNetlinkMessage::DelQueueDiscipline(message(device));
+                socket.change(format!("remove the queue of {}", device.name), del, 0).await
+            }
+            None => Ok(()),
+        },
+        None => Ok(()),
+    }
+}
+
+/// Gives a device that queue, in place of what it has.
+pub(crate) async fn set(socket: &Socket, device: &Device, queue: &Queue) -> Result<(), Error> {
+    let mut new = message(device);
+    new.header.handle = TcHandle {
+        major: MARKED | queue.mark(),
+        minor: 0,
+    };
+    let option = |kind, value: &[u8]| TcOption::Other(DefaultNla::new(kind, value.to_vec()));
+    new.attributes = vec![
+        TcAttribute::Kind(KIND.to_owned()),
+        TcAttribute::Options(vec![
+            option(TCA_TBF_PARMS, &parameters(queue)),
+            option(TCA_TBF_RATE64, &queue.rate.to_ne_bytes()),
+            option(TCA_TBF_BURST, &queue.burst.to_ne_bytes()),
+        ]),
+    ];
+    let request = format!("limit what leaves by {} to {} bytes/s", device.name, queue.rate);
+    let done = socket.change(request, RouteNetlinkMessage::NewQueueDiscipline(new), NLM_F_CREATE | NLM_F_REPLACE);
+    done.await.map_err(|e| match e.is(&[libc::ENOENT]) {
+        true => e.with_hint("bandwidth needs a kernel with sch_tbf, CONFIG_NET_SCH_TBF, and this one has none".to_owned()),
+        false => e,
+    })
+}
+
+/// struct tc_tbf_qopt: the rate, no peak rate, and the limit. The bucket's size is told by TCA_TBF_BURST, in bytes,
+/// instead of here, in ticks.
+fn parameters(queue: &Queue) -> [u8; 36] {
+    let mut out = [0; 36];
+    // struct tc_ratespec. With a link layer the kernel asks for no table of transmission times.
+    out[1] = TC_LINKLAYER_ETHERNET;
+    out[8..12].copy_from_slice(&u32::try_from(queue.rate).unwrap_or(u32::MAX).to_ne_bytes());
+    out[24..28].copy_from_slice(&queue.limit.to_ne_bytes());
+    out
+}
+
+/// The root of a device.
+fn message(device: &Device) -> TcMessage {
+    let mut m = TcMessage::with_index(device.index as i32);
+    m.header.parent = TcHandle::ROOT;
+    m
+}
+
+/// The queues that meshd has given, by the index of their device, each by its [`Queue::mark`].
+pub(crate) async fn all(tables: &Tables) -> Result<HashMap<u32, u16>, Error> {
+    let read = |row| match row {
+        RouteNetlinkMessage::NewQueueDiscipline(m) => read(&m),
+        _ => None,
+    };
+    let ask = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    tables.rows("list queues", &ask, read).await
+}
+
+fn read(m: &TcMessage) -> Option<(u32, u16)> {
+    let is_bucket = m.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == KIND));
+    let TcHandle { major, minor } = m.header.handle;
+    let is_ours = is_bucket && m.header.parent == TcHandle::ROOT && minor == 0 && major & !0x3fff == MARKED;
+    is_ours.then_some((m.header.index as u32, major & 0x3fff))
+}
