@@ -404,6 +404,16 @@ fn what_a_killed_add_left_is_taken_up() {
 }
 
 #[test]
+fn what_ends_between_two_questions_is_in_nobodys_way() {
+    let (fake, former, c) = (Fake::new(), Container::new(), Container::new());
+    assert_eq!(Cni::new(&fake, &former, "c").run().code(), 0);
+    fake.world.lock().unwrap().ending = true;
+    let answer = Cni::new(&fake, &c, "c").run();
+    assert_eq!(answer.code(), 0, "{}", answer.text);
+    assert_eq!(fake.names(), ["c"]);
+}
+
+#[test]
 fn a_failed_add_leaves_nothing() {
     let (fake, c) = (Fake::new(), Container::new());
     let call = Cni::new(&fake, &c, "c")

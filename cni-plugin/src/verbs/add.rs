@@ -199,6 +199,9 @@ impl Add<'_> {
         // An endpoint that was under way though no call for this container is: it was asked for by one
         // that was killed before it could report.
         let mut orphan = false;
+        // Whether what was in the way may have ended before it was asked for, such as what the container's former
+        // namespace had: to be found out once.
+        let mut again = true;
         loop {
             let refusal = match self.meshd.attach(&request) {
                 Ok(view) => return Ok(Made::New(view)),
@@ -215,6 +218,9 @@ impl Add<'_> {
                 }
                 if let Some(name) = self.other_name(&request)? {
                     request.connect.hostname = Some(name);
+                    continue;
+                }
+                if std::mem::take(&mut again) {
                     continue;
                 }
                 return Err(Failure::Refused(refusal));

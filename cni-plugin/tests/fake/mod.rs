@@ -31,6 +31,8 @@ pub struct World {
     pub full: bool,
     /// New endpoints stay in this state until looked at so many times.
     pub starting: usize,
+    /// All endpoints end before they are listed.
+    pub ending: bool,
     /// How long an attach takes.
     pub slow: Duration,
     last: u64,
@@ -122,6 +124,9 @@ fn answer(method: &str, target: &str, body: &Value, world: &Mutex<World>) -> Res
             let labels = query.strip_prefix("labels=").unwrap().split('&').next().unwrap();
             let labels: Value = serde_json::from_str(&unescape(labels)).unwrap();
             let mut world = world.lock().unwrap();
+            if world.ending {
+                world.endpoints.clear();
+            }
             world.starting = world.starting.saturating_sub(1);
             let started = world.starting == 0;
             for view in world.endpoints.values_mut().filter(|_| started) {
