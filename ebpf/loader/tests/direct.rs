@@ -13,9 +13,19 @@ fn untouched(out: &Out, sent: &Frame) {
     assert_eq!(out.frame(), *sent);
 }
 
+/// One after the other with one load of the programs, which is what takes time in an emulated machine.
 #[test]
-fn a_frame_goes_where_its_ethernet_address_is() {
-    let w = World::new();
+fn past_the_bridge() {
+    let mut w = World::new();
+    a_frame_goes_where_its_ethernet_address_is(&w);
+    from_another_node_to_an_endpoint_here(&w);
+    replies_of_a_vip_from_another_node(&w);
+    a_vip_is_its_own_networks(&w);
+    replies_of_a_vip_from_this_node(&mut w);
+    an_endpoint_or_a_network_that_is_gone(&mut w);
+}
+
+fn a_frame_goes_where_its_ethernet_address_is(w: &World) {
     let frames = [
         Frame::tcp((A, 1), (B, 2), SYN, b""),
         Frame::udp((A, 1), (B, 2), &[7; 64]),
@@ -57,9 +67,7 @@ fn a_frame_goes_where_its_ethernet_address_is() {
     w.to_mac(&spoofed, mac(C)).is(DROP, &["drop_spoofed_ip"]);
 }
 
-#[test]
-fn from_another_node_to_an_endpoint_here() {
-    let w = World::new();
+fn from_another_node_to_an_endpoint_here(w: &World) {
     for sent in [
         Frame::tcp((C, 1), (A, 2), SYN, b""),
         Frame::icmp(C, A, 8, &[0; 12]),
@@ -93,9 +101,7 @@ fn from_another_node_to_an_endpoint_here() {
     w.raw(Program::FromNetwork, "stray", &bytes).is(PASS, &["pass_unknown_device"]);
 }
 
-#[test]
-fn an_endpoint_or_a_network_that_is_gone() {
-    let mut w = World::new();
+fn an_endpoint_or_a_network_that_is_gone(w: &mut World) {
     let sent = Frame::udp((A, 1), (B, 2), b"x");
     w.put(Row::Local("mv-b".into(), None));
     w.to_mac(&sent, mac(B)).is(REDIRECT, &["direct_remote"]);
@@ -104,9 +110,7 @@ fn an_endpoint_or_a_network_that_is_gone() {
     w.arrived(&sent, A).is(PASS, &["pass_unknown_device"]);
 }
 
-#[test]
-fn replies_of_a_vip_from_another_node() {
-    let w = World::new();
+fn replies_of_a_vip_from_another_node(w: &World) {
     w.container(&Frame::tcp((A, 100), (VIP, 80), SYN, b""))
         .is(REDIRECT, &["direct_remote", "new_flow", "vip_forwarded"]);
     let reply = Frame::tcp((C, 80), (A, 100), SYN | ACK, b"");
@@ -142,9 +146,7 @@ fn replies_of_a_vip_from_another_node() {
     assert!(asked.valid());
 }
 
-#[test]
-fn replies_of_a_vip_from_this_node() {
-    let mut w = World::new();
+fn replies_of_a_vip_from_this_node(w: &mut World) {
     w.put(Row::Service(5, Some(turn(&[2]))));
     let sent = Frame::tcp((A, 100), (VIP2, 80), SYN, b"");
     let out = w.container(&sent);
@@ -162,9 +164,7 @@ fn replies_of_a_vip_from_this_node() {
     assert_eq!(w.to_container(&reply).is(PASS, &["vip_reply"]).frame().src, VIP2);
 }
 
-#[test]
-fn a_vip_is_its_own_networks() {
-    let w = World::new();
+fn a_vip_is_its_own_networks(w: &World) {
     let ask = |src: [u8; 4], target: [u8; 4]| {
         let mut b = vec![0xff; 6];
         b.extend(mac(src));
