@@ -2,7 +2,7 @@
 # What the scripts share; sourced, never run. Sets ROOT, TARGET, BIN, ME and strict mode.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+ROOT=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 ME=${0##*/}
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 # Where meshd, meshctl, meshd-cni, meshd-echo and meshd-bench are taken from.
@@ -28,14 +28,28 @@ need_root() {
     [[ $EUID == 0 ]] || die 1 "must run as root: it makes network namespaces and loads eBPF programs"
 }
 
-# within SECONDS CMD…: runs CMD until it succeeds; fails when the time (times PATIENCE) is up.
+# within SECONDS CMD…: runs CMD until it succeeds; fails when the time (times PATIENCE) is up. A second is one that
+# this machine had: what a hypervisor gave to others meanwhile does not count.
 within() {
-    local end=$((${EPOCHREALTIME//[!0-9]/} + $1 * PATIENCE * 1000000))
+    local end=$((${EPOCHREALTIME//[!0-9]/} + $1 * PATIENCE * 1000000)) before=0
+    stolen before
     shift
     until "$@"; do
-        ((${EPOCHREALTIME//[!0-9]/} < end)) || return 1
+        local now=0
+        stolen now
+        ((${EPOCHREALTIME//[!0-9]/} < end + now - before)) || return 1
         sleep 0.05
     done
+}
+
+# stolen NAME: sets NAME to the microseconds, since it started, that a processor of this machine was given to others,
+# on average (proc(5), steal: hundredths of a second).
+stolen() {
+    local line processors=-1 ticks=0
+    while read -r -a line && [[ ${line[0]} == cpu* ]]; do
+        ((++processors)) || ticks=${line[8]}
+    done </proc/stat
+    printf -v "$1" %d $((ticks * 10000 / (processors > 0 ? processors : 1)))
 }
 
 # Makes rustup's cargo usable from shells that never read its profile.

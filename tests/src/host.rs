@@ -50,7 +50,7 @@ impl<'a> Host<'a> {
 
     /// Where the lab's files are.
     pub fn lab_dir() -> PathBuf {
-        std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned()).into()
+        crate::place::lab_dir()
     }
 
     /// The cgroup of which `scripts/lab down` ends all processes.
@@ -62,7 +62,7 @@ impl<'a> Host<'a> {
     pub fn start(lab: &'a Lab, name: &str, dir: PathBuf, daemon: &[&str]) -> Result<Self> {
         let (at, lab_dir) = (dir.display().to_string(), Self::lab_dir().display().to_string());
         let words = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-ec", SPACE];
-        let mut command = lab.command(Place::Host(name), &[&words[..], &[&at, name, &lab_dir], daemon].concat());
+        let mut command = lab.command(Place::Host(name), &[&words[..], &[&at, name, &lab_dir], daemon].concat())?;
         let daemon = command.stdin(Stdio::null()).process_group(0).spawn()?;
         let name = name.to_owned();
         Ok(Self { lab, name, dir, daemon })

@@ -3,22 +3,27 @@
 use std::{
     collections::BTreeMap,
     error::Error,
-    fs::File,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    time::{Duration, Instant},
+    fs::{self, File},
+    process::{Command, Output},
 };
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Connection, Held, Place};
+use crate::{
+    Connection, Held, Place, bounded,
+    place::{lab_dir, script},
+    until,
+    wait::patience,
+};
 
 /// What helpers and scenarios give.
 pub type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// Seconds after which a command is ended and counts as failed.
-const LIMIT: u64 = 60;
+const LIMIT: u64 = 240;
+/// Whose holder has the machine's lab.
+const TURNS: &str = "/run/lock";
 /// Lines of every host's log that a failing scenario shows.
 const TAIL: usize = 60;
 
@@ -136,25 +141,27 @@ impl Done {
 impl Lab {
     /// Three hosts, or what `options` of `scripts/lab up` say. Clears a lab that was left up.
     pub fn up(options: &str) -> Result<Self> {
-        let turn = File::open(script())?;
+        // In a directory that what has namespaces of its own has for itself, and that `scripts/lab` does not lock.
+        fs::create_dir_all(TURNS)?;
+        let turn = File::open(TURNS)?;
         turn.lock()?;
         let lab = Self { _turn: turn };
         lab.lab(&["down"])?.ok()?;
         let mut args = vec!["up"];
         args.extend(options.split_whitespace());
         // It may have to build first.
-        run(1800, &args)?.ok()?;
+        lab.lab_within(1800, &args)?.ok()?;
         Ok(lab)
     }
 
     /// `scripts/lab ARGS…`
     pub fn lab(&self, args: &[&str]) -> Result<Done> {
-        run(LIMIT, args)
+        self.lab_within(LIMIT, args)
     }
 
     /// `scripts/lab ARGS…` that may take so many seconds.
     pub fn lab_within(&self, seconds: u64, args: &[&str]) -> Result<Done> {
-        run(seconds, args)
+        run(seconds, Command::new(script()).args(args), args.join(" "))
     }
 
     /// A command somewhere. Its words are split at spaces.
@@ -164,15 +171,17 @@ impl Lab {
 
     /// A command somewhere, word by word.
     pub fn argv(&self, place: Place, command: &[&str]) -> Result<Done> {
-        self.lab(&[&place.args()[..], command].concat())
+        run(
+            LIMIT,
+            &mut place.command(command)?,
+            format!("{} {}", place.name(), command.join(" ")),
+        )
     }
 
     /// A command somewhere, for the caller to start: the process becomes the command itself, so that what it
     /// is sent arrives there.
-    pub fn command(&self, place: Place, command: &[&str]) -> Command {
-        let mut started = Command::new(script());
-        started.args(place.args()).args(command);
-        started
+    pub fn command(&self, place: Place, command: &[&str]) -> Result<Command> {
+        place.command(command)
     }
 
     /// `meshctl COMMAND` on a host; words are split at spaces.
@@ -242,19 +251,14 @@ impl Lab {
 
     /// A TCP connection that stays open.
     pub fn connect(&self, from: Place, to: &str) -> Result<Connection> {
-        let mut command = Command::new(script());
-        command.args(from.args()).args(["meshd-echo", "client", "tcp", to]);
-        Connection::open(command)
+        Connection::open(from.command(&["meshd-echo", "client", "tcp", to])?)
     }
 
     /// `connections` TCP connections, to each of `to` in turn, that all stay busy.
     pub fn hold(&self, from: Place, to: &[&str], connections: usize) -> Result<Held> {
-        let mut command = Command::new(script());
-        command
-            .args(from.args())
-            .args(["meshd-echo", "client", "hold", "--connections", &connections.to_string()])
-            .args(to);
-        Held::open(command)
+        let connections = connections.to_string();
+        let words = [&["meshd-echo", "client", "hold", "--connections", &connections][..], to].concat();
+        Held::open(from.command(&words)?)
     }
 
     /// Waits until every one of `hosts` sends new flows for `port` to exactly `backends`.
@@ -275,7 +279,8 @@ impl Drop for Lab {
     /// Shows the logs (the test harness drops them if the scenario passed), and takes everything down.
     fn drop(&mut self) {
         for host in ["h1", "h2", "h3", "h4"] {
-            if let Ok(log) = self.lab(&["logs", host]).and_then(Done::ok) {
+            if let Ok(log) = fs::read(lab_dir().join(host).join("log")) {
+                let log = String::from_utf8_lossy(&log);
                 let lines: Vec<_> = log.lines().collect();
                 println!("--- end of {host}'s log\n{}", lines[lines.len().saturating_sub(TAIL)..].join("\n"));
             }
@@ -314,57 +319,13 @@ pub fn tally(replies: &[Reply]) -> BTreeMap<String, usize> {
     by_name
 }
 
-/// Asks every 50 ms until the answer is yes; an error when `seconds` are up.
-pub fn until(seconds: u64, what: &str, mut yes: impl FnMut() -> Result<bool>) -> Result<()> {
-    within(seconds, what, || Ok(yes()?.then_some(())))
-}
-
-/// Asks every 50 ms until there is an answer; an error when `seconds` are up.
-pub fn within<T>(seconds: u64, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let end = Instant::now() + Duration::from_secs(seconds * patience()?);
-    loop {
-        if let Some(answer) = ask()? {
-            return Ok(answer);
-        }
-        if Instant::now() >= end {
-            return Err(format!("waited {seconds} s in vain for {what}").into());
-        }
-        pause();
-    }
-}
-
-/// How often longer everything that waits may take: MESH_PATIENCE, on an emulated machine.
-fn patience() -> Result<u64> {
-    match std::env::var("MESH_PATIENCE") {
-        Ok(text) => Ok(text.parse().map_err(|_| format!("MESH_PATIENCE {text:?} is not a number"))?),
-        Err(_) => Ok(1),
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "between the looks of a bounded wait; scenarios run on threads of their own, without a runtime"
-)]
-fn pause() {
-    std::thread::sleep(Duration::from_millis(50));
-}
-
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/lab")
-}
-
 fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
-fn run(limit: u64, args: &[&str]) -> Result<Done> {
-    let mut command = Command::new("timeout");
-    command
-        .args(["-k", "5", &(limit * patience()?).to_string()])
-        .arg(script())
-        .args(args)
-        .stdin(Stdio::null());
-    Ok(Done::from(format!("scripts/lab {}", args.join(" ")), command.output()?))
+fn run(limit: u64, command: &mut Command, name: String) -> Result<Done> {
+    let output = bounded::output(limit * patience()?, command)?;
+    Ok(Done::from(format!("scripts/lab {name}"), output))
 }
 
 fn replies(done: Done) -> Result<Vec<Reply>> {

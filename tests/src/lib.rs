@@ -1,5 +1,6 @@
 //! What the scenarios of `tests/tests` share: the lab, driven from Rust.
 
+mod bounded;
 mod conn;
 pub mod containerd;
 pub mod cri;
@@ -9,10 +10,12 @@ mod image;
 pub mod kubelet;
 mod lab;
 mod place;
+mod wait;
 
 pub use conn::{Connection, Held};
 pub use docker::Docker;
 pub use host::Host;
 pub use image::image;
-pub use lab::{BACKENDS, Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, runtime, tally, until, within};
+pub use lab::{BACKENDS, Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, runtime, tally};
 pub use place::Place;
+pub use wait::{until, within};

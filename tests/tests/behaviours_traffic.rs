@@ -14,7 +14,7 @@ struct Process(Child);
 
 impl Process {
     fn start(lab: &Lab, place: Place, command: &[&str]) -> Result<Self> {
-        let mut command = lab.command(place, command);
+        let mut command = lab.command(place, command)?;
         Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?))
     }
 

@@ -127,6 +127,6 @@ fn verifies(lab: &Lab, host: &str) -> Result<bool> {
     let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
     let cert = format!("{dir}/{host}/data/identity/cert.pem");
     let check =
-        format!("meshctl ca show --pem > /tmp/$$.pem; openssl verify -CAfile /tmp/$$.pem {cert}; code=$?; rm /tmp/$$.pem; exit $code");
+        format!("root=$(mktemp); meshctl ca show --pem > $root; openssl verify -CAfile $root {cert}; code=$?; rm $root; exit $code");
     Ok(lab.argv(Place::Host(host), &["sh", "-c", &check])?.status == 0)
 }

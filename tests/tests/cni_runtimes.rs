@@ -407,7 +407,7 @@ impl<'a> Podman<'a> {
         let words = self.words();
         let mut words: Vec<_> = words.iter().map(String::as_str).collect();
         words.extend(["system", "service", "--time", "0", &url]);
-        let mut command = self.lab.command(Place::Host(self.host), &words);
+        let mut command = self.lab.command(Place::Host(self.host), &words)?;
         let service = Service(command.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?);
         until(20, "podman's socket to answer", || {
             Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())

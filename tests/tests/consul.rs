@@ -39,7 +39,7 @@ fn consuls_clients_read_the_catalog() -> Result<()> {
     assert!(index > 0);
 
     // A client that waits is woken by what concerns it, and not by the rest.
-    let mut watch = lab.command(on, &["/usr/bin/python3", "-c", WATCH, "3"]);
+    let mut watch = lab.command(on, &["/usr/bin/python3", "-c", WATCH, "3"])?;
     let watch = watch.stdout(std::process::Stdio::piped()).spawn()?;
     let health = get(&lab, "health/service/web")?.0;
     for n in 0..5 {

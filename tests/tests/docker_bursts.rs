@@ -30,7 +30,7 @@ fn at_once(lab: &Lab, host: &str, names: &[String], verb: &str) -> Result<Vec<St
     let to = dir.path().display().to_string();
     let mut words = vec!["sh", "-c", &script, &to];
     words.extend(names.iter().map(String::as_str));
-    let done = lab.command(Place::Host(host), &words).stdin(Stdio::null()).status()?;
+    let done = lab.command(Place::Host(host), &words)?.stdin(Stdio::null()).status()?;
     assert!(done.success(), "{verb} of {names:?}: {done}");
     let failed = std::fs::read_to_string(dir.path().join("failed")).unwrap_or_default();
     for name in failed.lines() {

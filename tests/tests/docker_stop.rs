@@ -89,7 +89,7 @@ fn docker_stop_loses_no_request() -> Result<()> {
     // The last one is sent what comes until it ends.
     docker.at("h1", "rm -f one deaf")?.ok()?;
     lab.balanced(&["h1", "h2"], 8080, &["two"])?;
-    let mut stop = lab.command(Place::Host("h2"), &["docker", "stop", "-t", "5", "two"]);
+    let mut stop = lab.command(Place::Host("h2"), &["docker", "stop", "-t", "5", "two"])?;
     let mut stop = stop.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     becomes(&lab, "two", "draining")?;
     lab.http(Place::Client, &format!("{}:8080", address("h1")), 20)?;

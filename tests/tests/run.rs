@@ -22,7 +22,7 @@ struct Running(Child);
 impl Running {
     fn start(lab: &Lab, host: &str, options: &str, command: &[&str]) -> Result<Self> {
         let child = lab
-            .command(Place::Host(host), &words(options, command))
+            .command(Place::Host(host), &words(options, command))?
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -82,12 +82,15 @@ fn names(lab: &Lab) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The cgroups of commands, wherever the hierarchy is mounted.
+/// The cgroups of commands that this test has started, wherever the hierarchy is mounted.
 fn cgroups() -> Result<Vec<String>> {
     let list = fs::read_to_string("/proc/self/mountinfo")?;
     let mounted = list.lines().find(|l| l.contains(" - cgroup2 ")).and_then(|l| l.split(' ').nth(4));
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let own = own.lines().find_map(|l| l.strip_prefix("0::")).ok_or("in no cgroup")?;
+    let below = format!("{}{own}", mounted.ok_or("no cgroup2 is mounted")?);
     let found = std::process::Command::new("find")
-        .args([mounted.ok_or("no cgroup2 is mounted")?, "-maxdepth", "6", "-name", "mesh-run-*"])
+        .args([&below, "-maxdepth", "6", "-name", "mesh-run-*"])
         .output()?;
     Ok(String::from_utf8(found.stdout)?.lines().map(str::to_owned).collect())
 }
