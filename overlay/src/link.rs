@@ -20,6 +20,9 @@ use crate::{error::Error, queue, socket::Socket};
 pub(crate) const GROUP: u32 = 0x6d65_7368;
 /// Link group of a container's link whose far end has its ways back, where an engine has taken that.
 pub(crate) const RETURNS: u32 = GROUP + 1;
+/// Link group of a container's interface that meshd itself puts there and configures: what the container has by it goes
+/// with it.
+pub(crate) const PLACED: u32 = GROUP + 2;
 /// First letters of the names of links that meshd makes.
 const PREFIXES: [&str; 4] = ["mb-", "mx-", "mv-", WAITING];
 /// First letters of the name of a veth's other end that waits for a container engine.

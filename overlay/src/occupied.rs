@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use mesh_core::Mac;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    route::{RouteHeader, RouteMessage, RouteType},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 
 use crate::{error::Error, link, netns::Netns, socket::Socket};
@@ -16,7 +16,7 @@ use crate::{error::Error, link, netns::Netns, socket::Socket};
 pub struct Occupied {
     /// Interfaces with their Ethernet addresses.
     pub links: Vec<(String, Option<Mac>)>,
-    /// It has a default route for IPv4.
+    /// It has a default route for IPv4 over an interface that is not meshd's.
     pub routed: bool,
     /// See [`crate::netns::cookie`].
     pub cookie: u64,
@@ -30,17 +30,21 @@ impl Occupied {
     pub async fn of(path: &str) -> Result<Self, Error> {
         let netns = Netns::open(path).map_err(Error::io(format!("open network namespace {path}")))?;
         let (socket, cookie) = Socket::open_with_cookie(&netns).await?;
-        let links = link::all(&socket).await?.into_iter().map(|d| (d.name, d.mac)).collect();
+        let devices = link::all(&socket).await?;
         let mut ask = RouteMessage::default();
         ask.header.address_family = link::family(Ipv4Addr::UNSPECIFIED.into());
         let rows = socket.dump("list routes", RouteNetlinkMessage::GetRoute(ask)).await?;
+        // An endpoint that was removed just now may still have its interface there, and its routes.
+        let is_ours = |index: u32| devices.iter().any(|d| d.index == index && d.group == link::PLACED);
         let is_default = |row: &RouteNetlinkMessage| {
             matches!(row, RouteNetlinkMessage::NewRoute(m) if m.header.destination_prefix_length == 0
-                && m.header.kind == RouteType::Unicast && m.header.table == RouteHeader::RT_TABLE_MAIN)
+                && m.header.kind == RouteType::Unicast && m.header.table == RouteHeader::RT_TABLE_MAIN
+                && !m.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if is_ours(*index))))
         };
+        let routed = rows.iter().any(is_default);
         Ok(Self {
-            links,
-            routed: rows.iter().any(is_default),
+            links: devices.into_iter().map(|d| (d.name, d.mac)).collect(),
+            routed,
             cookie,
         })
     }

@@ -72,7 +72,8 @@ pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth
             ifname: veth.peer.ifname.clone(),
         });
     }
-    create(socket, name, veth, bridge.index, &[LinkAttribute::NetNsFd(netns.raw_fd())]).await?;
+    let place = [LinkAttribute::NetNsFd(netns.raw_fd()), LinkAttribute::Group(link::PLACED)];
+    create(socket, name, veth, bridge.index, &place).await?;
     let device = link::ours(socket, name, || format!("configure veth {name}")).await?;
     let sysctl = Sysctl::new(netns);
     let made = finish(socket, &overlay.sysctl, &device, bridge.index, mark, veth, || {

@@ -177,6 +177,18 @@ async fn the_container_gets_what_was_asked_for() {
         assert!(eth0.contains(part), "{part}: {eth0}");
     }
     assert!(lab.pod.ok("ip route show default").contains("via 10.1.0.1 dev eth0"));
+    // That route goes with the endpoint: to the next one it is no other program's.
+    let routed = async || mesh_overlay::occupied::Occupied::of(&lab.pod.path()).await.unwrap().routed;
+    assert!(!routed().await);
+    for command in [
+        "ip link add br0 type bridge",
+        "ip link set br0 up",
+        "ip route add default dev br0 metric 500",
+    ] {
+        lab.pod.ok(command);
+    }
+    assert!(routed().await);
+    lab.pod.ok("ip link del br0");
     assert!(lab.pod.ok("ip link show lo").contains("UP"));
     assert_eq!(lab.host.links().len(), 3, "nothing of the container's side is left on the host");
 
