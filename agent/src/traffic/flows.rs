@@ -37,6 +37,8 @@ const SWITCH_TIME: Duration = Duration::from_secs(10);
 /// A line with what filters ask for.
 #[derive(Debug)]
 struct Line {
+    /// On the clock of [`monotonic_ns`].
+    at_ns: u64,
     drop: bool,
     service: Option<Id>,
     line: FlowLine,
@@ -98,13 +100,15 @@ impl Hub {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to read: new flows, or dropped packets; of one service, or of all. Returns once the
-    /// programs tell them.
+    /// Begins to read: new flows, or dropped packets; of one service, or of all; from now on. Returns
+    /// once the programs tell them.
     ///
     /// # Errors
     /// The programs' events can not be switched on.
     pub async fn open(self: &Arc<Self>, drops: bool, service: Option<Id>) -> Result<impl Stream<Item = FlowLine> + use<>, Refusal> {
         let live = self.live.subscribe();
+        // The ring may still have what an earlier reader asked for.
+        let since = monotonic_ns();
         let place = Place::take(self, drops);
         timeout(SWITCH_TIME, self.switch())
             .await
@@ -113,8 +117,10 @@ impl Hub {
             // Until the stream ends, and with it this closure.
             let _ = &place;
             match got {
-                Ok(line) if line.drop == drops && (service.is_none() || line.service == service) => Some(line.line.clone()),
-                Ok(_) => None,
+                Ok(line) => {
+                    let is_wanted = line.at_ns >= since && line.drop == drops && (service.is_none() || line.service == service);
+                    is_wanted.then(|| line.line.clone())
+                }
                 Err(tokio_stream::wrappers::errors::BroadcastStreamRecvError::Lagged(events)) => Some(FlowLine::Lost { events }),
             }
         });
@@ -247,6 +253,7 @@ impl Resolver {
             device: self.devices.entry(event.ifindex).or_insert_with(|| device(event.ifindex)).clone(),
         };
         Line {
+            at_ns: event.at_ns,
             drop: event.dropped,
             service: set.and_then(|s| s.id),
             line: if event.dropped {
@@ -308,6 +315,13 @@ mod tests {
         }
     }
 
+    fn now(proto: u8, dropped: bool) -> Event {
+        Event {
+            at_ns: monotonic_ns(),
+            ..event(proto, dropped)
+        }
+    }
+
     fn seen(resolver: &mut Resolver, event: &Event) -> FlowEvent {
         match resolver.line(event).line {
             FlowLine::Flow(e) | FlowLine::Drop(e) => e,
@@ -360,12 +374,13 @@ mod tests {
         assert_eq!(switched.recv().await, watch(true, true));
         let more = hub.open(true, Some(Id::from_bits(1))).await.unwrap();
         assert_eq!(switched.recv().await, watch(true, true));
-        hub.live.send(Arc::new(Resolver::default().line(&event(6, false)))).unwrap();
-        hub.live.send(Arc::new(Resolver::default().line(&event(6, true)))).unwrap();
-        assert!(
-            matches!(drops.next().await, Some(FlowLine::Drop(_))),
-            "the flow is for the other reader"
-        );
+        for told in [event(17, true), now(6, false), now(6, true)] {
+            hub.live.send(Arc::new(Resolver::default().line(&told))).unwrap();
+        }
+        let Some(FlowLine::Drop(seen)) = drops.next().await else {
+            panic!("the flow is for the other reader");
+        };
+        assert_eq!(seen.protocol, "tcp", "the datagram was dropped before anybody read");
         drop(flows);
         assert_eq!(switched.recv().await, watch(false, true));
         drop(drops);
@@ -387,7 +402,7 @@ mod tests {
         });
         let mut lines = Box::pin(hub.open(true, None).await.unwrap());
         for _ in 0..BEHIND + 3 {
-            hub.live.send(Arc::new(Resolver::default().line(&event(6, true)))).unwrap();
+            hub.live.send(Arc::new(Resolver::default().line(&now(6, true)))).unwrap();
         }
         assert_eq!(lines.next().await, Some(FlowLine::Lost { events: 3 }));
         assert!(matches!(lines.next().await, Some(FlowLine::Drop(_))));

@@ -52,9 +52,9 @@ pub async fn run(session: &Session, args: &Flows) -> Result<(), Failure> {
         query.push(format!("service={}", paths::escape(service)));
     }
     let path = format!("{}?{}", paths::FLOWS, query.join("&"));
-    let mut lines = session.lines(path.trim_end_matches('?')).await?;
-    // From here on the programs tell; what the counters have now is not to be counted.
+    // Read before the programs tell, so that whatever is shown is counted too.
     let before = TrafficView::deserialize(session.get(paths::TRAFFIC).await?)?;
+    let mut lines = session.lines(path.trim_end_matches('?')).await?;
     let end = args.time.map(|s| Instant::now() + Duration::from_secs(s.into()));
     let mut head = Some(head(args.drops));
     let (mut shown, mut missed) = (0, 0);
