@@ -25,7 +25,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
 use mesh_api::{
     proto::{
         BeatRequest, ProposeRequest, QueryRequest, Standing, WatchBatch, WatchRequest, agents_client::AgentsClient,
@@ -147,44 +147,48 @@ impl ControlClient {
     /// (the command may still be carried out),
     /// forbidden or malformed when a manager refuses it unseen. What the state refuses is in the
     /// outcome.
-    pub async fn propose(&self, command: Command) -> Result<(u64, Outcome), Refusal> {
-        let bytes = encode("command", &command)?;
-        let mut doubtful = false;
-        let call = |channel| {
-            let command = bytes.clone();
-            async move {
-                let reply = Stub::new(channel).propose(ProposeRequest { command }).await?.into_inner();
-                Ok(said(reply.leader, (reply.revision, reply.outcome)))
-            }
-        };
-        // A worker can remove itself only.
-        let takes_vote = command.leaver().is_some() && self.identity.file().role == Role::Manager;
-        let (budget, attempt) = if takes_vote {
-            (REMOVAL_BUDGET, REMOVAL_ATTEMPT)
-        } else {
-            (BUDGET, ATTEMPT)
-        };
-        let (revision, outcome) = self.ask(budget, attempt, &mut doubtful, call).await?;
-        let outcome: Outcome = decode("outcome", &outcome)?;
-        Ok((revision, settle(&command, doubtful, outcome)))
+    pub fn propose(&self, command: Command) -> BoxFuture<'_, Result<(u64, Outcome), Refusal>> {
+        Box::pin(async move {
+            let bytes = encode("command", &command)?;
+            let mut doubtful = false;
+            let call = |channel| {
+                let command = bytes.clone();
+                async move {
+                    let reply = Stub::new(channel).propose(ProposeRequest { command }).await?.into_inner();
+                    Ok(said(reply.leader, (reply.revision, reply.outcome)))
+                }
+            };
+            // A worker can remove itself only.
+            let takes_vote = command.leaver().is_some() && self.identity.file().role == Role::Manager;
+            let (budget, attempt) = if takes_vote {
+                (REMOVAL_BUDGET, REMOVAL_ATTEMPT)
+            } else {
+                (BUDGET, ATTEMPT)
+            };
+            let (revision, outcome) = self.ask(budget, attempt, &mut doubtful, call).await?;
+            let outcome: Outcome = decode("outcome", &outcome)?;
+            Ok((revision, settle(&command, doubtful, outcome)))
+        })
     }
 
     /// Reads, linearizable.
     ///
     /// # Errors
     /// Unavailable when no manager answers in [`BUDGET`]; else the answer's own refusal.
-    pub async fn query(&self, query: Query) -> Result<Answer, Refusal> {
-        let bytes = encode("query", &query)?;
-        let call = |channel| {
-            let query = bytes.clone();
-            async move {
-                let mut stub = Stub::new(channel).max_decoding_message_size(MAX_ANSWER);
-                let reply = stub.query(QueryRequest { query }).await?.into_inner();
-                Ok(said(reply.leader, reply.answer))
-            }
-        };
-        let answer = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
-        decode::<Result<Answer, Refusal>>("answer", &answer)?
+    pub fn query(&self, query: Query) -> BoxFuture<'_, Result<Answer, Refusal>> {
+        Box::pin(async move {
+            let bytes = encode("query", &query)?;
+            let call = |channel| {
+                let query = bytes.clone();
+                async move {
+                    let mut stub = Stub::new(channel).max_decoding_message_size(MAX_ANSWER);
+                    let reply = stub.query(QueryRequest { query }).await?.into_inner();
+                    Ok(said(reply.leader, reply.answer))
+                }
+            };
+            let answer = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
+            decode::<Result<Answer, Refusal>>("answer", &answer)?
+        })
     }
 
     /// "I am here", and have applied `revision`. Takes note of the managers that the leader names, and has the
@@ -192,32 +196,34 @@ impl ControlClient {
     ///
     /// # Errors
     /// Unavailable when the leader is not reached in a second; forbidden when this node was removed.
-    pub async fn beat(&self, revision: u64) -> Result<(), Refusal> {
-        let root = self.identity.root();
-        let (host, standing) = (self.twin.host(), self.twin.standing());
-        let call = |channel| {
-            let request = BeatRequest {
-                applied_revision: revision,
-                root: root.clone(),
-                host,
-                standing: standing.into(),
+    pub fn beat(&self, revision: u64) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move {
+            let root = self.identity.root();
+            let (host, standing) = (self.twin.host(), self.twin.standing());
+            let call = |channel| {
+                let request = BeatRequest {
+                    applied_revision: revision,
+                    root: root.clone(),
+                    host,
+                    standing: standing.into(),
+                };
+                async move {
+                    let reply = AgentsClient::new(channel).beat(request).await?.into_inner();
+                    Ok(said(reply.leader, (reply.managers, reply.trust, reply.nodes, reply.other)))
+                }
             };
-            async move {
-                let reply = AgentsClient::new(channel).beat(request).await?.into_inner();
-                Ok(said(reply.leader, (reply.managers, reply.trust, reply.nodes, reply.other)))
+            let (managers, trusted, nodes, other) = self.ask(BEAT, BEAT, &mut false, call).await?;
+            self.twin.heard(other, Instant::now());
+            self.nodes.store(nodes, Ordering::Relaxed);
+            self.trusted.store((!trusted.is_empty()).then(|| Arc::new(trusted)));
+            if self.is_stale() || self.owed.load(Ordering::Relaxed) {
+                self.stale.notify_one();
             }
-        };
-        let (managers, trusted, nodes, other) = self.ask(BEAT, BEAT, &mut false, call).await?;
-        self.twin.heard(other, Instant::now());
-        self.nodes.store(nodes, Ordering::Relaxed);
-        self.trusted.store((!trusted.is_empty()).then(|| Arc::new(trusted)));
-        if self.is_stale() || self.owed.load(Ordering::Relaxed) {
-            self.stale.notify_one();
-        }
-        if let Err(error) = self.identity.set_managers(managers) {
-            tracing::warn!(%error, "can not keep the list of managers");
-        }
-        Ok(())
+            if let Err(error) = self.identity.set_managers(managers) {
+                tracing::warn!(%error, "can not keep the list of managers");
+            }
+            Ok(())
+        })
     }
 
     /// Whether the leader takes this host for the node. Until it does, what this host finds, or misses, is nothing
@@ -242,30 +248,32 @@ impl ControlClient {
     ///
     /// # Errors
     /// Unavailable when no manager serves it; forbidden when this node was removed.
-    pub async fn watch(&self, revision: u64) -> Result<BoxStream<'static, Result<WatchEvent, Refusal>>, Refusal> {
-        let cluster = self.identity.file().cluster.to_string();
-        let mut reasons = BTreeMap::new();
-        let mut renewals = self.channels.renewals();
-        for addr in self.managers(false) {
-            let mut stub = AgentsClient::new(self.channels.get(Purpose::Watch, &addr)).max_decoding_message_size(MAX_BATCH);
-            let request = WatchRequest {
-                revision,
-                cluster: cluster.clone(),
-            };
-            match timeout(ATTEMPT, stub.watch(request)).await {
-                Ok(Ok(stream)) => {
-                    let events = stream.into_inner().map(|batch| event(batch.map_err(|s| lost(&s))?));
-                    let renewed = async move { drop(renewals.changed().await) };
-                    return Ok(events.take_until(renewed).boxed());
+    pub fn watch(&self, revision: u64) -> BoxFuture<'_, Result<BoxStream<'static, Result<WatchEvent, Refusal>>, Refusal>> {
+        Box::pin(async move {
+            let cluster = self.identity.file().cluster.to_string();
+            let mut reasons = BTreeMap::new();
+            let mut renewals = self.channels.renewals();
+            for addr in self.managers(false) {
+                let mut stub = AgentsClient::new(self.channels.get(Purpose::Watch, &addr)).max_decoding_message_size(MAX_BATCH);
+                let request = WatchRequest {
+                    revision,
+                    cluster: cluster.clone(),
+                };
+                match timeout(ATTEMPT, stub.watch(request)).await {
+                    Ok(Ok(stream)) => {
+                        let events = stream.into_inner().map(|batch| event(batch.map_err(|s| lost(&s))?));
+                        let renewed = async move { drop(renewals.changed().await) };
+                        return Ok(events.take_until(renewed).boxed());
+                    }
+                    Ok(Err(status)) => match refusal_of(&status) {
+                        Some(r) if r.kind != RefusalKind::Unavailable => return Err(r),
+                        _ => drop(reasons.insert(addr, describe(&status))),
+                    },
+                    Err(_) => drop(reasons.insert(addr, no_answer(ATTEMPT))),
                 }
-                Ok(Err(status)) => match refusal_of(&status) {
-                    Some(r) if r.kind != RefusalKind::Unavailable => return Err(r),
-                    _ => drop(reasons.insert(addr, describe(&status))),
-                },
-                Err(_) => drop(reasons.insert(addr, no_answer(ATTEMPT))),
             }
-        }
-        Err(nobody(&reasons))
+            Err(nobody(&reasons))
+        })
     }
 
     /// The managers in the order in which they are tried: the leader, when it matters and is known,

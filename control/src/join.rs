@@ -5,6 +5,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use mesh_api::{
     CONTROL_PORT,
@@ -94,38 +95,40 @@ pub fn manager_addr(text: &str) -> Result<String, Refusal> {
 /// # Errors
 /// One line that says whether the token is malformed, nobody or somebody else listens there, the
 /// cluster is another one, the secret is wrong, or the cluster refuses the node.
-pub async fn enroll(token: &str, addr: &str, joining: Joining) -> Result<Enrolled, Refusal> {
-    let token: Token = token.parse()?;
-    let addr = manager_addr(addr)?;
-    let made = |e: pki::PkiError| Refusal::other(e.to_string());
-    let key = pki::new_key().map_err(made)?;
-    let csr = pki::signing_request(&key).map_err(made)?;
-    let new = NewNode {
-        // Id and role are the manager's to fill in: from the key and from the secret.
-        id: Id::default(),
-        role: Role::Worker,
-        hostname: joining.hostname.clone(),
-        addr: joining.addr,
-        control_port: joining.control_port,
-        data_path_addr: joining.data_path_addr,
-        underlay_mtu: joining.underlay_mtu,
-        host_routes: joining.host_routes.clone(),
-    };
-    let node = serde_json::to_vec(&new).map_err(|e| Refusal::other(format!("can not encode the request: {e}")))?;
-    let request = EnrollRequest {
-        secret: token.secret.clone(),
-        csr,
-        node,
-    };
-    let end = Instant::now() + BUDGET;
-    loop {
-        // Repeated with the same key, it is the same node that joins.
-        match attempt(&token, &addr, request.clone()).await {
-            Ok(reply) => return finish(&token, &addr, &joining, key, reply),
-            Err((refusal, again)) if !again || Instant::now() >= end => return Err(refusal),
-            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+pub fn enroll<'a>(token: &'a str, addr: &'a str, joining: Joining) -> BoxFuture<'a, Result<Enrolled, Refusal>> {
+    Box::pin(async move {
+        let token: Token = token.parse()?;
+        let addr = manager_addr(addr)?;
+        let made = |e: pki::PkiError| Refusal::other(e.to_string());
+        let key = pki::new_key().map_err(made)?;
+        let csr = pki::signing_request(&key).map_err(made)?;
+        let new = NewNode {
+            // Id and role are the manager's to fill in: from the key and from the secret.
+            id: Id::default(),
+            role: Role::Worker,
+            hostname: joining.hostname.clone(),
+            addr: joining.addr,
+            control_port: joining.control_port,
+            data_path_addr: joining.data_path_addr,
+            underlay_mtu: joining.underlay_mtu,
+            host_routes: joining.host_routes.clone(),
+        };
+        let node = serde_json::to_vec(&new).map_err(|e| Refusal::other(format!("can not encode the request: {e}")))?;
+        let request = EnrollRequest {
+            secret: token.secret.clone(),
+            csr,
+            node,
+        };
+        let end = Instant::now() + BUDGET;
+        loop {
+            // Repeated with the same key, it is the same node that joins.
+            match attempt(&token, &addr, request.clone()).await {
+                Ok(reply) => return finish(&token, &addr, &joining, key, reply),
+                Err((refusal, again)) if !again || Instant::now() >= end => return Err(refusal),
+                Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            }
         }
-    }
+    })
 }
 
 /// One try; the error says whether another may help.

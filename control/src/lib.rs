@@ -1,5 +1,8 @@
 //! The hosted control plane: consensus, storage, certificates, and the services that nodes and
 //! managers call.
+//!
+//! What starts it, and what calls it, are functions that return a boxed future: the code of an `async fn` is
+//! compiled wherever it is polled, and meshd and every test would have the whole of consensus once more.
 
 pub mod authz;
 pub mod client;

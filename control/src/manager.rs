@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use mesh_core::{
@@ -157,67 +158,69 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError`].
-    pub async fn start(config: Config) -> Result<Self, ManagerError> {
-        let Config {
-            listen,
-            limits,
-            identity,
-            channels,
-            consensus,
-            prober,
-        } = config;
-        // Before anybody is let in, or asked.
-        own::revive(&identity, consensus.as_ref(), &channels, SystemTime::now());
-        let tls = tls::server_config(&identity)?;
-        let failed = |source| ManagerError::Listen { addr: listen, source };
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
-        let addr = listener.local_addr().map_err(failed)?;
-        let file = identity.file();
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
+    pub fn start(config: Config) -> BoxFuture<'static, Result<Self, ManagerError>> {
+        Box::pin(async move {
+            let Config {
+                listen,
+                limits,
+                identity,
+                channels,
+                consensus,
+                prober,
+            } = config;
+            // Before anybody is let in, or asked.
+            own::revive(&identity, consensus.as_ref(), &channels, SystemTime::now());
+            let tls = tls::server_config(&identity)?;
+            let failed = |source| ManagerError::Listen { addr: listen, source };
+            let listener = TcpListener::bind(listen).await.map_err(failed)?;
+            let addr = listener.local_addr().map_err(failed)?;
+            let file = identity.file();
+            let stop = CancellationToken::new();
+            let mut tasks = JoinSet::new();
 
-        // Subscribed before the revision is read: between the two nothing is missed.
-        let batches = consensus.subscribe();
-        let ring = Arc::new(Ring::new(consensus.objects().0));
-        let roll = Arc::new(Roll::new(consensus.clone()));
-        let feed = watch::feed(ring.clone(), roll.clone(), consensus.clone(), batches);
-        tasks.spawn(run_until(stop.clone(), feed));
+            // Subscribed before the revision is read: between the two nothing is missed.
+            let batches = consensus.subscribe();
+            let ring = Arc::new(Ring::new(consensus.objects().0));
+            let roll = Arc::new(Roll::new(consensus.clone()));
+            let feed = watch::feed(ring.clone(), roll.clone(), consensus.clone(), batches);
+            tasks.spawn(run_until(stop.clone(), feed));
 
-        let (health, heard) = (Arc::new(Mutex::new(Health::default())), Arc::new(Notify::new()));
-        let duties = Duties {
-            consensus: consensus.clone(),
-            own: file.node,
-            raft_id: file.raft_id,
-            health: health.clone(),
-            heard: heard.clone(),
-            prober,
-        };
-        tasks.spawn(duties.run(stop.clone()));
+            let (health, heard) = (Arc::new(Mutex::new(Health::default())), Arc::new(Notify::new()));
+            let duties = Duties {
+                consensus: consensus.clone(),
+                own: file.node,
+                raft_id: file.raft_id,
+                health: health.clone(),
+                heard: heard.clone(),
+                prober,
+            };
+            tasks.spawn(duties.run(stop.clone()));
 
-        let (whose, store, open) = (identity.clone(), consensus.clone(), channels.clone());
-        tasks.spawn(run_until(
-            stop.clone(),
-            async move { own::keep(&whose, store.as_ref(), &open).await },
-        ));
+            let (whose, store, open) = (identity.clone(), consensus.clone(), channels.clone());
+            tasks.spawn(run_until(
+                stop.clone(),
+                async move { own::keep(&whose, store.as_ref(), &open).await },
+            ));
 
-        let connections = ReceiverStream::new(listen::accept(listener, tls, identity.clone(), limits, stop.clone()));
-        let shared = Arc::new(Shared {
-            consensus,
-            identity,
-            channels,
-            ring,
-            health,
-            heard,
-            trust: roots::Known::default(),
-            stop: stop.clone(),
-        });
-        tasks.spawn(async move {
-            if let Err(error) = server::serve(shared, roll, connections).await {
-                tracing::error!(%error, "the control plane's server ended");
-            }
-        });
-        tracing::info!(%addr, "control plane listens");
-        Ok(Self { addr, stop, tasks })
+            let connections = ReceiverStream::new(listen::accept(listener, tls, identity.clone(), limits, stop.clone()));
+            let shared = Arc::new(Shared {
+                consensus,
+                identity,
+                channels,
+                ring,
+                health,
+                heard,
+                trust: roots::Known::default(),
+                stop: stop.clone(),
+            });
+            tasks.spawn(async move {
+                if let Err(error) = server::serve(shared, roll, connections).await {
+                    tracing::error!(%error, "the control plane's server ended");
+                }
+            });
+            tracing::info!(%addr, "control plane listens");
+            Ok(Self { addr, stop, tasks })
+        })
     }
 
     /// Where it listens.

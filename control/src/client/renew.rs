@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::future::BoxFuture;
 use mesh_api::proto::{RenewRequest, control_client::ControlClient as Stub};
 use mesh_core::{Refusal, RefusalKind};
 use tokio::time::sleep;
@@ -35,24 +36,26 @@ impl ControlClient {
     ///
     /// # Errors
     /// Unavailable when no manager answers; other when the certificate can not be used or kept.
-    pub async fn renew(&self) -> Result<(), Refusal> {
-        let other = |e: &dyn std::fmt::Display| Refusal::other(format!("can not renew the certificate: {e}"));
-        let key = pki::new_key().map_err(|e| other(&e))?;
-        let csr = pki::signing_request(&key).map_err(|e| other(&e))?;
-        let call = |channel| {
-            let csr = csr.clone();
-            async move {
-                let reply = Stub::new(channel).renew(RenewRequest { csr }).await?.into_inner();
-                Ok(said(reply.leader, (reply.cert, reply.ca)))
-            }
-        };
-        let (cert, ca) = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
-        let raft_id = self.identity.file().raft_id;
-        self.identity.renew(cert, ca, key).map_err(|e| other(&e))?;
-        self.renewed_as.store(raft_id, Ordering::Relaxed);
-        // Connections that stand speak for the certificate that they were made with.
-        self.channels.renew();
-        Ok(())
+    pub fn renew(&self) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move {
+            let other = |e: &dyn std::fmt::Display| Refusal::other(format!("can not renew the certificate: {e}"));
+            let key = pki::new_key().map_err(|e| other(&e))?;
+            let csr = pki::signing_request(&key).map_err(|e| other(&e))?;
+            let call = |channel| {
+                let csr = csr.clone();
+                async move {
+                    let reply = Stub::new(channel).renew(RenewRequest { csr }).await?.into_inner();
+                    Ok(said(reply.leader, (reply.cert, reply.ca)))
+                }
+            };
+            let (cert, ca) = self.ask(BUDGET, ATTEMPT, &mut false, call).await?;
+            let raft_id = self.identity.file().raft_id;
+            self.identity.renew(cert, ca, key).map_err(|e| other(&e))?;
+            self.renewed_as.store(raft_id, Ordering::Relaxed);
+            // Connections that stand speak for the certificate that they were made with.
+            self.channels.renew();
+            Ok(())
+        })
     }
 
     /// From when to when the certificate is valid; `None` when it can not be read.
@@ -70,52 +73,54 @@ impl ControlClient {
 
     /// Renews the certificate whenever it is due or its root was replaced, for as long as it is polled. What is due
     /// while no manager answers is done when one is heard again.
-    pub async fn keep_renewed(&self) {
-        // Drawn once for each certificate: what was due stays due.
-        let (mut of, mut due) = (self.valid(), self.renewal_due());
-        // Whether to try again as soon as a manager is heard: once, not for as long as they refuse.
-        let mut eager = true;
-        loop {
-            if of != self.valid() {
-                (of, due) = (self.valid(), self.renewal_due());
-            }
-            let wait = async {
-                while let Ok(left) = due.duration_since(SystemTime::now())
-                    && !left.is_zero()
-                {
-                    sleep(left.min(LOOK)).await;
+    pub fn keep_renewed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // Drawn once for each certificate: what was due stays due.
+            let (mut of, mut due) = (self.valid(), self.renewal_due());
+            // Whether to try again as soon as a manager is heard: once, not for as long as they refuse.
+            let mut eager = true;
+            loop {
+                if of != self.valid() {
+                    (of, due) = (self.valid(), self.renewal_due());
                 }
-            };
-            let again = tokio::select! {
-                () = wait => AGAIN,
-                () = self.stale.notified() => {
-                    self.spread().await;
-                    // The beats meanwhile woke this again, and a change of the role renews by itself.
-                    if !self.is_stale() {
-                        continue;
+                let wait = async {
+                    while let Ok(left) = due.duration_since(SystemTime::now())
+                        && !left.is_zero()
+                    {
+                        sleep(left.min(LOOK)).await;
                     }
-                    SPREAD
-                }
-            };
-            match self.renew().await {
-                Ok(()) => {
-                    tracing::info!("certificate renewed");
-                    eager = true;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "can not renew the certificate; trying again in {} s, or when a manager is heard", again.as_secs());
-                    self.owed.store(eager && error.kind == RefusalKind::Unavailable, Ordering::Relaxed);
-                    tokio::select! {
-                        () = sleep(again.mul_f64(rand::random_range(0.8..1.2))) => eager = true,
-                        () = self.stale.notified(), if eager => {
-                            eager = false;
-                            self.spread().await;
+                };
+                let again = tokio::select! {
+                    () = wait => AGAIN,
+                    () = self.stale.notified() => {
+                        self.spread().await;
+                        // The beats meanwhile woke this again, and a change of the role renews by itself.
+                        if !self.is_stale() {
+                            continue;
                         }
+                        SPREAD
                     }
-                    self.owed.store(false, Ordering::Relaxed);
+                };
+                match self.renew().await {
+                    Ok(()) => {
+                        tracing::info!("certificate renewed");
+                        eager = true;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "can not renew the certificate; trying again in {} s, or when a manager is heard", again.as_secs());
+                        self.owed.store(eager && error.kind == RefusalKind::Unavailable, Ordering::Relaxed);
+                        tokio::select! {
+                            () = sleep(again.mul_f64(rand::random_range(0.8..1.2))) => eager = true,
+                            () = self.stale.notified(), if eager => {
+                                eager = false;
+                                self.spread().await;
+                            }
+                        }
+                        self.owed.store(false, Ordering::Relaxed);
+                    }
                 }
             }
-        }
+        })
     }
 
     /// A part of the time over which all nodes, which are told in the same second, renew.

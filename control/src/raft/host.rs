@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{future::BoxFuture, stream::BoxStream};
 use mesh_core::{command::Command, objects::Objects};
 use openraft::{
     BasicNode, Config, ReadPolicy, SnapshotPolicy,
@@ -105,28 +105,30 @@ impl RaftHost {
     ///
     /// # Errors
     /// [`StartError`]; files that are reported as damaged are not modified.
-    pub async fn start(dir: &Path, raft_id: u64, transport: Arc<dyn RaftTransport>) -> Result<Arc<Self>, StartError> {
-        let owned = dir.to_path_buf();
-        let opened = tokio::task::spawn_blocking(move || open(&owned, raft_id)).await;
-        let (log, machine) = opened.map_err(|_| StartError::Raft("opening its files went wrong".into()))??;
-        let config = config().validate().map_err(|e| StartError::Raft(e.to_string()))?;
-        let published = machine.published().clone();
-        let files = [log.closing(), machine.closing()];
-        let raft = Raft::new(raft_id, Arc::new(config), Network(transport), log, machine).await;
-        let raft = raft.map_err(|e| StartError::Raft(fatal_text(&e)))?;
-        let heard = Arc::new(Heard::default());
-        let (leader_tx, leadership) = watch::channel(leadership::leadership(&raft.metrics().borrow_watched(), &heard));
-        let (fatal_tx, fatal) = watch::channel(None);
-        tokio::spawn(leadership::follow(raft.clone(), heard.clone(), leader_tx, fatal_tx));
-        Ok(Arc::new(Self {
-            raft,
-            published,
-            heard,
-            leadership,
-            fatal,
-            files,
-            changing: tokio::sync::Mutex::new(()),
-        }))
+    pub fn start(dir: &Path, raft_id: u64, transport: Arc<dyn RaftTransport>) -> BoxFuture<'_, Result<Arc<Self>, StartError>> {
+        Box::pin(async move {
+            let owned = dir.to_path_buf();
+            let opened = tokio::task::spawn_blocking(move || open(&owned, raft_id)).await;
+            let (log, machine) = opened.map_err(|_| StartError::Raft("opening its files went wrong".into()))??;
+            let config = config().validate().map_err(|e| StartError::Raft(e.to_string()))?;
+            let published = machine.published().clone();
+            let files = [log.closing(), machine.closing()];
+            let raft = Raft::new(raft_id, Arc::new(config), Network(transport), log, machine).await;
+            let raft = raft.map_err(|e| StartError::Raft(fatal_text(&e)))?;
+            let heard = Arc::new(Heard::default());
+            let (leader_tx, leadership) = watch::channel(leadership::leadership(&raft.metrics().borrow_watched(), &heard));
+            let (fatal_tx, fatal) = watch::channel(None);
+            tokio::spawn(leadership::follow(raft.clone(), heard.clone(), leader_tx, fatal_tx));
+            Ok(Arc::new(Self {
+                raft,
+                published,
+                heard,
+                leadership,
+                fatal,
+                files,
+                changing: tokio::sync::Mutex::new(()),
+            }))
+        })
     }
 
     /// Who this manager is in consensus.
