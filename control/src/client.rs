@@ -331,6 +331,10 @@ impl ControlClient {
                     },
                     Err(_) => {
                         *doubtful = true;
+                        // It was cut short by the end of all tries: what it said before tells more.
+                        if limit < attempt && reasons.contains_key(&addr) {
+                            continue;
+                        }
                         no_answer(limit)
                     }
                 };
