@@ -20,8 +20,9 @@ use tokio::{
 
 use crate::{app::App, execute::chain, reconcile::Request};
 
-/// How long nodes are waited for that do not say that they have caught up.
-const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(2);
+/// How long nodes are waited for that do not say that they have caught up: long enough for one that hangs to be taken
+/// for down, and for one that is busy to get to it.
+const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(10);
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Between two looks at the flows that are left: each reads the whole flow table.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
