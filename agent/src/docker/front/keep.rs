@@ -26,7 +26,7 @@ use crate::{
 /// Between two tries to start a front.
 const AGAIN: Duration = Duration::from_secs(1);
 /// A front has so long to answer for the first time, or to be gone.
-const START: Duration = Duration::from_secs(5);
+const START: Duration = Duration::from_secs(30);
 
 /// Why there is no front.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,11 @@ impl Keeper {
         };
         let begun = Instant::now();
         while who(plugin).await.as_ref() != Some(&ours) {
-            if begun.elapsed() >= START {
+            let has_ended = match &mut child {
+                Some(child) => child.try_wait().map_err(KeepError::Start)?.is_some(),
+                None => false,
+            };
+            if has_ended || begun.elapsed() >= START {
                 // It holds the socket, at which another could not be started.
                 if let Some(child) = &mut child {
                     child.kill().await.map_err(KeepError::Start)?;

@@ -30,8 +30,8 @@ const END: &str = "/meshd.End";
 pub const REPEAT: &str = "meshd-repeat";
 /// Beside the local API's: where the front finds meshd.
 pub const SOCKET: &str = "meshd-docker.sock";
-/// The front answers by itself, so it answers soon.
-const SOON: Duration = Duration::from_secs(2);
+/// The front answers by itself, so it answers soon, where the machine lets it.
+const SOON: Duration = Duration::from_secs(10);
 /// The largest message of Docker's, and the largest answer.
 const MESSAGE: usize = 2 << 20;
 

@@ -32,8 +32,9 @@ use crate::{Exit, docker::refused, execute::chain};
 
 /// Between two tries to reach meshd.
 const AGAIN: Duration = Duration::from_millis(50);
-/// So long after Docker asked, meshd is waited for. Docker itself tries for 30 s to reach a plugin.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// So long after Docker asked, meshd is waited for: a busy host takes its time to start one. Docker itself sets no
+/// limit to a request.
+const PATIENCE: Duration = ORPHANED;
 /// Without a meshd for so long, Docker is better told that nobody is there.
 const ORPHANED: Duration = Duration::from_secs(60);
 
