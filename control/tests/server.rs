@@ -431,9 +431,9 @@ async fn heartbeats_decide_who_is_ready() {
     let host = Host::found(1).await;
     let worker = host.worker(2).await;
     let state = |want: NodeState| move |all: &Objects| all.node("h2").is_some_and(|n| n.state == want);
-    worker.client.beat(1).await.unwrap();
-    host.until("a node that beats is ready", state(NodeState::Ready)).await;
-    worker.client.beat(41).await.unwrap();
+    let beats = host.until("a node that beats is ready", state(NodeState::Ready));
+    worker.beats_until(1, beats).await;
+    worker.beat(41).await;
     let applied = worker.client.query(mesh_api::query::Query::Applied).await.unwrap();
     let h2 = applied.objects.iter().find_map(|o| match o {
         mesh_core::objects::Object::Node(n) if n.hostname == "h2" => Some(n.id),
@@ -446,8 +446,8 @@ async fn heartbeats_decide_who_is_ready() {
     );
     assert_eq!(applied.objects.len(), 2);
     host.until("a node that stops is down", state(NodeState::Down)).await;
-    worker.client.beat(1).await.unwrap();
-    host.until("and ready again at once", state(NodeState::Ready)).await;
+    let beats = host.until("and ready again", state(NodeState::Ready));
+    worker.beats_until(1, beats).await;
     host.until("the manager itself is ready", |all| {
         all.node("h1").is_some_and(|n| n.state == NodeState::Ready)
     })
@@ -476,7 +476,7 @@ async fn a_second_manager_joins_answers_and_hands_on() {
         3,
         "the follower names the leader"
     );
-    worker.client.beat(1).await.unwrap();
+    worker.beat(1).await;
     assert_eq!(
         worker.identity.file().managers.len(),
         2,

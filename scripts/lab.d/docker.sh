@@ -45,12 +45,12 @@ start_dockerd() {
 }
 
 docker_answers() {
-    pid_of "$LAB/$1/docker" >/dev/null && docker_api "$1" _ping >/dev/null
+    pid_of "$LAB/$1/docker" >/dev/null && docker_api "$1" _ping 2 >/dev/null
 }
 
-# docker_api HOST PATH: what the engine says, in a fraction of the time that `docker` needs to start.
+# docker_api HOST PATH [SECONDS]: what the engine says, in a fraction of the time that `docker` needs to start.
 docker_api() {
-    curl -sf --max-time 2 --unix-socket "$LAB/$1/docker/docker.sock" "http://docker/$2"
+    curl -sf --max-time "${3:-120}" --unix-socket "$LAB/$1/docker/docker.sock" "http://docker/$2"
 }
 
 # ---- containers ----------------------------------------------------------------------------------

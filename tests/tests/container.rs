@@ -230,7 +230,7 @@ fn compose(lab: &Lab, host: &str, command: &str) -> Result<()> {
 }
 
 fn answers(lab: &Lab, host: &str) -> Result<()> {
-    until(20, &format!("meshd on {host} to answer"), || {
+    until(60, &format!("meshd on {host} to answer"), || {
         Ok(lab.at(Place::Host(host), "docker exec meshd meshctl status")?.status == 0)
     })
     .map_err(|e| {
@@ -252,12 +252,11 @@ fn container_of_docker_or_kubernetes_runs_meshd() -> Result<()> {
         compose(&lab, host, "up -d")?;
         answers(&lab, host)?;
     }
-    meshctl("h1", &format!("init --advertise-addr {}", address("h1")))?;
+    let init = format!("init --advertise-addr {}", address("h1"));
+    docker.at("h1", &format!("exec meshd meshctl {init}"))?.joined()?;
     let token = meshctl("h1", "token worker -q")?;
-    meshctl(
-        "h2",
-        &format!("join --token {} --advertise-addr {} {}", token.trim(), address("h2"), address("h1")),
-    )?;
+    let join = format!("join --token {} --advertise-addr {} {}", token.trim(), address("h2"), address("h1"));
+    docker.at("h2", &format!("exec meshd meshctl {join}"))?.joined()?;
     meshctl("h1", "network create ov")?;
     meshctl("h1", "service create --name web --network ov --publish 8000:80 --publish 8001:7")?;
     for (host, name) in [("h1", "one"), ("h2", "two")] {

@@ -7,6 +7,7 @@ use mesh_tests::{Docker, Lab, Place, Result, address, tally, until};
 
 const ECHO: &str = "meshd-echo --http 80 --tcp 7 --udp 7";
 const SLEEP: &str = "sleep 1000";
+const BOTH: [&str; 2] = ["h1", "h2"];
 
 /// What one container gets from another by name.
 fn ask(docker: &Docker<'_>, host: &str, container: &str, to: &str) -> Result<String> {
@@ -65,9 +66,11 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     // Three containers on two hosts, by name and alias, from the first instruction on.
     docker.run("h1", "one", "--network name=ov,driver-opt=mesh.service=web,alias=first", ECHO)?;
     docker.run("h2", "two", "--network ov --label mesh.service=web --label tier=front", ECHO)?;
+    lab.settled(&BOTH)?;
     let first = docker.at("h2", "run --rm --network ov lab meshd-echo client http one:80")?.ok()?;
     assert!(first.contains("\"one\""), "{first}");
     docker.run("h2", "three", "--network ov -p 9090:80", ECHO)?;
+    lab.settled(&BOTH)?;
     for (host, from, to) in [
         ("h1", "one", "two"),
         ("h1", "one", "three"),
@@ -114,6 +117,8 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     assert_ne!(docker.at("h2", &format!("run --rm --network ov --ip {chosen} lab true"))?.status, 0);
     docker.at("h1", "restart -t 0 fixed")?.ok()?;
     docker.listed("fixed")?;
+    docker.serves("h1", "fixed")?;
+    lab.settled(&BOTH)?;
     assert!(docker.addresses()?.contains(&("fixed".to_owned(), chosen)));
     assert_eq!(ask(&docker, "h2", "three", "fixed")?, "fixed");
 
@@ -224,6 +229,7 @@ fn both_families(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
         docker.at(host, create)?.ok()?;
         docker.run(host, name, "--network six", ECHO)?;
     }
+    lab.settled(&BOTH)?;
     let endpoints = lab.network("six")?.endpoints;
     for (host, name, to) in [("h1", "six-a", "six-b"), ("h2", "six-b", "six-a")] {
         let known = |name: &str| endpoints.iter().find(|e| e.name == name).ok_or("an endpoint is missing");
@@ -243,6 +249,7 @@ fn both_families(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     }
     docker.at("h1", "restart -t 0 six-a")?.ok()?;
     docker.listed("six-a")?;
+    lab.settled(&BOTH)?;
     docker.at("h2", "exec six-b ping -6 -c 1 -W 2 six-a")?.ok()?;
     for (host, name) in [("h1", "six-a"), ("h2", "six-b")] {
         docker.at(host, &format!("rm -f {name}"))?.ok()?;
@@ -306,6 +313,7 @@ fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     }
     docker.run("h1", "one", "--network ov", ECHO)?;
     docker.run("h2", "two", "--network ov", ECHO)?;
+    lab.settled(&BOTH)?;
     asked_again(&lab, &docker)?;
     let before = docker.addresses()?;
 
@@ -339,6 +347,8 @@ fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     // It stopped them when it went, as it does without live-restore.
     docker.at("h1", "start one")?.ok()?;
     docker.listed("one")?;
+    docker.serves("h1", "one")?;
+    lab.settled(&BOTH)?;
     docker.end("h1", "-KILL")?;
     assert_eq!(ask(&docker, "h2", "two", "one")?, "one");
     docker.start("h1", &["--live-restore"])?;
@@ -356,6 +366,8 @@ fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     docker.start("h1", &[])?;
     docker.at("h1", "start one")?.ok()?;
     docker.listed("one")?;
+    docker.serves("h1", "one")?;
+    lab.settled(&BOTH)?;
     assert_eq!(ask(&docker, "h2", "two", "one")?, "one");
 
     // An address that docker asked for, and an interface that it never took.
@@ -395,6 +407,7 @@ fn many_containers_at_once_have_addresses_of_their_own() -> Result<()> {
     }
     let addresses: BTreeSet<_> = docker.addresses()?.into_iter().map(|(_, ip)| ip).collect();
     assert_eq!(addresses.len(), COUNT);
+    lab.settled(&BOTH)?;
     let (last, target) = (COUNT - 1, "c-0");
     docker.at("h2", &format!("exec c-{last} ping -c 1 -W 2 {target}"))?.ok()?;
     Ok(())
@@ -410,12 +423,14 @@ fn a_docker_container_is_attached_without_the_driver() -> Result<()> {
         .ok()?;
     lab.ctl("h1", "network connect --publish 8083:80 ov plain_one")?.ok()?;
     docker.listed("plain-one")?;
+    docker.serves("h1", "plain_one")?;
     let published = lab.http(Place::Client, &format!("{}:8083", address("h1")), 3)?;
     assert_eq!(tally(&published).keys().collect::<Vec<_>>(), ["plain"]);
     let routes = docker.at("h1", "exec plain_one ip route")?.ok()?;
     let way_out = routes.lines().find(|l| l.starts_with("default")).unwrap_or_default();
     assert!(way_out.contains("dev eth0") && routes.contains("dev eth1"), "{routes}");
     lab.container("h2", "asker", "--network ov")?;
+    lab.settled(&BOTH)?;
     let seen = lab.http(Place::In("asker"), "plain-one:80", 1)?;
     assert_eq!(tally(&seen).keys().collect::<Vec<_>>(), ["plain"]);
     lab.ctl("h1", "network disconnect ov plain_one")?.ok()?;

@@ -16,7 +16,7 @@ const MANY: usize = 100;
 /// Containers that are started at once while dockerd is killed.
 const COUNT: usize = 100;
 /// Seconds within which all is settled after a kill.
-const SETTLED: u64 = 60;
+const SETTLED: u64 = 120;
 
 fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}-{n}")).collect()
@@ -26,7 +26,7 @@ fn names(prefix: &str, count: usize) -> Vec<String> {
 fn at_once(lab: &Lab, host: &str, names: &[String], verb: &str) -> Result<Vec<String>> {
     let dir = tempfile::tempdir()?;
     // So many can take longer than the minute that a command of the lab has.
-    let script = format!(r#"for name in "$@"; do (timeout 120 docker {verb} >"$0/$name" 2>&1 || echo $name >>"$0/failed") & done; wait"#);
+    let script = format!(r#"for name in "$@"; do (timeout 300 docker {verb} >"$0/$name" 2>&1 || echo $name >>"$0/failed") & done; wait"#);
     let to = dir.path().display().to_string();
     let mut words = vec!["sh", "-c", &script, &to];
     words.extend(names.iter().map(String::as_str));
@@ -51,7 +51,7 @@ fn start_in_spite(lab: &Lab, docker: &Docker<'_>, all: &[String], options: &str,
     let begun = Instant::now();
     let mut failed = std::thread::scope(|scope| {
         let starting = scope.spawn(|| start(lab, "h1", all, options).map_err(|e| e.to_string()));
-        let killed = until(60, "some to be attached", || {
+        let killed = until(120, "some to be attached", || {
             Ok(lab.network("ov")?.endpoints.len() > before + all.len() / 4)
         })
         .and_then(|()| kill());
@@ -176,7 +176,7 @@ fn containers_that_are_restarted_always_survive_a_power_cut() -> Result<()> {
     }
     lab.lab(&["reboot", "h1"])?.ok()?;
     docker.start("h1", &[])?;
-    until(30, "the containers to be started again", || {
+    until(60, "the containers to be started again", || {
         Ok(docker.running("h1")?.iter().filter(|(name, _)| name.starts_with("kept-")).count() == 4)
     })?;
     let all = settled(&lab, &docker, &["h1", "h2"])?;

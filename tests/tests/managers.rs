@@ -1,6 +1,6 @@
 //! Three managers: the leader's death, a lost majority, and what a worker may not.
 
-use mesh_tests::{Lab, Result, until};
+use mesh_tests::{Lab, Result, until, within};
 
 const MANAGERS: [&str; 3] = ["h1", "h2", "h3"];
 
@@ -17,12 +17,10 @@ fn managers_survive_one_of_them() -> Result<()> {
     let all = ["w1", "w2", "w3", "w4"];
     lab.balanced(&["h1", "h4"], 8080, &all)?;
 
-    let first = leader(&lab, "h4")?.ok_or("nobody leads")?;
+    let first = within(15, "h4 to name who leads", || leader(&lab, "h4"))?;
     lab.lab(&["kill", &first])?.ok()?;
     let rest: Vec<_> = MANAGERS.into_iter().filter(|m| *m != first).collect();
-    until(5, "another manager to take a change", || {
-        Ok(lab.ctl(rest[0], "network create after")?.status == 0)
-    })?;
+    lab.takes_a_change(rest[0], "after")?;
     assert_ne!(leader(&lab, rest[1])?.as_deref(), Some(first.as_str()));
     lab.balanced(&["h4"], 8080, &all)?;
     // What a worker attaches goes to whoever leads.

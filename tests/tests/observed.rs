@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, thread};
 
-use mesh_tests::{Done, Lab, Place, Result, until};
+use mesh_tests::{Done, Lab, Place, Result, until, within};
 use serde_json::Value;
 
 /// A service `web` at port 8888 with a backend on h2, and a container on h1.
@@ -118,17 +118,19 @@ fn drops_have_a_reason_and_are_counted_exactly() -> Result<()> {
 #[test]
 fn top_shows_who_is_busy() -> Result<()> {
     let lab = lab()?;
-    let printed = during(&lab, "top --once -o json", || {
-        lab.http(Place::Client, "192.168.77.11:8888", 5).map(drop)
+    // Nothing comes in a second in which the machine stood still.
+    until(60, "a second with requests in it", || {
+        let printed = during(&lab, "top --once -o json", || {
+            lab.http(Place::Client, "192.168.77.11:8888", 5).map(drop)
+        })?;
+        let rates: Value = serde_json::from_str(&printed)?;
+        let web = &rates["services"][0];
+        assert_eq!(web["service"], "web", "{rates}");
+        let backend = &web["backends"][0];
+        assert_eq!((&backend["backend"], &backend["node"]), (&"w1".into(), &"h2".into()), "{rates}");
+        let rates = ["flows", "packets", "bytes", "reply_packets", "reply_bytes"].map(|what| backend[what].as_f64());
+        Ok(rates.into_iter().all(|rate| rate > Some(0.0)))
     })?;
-    let rates: Value = serde_json::from_str(&printed)?;
-    let web = &rates["services"][0];
-    assert_eq!(web["service"], "web", "{rates}");
-    let backend = &web["backends"][0];
-    assert_eq!((&backend["backend"], &backend["node"]), (&"w1".into(), &"h2".into()), "{rates}");
-    for what in ["flows", "packets", "bytes", "reply_packets", "reply_bytes"] {
-        assert!(backend[what].as_f64() > Some(0.0), "{what}: {rates}");
-    }
     assert!(lab.ctl("h1", "top --once -d 0.1")?.ok()?.contains("w1"));
     Ok(())
 }
@@ -168,7 +170,15 @@ fn metrics_are_served_as_prometheus_reads_them() -> Result<()> {
         lab.at(Place::Host(host), "curl -sSf -i http://127.0.0.1:9477/metrics")
             .and_then(Done::ok)
     };
-    let answer = scrape("h1")?;
+    let is_well = |page: &str| {
+        ["meshd_nodes{state=\"ready\"} 3", "meshd_reconcile_errors 0"]
+            .iter()
+            .all(|line| page.lines().any(|l| l == *line))
+    };
+    let answer = within(15, "a page of three ready nodes", || {
+        let answer = scrape("h1")?;
+        Ok(is_well(&answer).then_some(answer))
+    })?;
     let (head, page) = answer.split_once("\r\n\r\n").ok_or("no page")?;
     assert!(head.to_lowercase().contains("content-type: text/plain; version=0.0.4"), "{head}");
     let all = series(page)?;
@@ -190,41 +200,40 @@ fn metrics_are_served_as_prometheus_reads_them() -> Result<()> {
     ] {
         assert!(value(positive)? > 0.0, "{positive}");
     }
-    assert_eq!(value("meshd_nodes{state=\"ready\"}")?, 3.0);
     assert_eq!(value("meshd_raft_is_leader")?, 1.0);
-    assert_eq!(value("meshd_reconcile_errors")?, 0.0);
     assert_eq!(value("meshd_dropped_packets_total{reason=\"drop_no_port\"}")?, 0.0);
     assert!(!scrape("h2")?.contains("meshd_raft_"), "no raft on a worker");
     Ok(())
 }
+
+/// What doctor looks at.
+const CHECKS: [&str; 12] = [
+    "cluster",
+    "managers",
+    "clock",
+    "certificate",
+    "applied",
+    "plan",
+    "nodes",
+    "peers",
+    "mtu",
+    "hooks",
+    "maps",
+    "features",
+];
 
 #[test]
 fn doctor_is_well_on_a_healthy_lab_and_names_a_lost_peer() -> Result<()> {
     let lab = lab()?;
     for host in ["h1", "h2", "h3"] {
         let mut last = String::new();
-        until(10, "doctor to find nothing", || {
+        let has = |said: &str, check: &str| said.lines().any(|l| l.split_whitespace().nth(1) == Some(check));
+        until(20, "doctor to look at everything, and to find nothing", || {
             let done = lab.ctl(host, "doctor")?;
             last = done.out;
-            Ok(done.status == 0)
+            Ok(done.status == 0 && CHECKS.iter().all(|check| has(&last, check)))
         })
         .map_err(|e| format!("{e}: {host}: {last}"))?;
-        for check in [
-            "cluster",
-            "managers",
-            "clock",
-            "certificate",
-            "applied",
-            "plan",
-            "nodes",
-            "peers",
-            "mtu",
-            "hooks",
-            "maps",
-            "features",
-        ] {
-            assert!(last.lines().any(|l| l.split_whitespace().nth(1) == Some(check)), "{check}: {last}");
-        }
     }
     lab.lab(&["cut", "h3"])?.ok()?;
     let done = lab.ctl("h1", "doctor -o json")?;

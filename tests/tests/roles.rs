@@ -1,6 +1,6 @@
 //! `node promote` and `node demote`: managers come and go while everything runs on.
 
-use mesh_tests::{Lab, Place, Result, until};
+use mesh_tests::{Lab, Place, Result, until, within};
 
 const ALL: [&str; 3] = ["w1", "w2", "w3"];
 
@@ -43,9 +43,7 @@ fn nodes_are_promoted_and_demoted() -> Result<()> {
 
     // The first manager's host loses its meshd: the two that were workers go on.
     lab.lab(&["kill", "h1"])?.ok()?;
-    until(10, "one of the new managers to take a change", || {
-        Ok(lab.ctl("h2", "network create after")?.status == 0)
-    })?;
+    lab.takes_a_change("h2", "after")?;
     lab.balanced(&["h2", "h3"], 8080, &ALL)?;
     within.ask()?;
     // Without h1 they are two of three: neither can be spared, h1 can.
@@ -83,9 +81,7 @@ fn nodes_are_promoted_and_demoted() -> Result<()> {
     for host in ["h1", "h2", "h3"] {
         lab.lab(&["restart", host])?.ok()?;
     }
-    until(20, "the managers to take a change again", || {
-        Ok(lab.ctl("h1", "network create restarted")?.status == 0)
-    })?;
+    lab.takes_a_change("h1", "restarted")?;
     assert_eq!(voters(&lab, "h3")?, ["h1", "h2", "h3"]);
     lab.balanced(&["h1", "h2", "h3"], 8080, &ALL)?;
 
@@ -97,9 +93,7 @@ fn nodes_are_promoted_and_demoted() -> Result<()> {
         lab.ctl("h1", &format!("network create again{n}"))?.ok()?;
     }
     lab.lab(&["kill", "h2"])?.ok()?;
-    until(10, "the two that are left to take a change", || {
-        Ok(lab.ctl("h3", "network create last")?.status == 0)
-    })?;
+    lab.takes_a_change("h3", "last")?;
     let networks = lab.json("h3", "network ls")?.to_string();
     for n in 0..4 {
         assert!(networks.contains(&format!("\"again{n}\"")), "{networks}");
@@ -110,9 +104,11 @@ fn nodes_are_promoted_and_demoted() -> Result<()> {
 
 /// Host names of the managers that vote.
 fn voters(lab: &Lab, host: &str) -> Result<Vec<String>> {
-    let status = lab.json(host, "status")?;
-    let peers = status["manager"]["peers"].as_array().ok_or("no manager answers")?.iter();
+    let peers = within(15, "a manager to answer", || {
+        Ok(lab.json(host, "status")?["manager"]["peers"].as_array().cloned())
+    })?;
     let mut names: Vec<_> = peers
+        .iter()
         .filter(|p| p["voter"] == true)
         .filter_map(|p| p["hostname"].as_str().map(str::to_owned))
         .collect();
@@ -121,8 +117,9 @@ fn voters(lab: &Lab, host: &str) -> Result<Vec<String>> {
 }
 
 fn leader(lab: &Lab) -> Result<String> {
-    let status = lab.json("h1", "status")?;
-    Ok(status["manager"]["leader"].as_str().ok_or("nobody leads")?.to_owned())
+    within(15, "somebody to lead", || {
+        Ok(lab.json("h1", "status")?["manager"]["leader"].as_str().map(str::to_owned))
+    })
 }
 
 fn state(lab: &Lab, node: &str) -> Result<String> {

@@ -205,7 +205,7 @@ fn s9_damage() -> Result<()> {
         if what == "raft" {
             let dir = root.join(host);
             let run = format!(
-                "timeout 20 meshd --data-dir {0}/data --run-dir {0}/run --bpffs {1}/bpffs/{host} --hostname {host} --uplink eth0 --resolv-conf {0}/resolv.conf --log off",
+                "timeout 200 meshd --data-dir {0}/data --run-dir {0}/run --bpffs {1}/bpffs/{host} --hostname {host} --uplink eth0 --resolv-conf {0}/resolv.conf --log off",
                 dir.display(),
                 root.display()
             );
@@ -362,7 +362,7 @@ impl<'a> Stranger<'a> {
             socket,
             _directory: directory,
         };
-        until(10, "the stranger to answer", || {
+        until(60, "the stranger to answer", || {
             Ok(std::os::unix::net::UnixStream::connect(&stranger.socket).is_ok())
         })?;
         Ok(stranger)

@@ -5,6 +5,9 @@ use mesh_tests::{Lab, Place, Reply, Result, address, address6, until};
 /// What the ingress network takes on an underlay of 1500 (RFC 7348).
 const INGRESS_MTU: u32 = 1450;
 
+/// Seconds for what is answered at once, where the machine runs.
+const LONG: u32 = 20;
+
 /// `ip` and `port` as one word.
 fn at(ip: &str, port: u16) -> String {
     if ip.contains(':') {
@@ -19,9 +22,9 @@ fn head(ip: &str) -> u32 {
     if ip.contains(':') { 40 } else { 20 }
 }
 
-/// Who answers a datagram of `size` bytes with one of the same size; none within a second: `None`.
-fn datagram(lab: &Lab, from: Place, to: &str, size: u32) -> Result<Option<String>> {
-    let done = lab.at(from, &format!("meshd-echo client udp {to} --size {size} --timeout 1"))?;
+/// Who answers a datagram of `size` bytes with one of the same size; none within so many seconds: `None`.
+fn datagram(lab: &Lab, from: Place, to: &str, size: u32, seconds: u32) -> Result<Option<String>> {
+    let done = lab.at(from, &format!("meshd-echo client udp {to} --size {size} --timeout {seconds}"))?;
     if done.status != 0 {
         return Ok(None);
     }
@@ -56,17 +59,21 @@ fn a_client_is_told_what_fits_and_datagrams_of_any_size_arrive() -> Result<()> {
     for ip in [address("h1"), address6("h1")] {
         let (to, room) = (at(&ip, 8888), INGRESS_MTU - head(&ip) - 8);
         until(10, &format!("{to} to answer"), || {
-            Ok(datagram(&lab, Place::Client, &to, 6)?.is_some())
+            Ok(datagram(&lab, Place::Client, &to, 6, 1)?.is_some())
         })?;
-        assert_eq!(datagram(&lab, Place::Client, &to, room)?.as_deref(), Some("w1"), "what just fits");
+        assert_eq!(
+            datagram(&lab, Place::Client, &to, room, LONG)?.as_deref(),
+            Some("w1"),
+            "what just fits"
+        );
         assert!(!learnt(&lab, &ip)?);
         // As large as the underlay takes: the client's kernel forbids others to fragment it.
         let most = 1500 - head(&ip) - 8;
-        assert_eq!(datagram(&lab, Place::Client, &to, most)?, None, "too large");
+        assert_eq!(datagram(&lab, Place::Client, &to, most, 1)?, None, "too large");
         assert!(learnt(&lab, &ip)?, "{to}: nobody told the client");
         for size in [most, room + 1, 9000, 60_000] {
             assert_eq!(
-                datagram(&lab, Place::Client, &to, size)?.as_deref(),
+                datagram(&lab, Place::Client, &to, size, LONG)?.as_deref(),
                 Some("w1"),
                 "{to}: {size} bytes"
             );
@@ -78,7 +85,7 @@ fn a_client_is_told_what_fits_and_datagrams_of_any_size_arrive() -> Result<()> {
     for family in ["ip", "ip6"] {
         let vip = seen["vips"][0][family].as_str().ok_or("no virtual address")?;
         for size in [6, 9000, 60_000] {
-            let got = datagram(&lab, Place::In("user"), &at(vip, 7), size)?;
+            let got = datagram(&lab, Place::In("user"), &at(vip, 7), size, LONG)?;
             assert_eq!(got.as_deref(), Some("w1"), "{vip}: {size} bytes");
         }
     }

@@ -202,7 +202,7 @@ fn over_an_ipv6_underlay() -> Result<()> {
     for host in ["h3", "h2", "h1"] {
         lab.ctl(host, "leave --force")?.ok()?;
     }
-    lab.ctl("h1", &format!("init --advertise-addr {}", address6("h1")))?.ok()?;
+    lab.ctl("h1", &format!("init --advertise-addr {}", address6("h1")))?.joined()?;
     let token = lab.ctl("h1", "token worker -q")?.ok()?;
     let manager = at(&address6("h1"), 2377);
     let join = |host: &str, more: &str| {
@@ -211,7 +211,7 @@ fn over_an_ipv6_underlay() -> Result<()> {
     };
     join("h2", &format!(" --data-path-addr {}", address("h2")))?.refused(1, &["ipv4", "ipv6", "h1"])?;
     for host in ["h2", "h3"] {
-        join(host, "")?.ok()?;
+        join(host, "")?.joined()?;
     }
     lab.ctl("h1", "network create demo --ipv6")?.ok()?;
     assert_eq!(lab.network("demo")?.mtu, 1430);

