@@ -10,7 +10,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute,
-        LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
     },
 };
 
@@ -37,6 +37,8 @@ pub(crate) struct Device {
     pub(crate) group: u32,
     pub(crate) kind: Option<InfoKind>,
     pub(crate) up: bool,
+    /// The kernel lets packets through (RFC 2863's operational status is up).
+    pub(crate) carries: bool,
     pub(crate) mtu: u32,
     pub(crate) mac: Option<Mac>,
     /// Index of the bridge that it is a port of.
@@ -98,6 +100,7 @@ impl Device {
                 LinkAttribute::IfAlias(v) => d.alias = v,
                 LinkAttribute::Group(v) => d.group = v,
                 LinkAttribute::Mtu(v) => d.mtu = v,
+                LinkAttribute::OperState(v) => d.carries = v == State::Up,
                 LinkAttribute::Address(v) => d.mac = v.try_into().ok().map(Mac),
                 LinkAttribute::Controller(v) => d.master = Some(v),
                 LinkAttribute::Qdisc(v) => d.is_shaped = v == queue::KIND,

@@ -12,12 +12,16 @@
 //! left down and bare: the engine moves, names and configures it. Where it is afterwards is not
 //! looked at, nor how it is set; the ways back are added to it once its container is known.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::future::{try_join, try_join_all, try_join3};
 use ipnet::IpNet;
 use mesh_core::desired::{Peer, Veth};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
+use tokio::time::sleep;
 
 use crate::{
     Overlay, addr,
@@ -28,6 +32,9 @@ use crate::{
     socket::Socket,
     sysctl::Sysctl,
 };
+
+/// How long the kernel may take to let packets through.
+const CARRIER: Duration = Duration::from_secs(2);
 
 /// Makes the pair, or puts MTU and bridge of an existing one right.
 pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth) -> Result<(), Error> {
@@ -80,6 +87,10 @@ pub(crate) async fn put(overlay: &Overlay, name: &str, mark: String, veth: &Veth
         configure(&sandbox, &sysctl, &veth.peer)
     })
     .await;
+    let made = match made {
+        Ok(()) => carries(socket, &sandbox, name, veth).await,
+        failed => failed,
+    };
     keep_whole(socket, name, &device, made).await
 }
 
@@ -157,6 +168,25 @@ async fn finish<F: Future<Output = Result<(), Error>>>(
     };
     try_join(near, far()).await?;
     link::mark(socket, device, mark).await
+}
+
+/// Waits until the kernel lets packets through at both ends, and at the bridge if this is its first port. It takes note
+/// of a carrier in a work queue (net/core/link_watch.c), and drops what is sent before.
+async fn carries(socket: &Socket, sandbox: &Socket, name: &str, veth: &Veth) -> Result<(), Error> {
+    let end = Instant::now() + CARRIER;
+    let carries = async |socket, name| {
+        // Somebody who takes one of them down again is not waited for.
+        while link::find(socket, name).await?.is_some_and(|d| !d.carries) && Instant::now() < end {
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    };
+    let ends = (
+        carries(sandbox, &veth.peer.ifname),
+        carries(socket, name),
+        carries(socket, &veth.bridge),
+    );
+    try_join3(ends.0, ends.1, ends.2).await.map(drop)
 }
 
 /// The container's side: loopback and interface up, addresses, default routes, ways back.

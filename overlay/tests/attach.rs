@@ -117,6 +117,19 @@ async fn a_failed_attach_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_kernel_lets_packets_through_at_once() {
+    let lab = start().await;
+    let state = |ns: &Ns, dev: &str| ns.ok(&format!("cat /sys/class/net/{dev}/operstate"));
+    for host in 5..25 {
+        let pod = Ns::new();
+        apply(&lab.overlay, [lab.net.put_veth(&pod, host)]).await;
+        let (name, _) = lab.net.attach(&pod, host, true);
+        let seen = [state(&pod, "eth0"), state(&lab.host, &name), state(&lab.host, &lab.net.bridge())];
+        assert_eq!(seen, ["up\n"; 3], "container {host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_are_at_both_ends() {
     let lab = start().await;
     let (name, mut veth) = lab.net.attach(&lab.pod, 5, true);
