@@ -10,6 +10,8 @@ use mesh_tests::{Docker, Lab, Place, Result, address, tally, until};
 
 /// Goes on serving after SIGTERM, until it is sent SIGUSR1: then it closes its port, and ends.
 const GRACEFUL: &str = r#"meshd-echo --http 80 & e=$!; trap : TERM; trap "kill $e; exit" USR1; while :; do wait; done"#;
+/// For those: meshd takes one that runs on a minute after its time for one that means to.
+const PATIENT: [&str; 2] = ["--stop-timeout", "300"];
 /// Does not care about SIGTERM.
 const DEAF: &str = r#"trap "" TERM; meshd-echo --http 80"#;
 
@@ -27,7 +29,7 @@ fn run(lab: &Lab, docker: &Docker<'_>, host: &str, name: &str, options: &[&str],
 
 /// `docker VERB` of a container that serves until nobody sends it anything any more. `others` are left.
 fn drained(lab: &Lab, docker: &Docker<'_>, verb: &str, host: &str, name: &str, others: &[&str]) -> Result<()> {
-    let mut command = lab.command(Place::Host(host), &["docker", verb, "-t", "300", name])?;
+    let mut command = lab.command(Place::Host(host), &["docker", verb, name])?;
     let mut stopping = Child(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
     becomes(lab, name, "draining")?;
     if others.is_empty() {
@@ -96,7 +98,7 @@ fn docker_stop_loses_no_request() -> Result<()> {
     let docker = Docker::up(&lab, &["h1", "h2"])?;
     for (host, name) in [("h1", "one"), ("h2", "two")] {
         docker.network(host, "ov")?;
-        run(&lab, &docker, host, name, &[], GRACEFUL)?;
+        run(&lab, &docker, host, name, &PATIENT, GRACEFUL)?;
     }
     lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
 
@@ -160,26 +162,11 @@ fn a_connected_container_drains_too() -> Result<()> {
     lab.ctl("h1", "service create --name web --network ov --publish 8080:80")?.ok()?;
     let docker = Docker::up(&lab, &["h1"])?;
     lab.echo("h2", "two", "--network ov --service web")?;
-    lab.argv(
-        Place::Host("h1"),
-        &[
-            "docker",
-            "run",
-            "-d",
-            "--network",
-            "none",
-            "--name",
-            "one",
-            "--hostname",
-            "one",
-            "lab",
-            "sh",
-            "-c",
-            GRACEFUL,
-        ],
-    )?
-    .ok()?;
+    let named = ["--network", "none", "--name", "one", "--hostname", "one"];
+    let words = [&["docker", "run", "-d"][..], &named, &PATIENT, &["lab", "sh", "-c", GRACEFUL]];
+    lab.argv(Place::Host("h1"), &words.concat())?.ok()?;
     lab.ctl("h1", "network connect --service web ov one")?.ok()?;
+    docker.serves("h1", "one")?;
     lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
     asked_meanwhile(&lab, || drained(&lab, &docker, "stop", "h1", "one", &["two"]))?;
     let seen = lab.http(Place::Client, &format!("{}:8080", address("h1")), 4)?;
