@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -37,6 +37,14 @@ pub enum KeepError {
     /// No process could be started.
     #[error("cannot start a process for docker's socket")]
     Start(#[source] io::Error),
+    /// It was started, and has ended.
+    #[error("the process of docker's socket {} ended at once ({status}): its log says why", .at.display())]
+    Ended {
+        /// Docker's socket.
+        at: PathBuf,
+        /// How it ended.
+        status: ExitStatus,
+    },
     /// It was started, and does not answer.
     #[error("the process of docker's socket {} does not answer", .0.display())]
     Silent(PathBuf),
@@ -89,11 +97,13 @@ impl Keeper {
         };
         let begun = Instant::now();
         while who(plugin).await.as_ref() != Some(&ours) {
-            let has_ended = match &mut child {
-                Some(child) => child.try_wait().map_err(KeepError::Start)?.is_some(),
-                None => false,
-            };
-            if has_ended || begun.elapsed() >= START {
+            if let Some(child) = &mut child
+                && let Some(status) = child.try_wait().map_err(KeepError::Start)?
+            {
+                let at = plugin.clone();
+                return Err(KeepError::Ended { at, status });
+            }
+            if begun.elapsed() >= START {
                 // It holds the socket, at which another could not be started.
                 if let Some(child) = &mut child {
                     child.kill().await.map_err(KeepError::Start)?;
@@ -158,4 +168,26 @@ impl Keeper {
 pub async fn end(plugin: &Path, to: &Path) -> bool {
     let is_ours = who(plugin).await.is_some_and(|front| front.to == to);
     is_ours && ask_front(plugin, END).await.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LogFormat;
+
+    #[tokio::test]
+    async fn a_process_that_ends_at_once_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Keeper {
+            plugin: dir.path().join("mesh.sock"),
+            to: dir.path().join("meshd.sock"),
+            logging: Logging {
+                filter: "info".into(),
+                format: LogFormat::Text,
+            },
+        };
+        // The program that is started is this very test, which does not know those arguments.
+        let error = keeper.ensure().await.unwrap_err();
+        assert!(matches!(&error, KeepError::Ended { status, .. } if !status.success()), "{error}");
+    }
 }
