@@ -174,19 +174,19 @@ async fn finish<F: Future<Output = Result<(), Error>>>(
 /// of a carrier in a work queue (net/core/link_watch.c), and drops what is sent before.
 async fn carries(socket: &Socket, sandbox: &Socket, name: &str, veth: &Veth) -> Result<(), Error> {
     let end = Instant::now() + CARRIER;
-    let carries = async |socket, name| {
-        // Somebody who takes one of them down again is not waited for.
-        while link::find(socket, name).await?.is_some_and(|d| !d.carries) && Instant::now() < end {
+    let one = async |socket, link| {
+        while link::find(socket, link).await?.is_some_and(|d| !d.carries) {
+            // Somebody who takes one of them down again is not waited for.
+            if Instant::now() >= end {
+                tracing::warn!(veth = name, link, "the kernel does not let packets through yet");
+                break;
+            }
             sleep(Duration::from_millis(1)).await;
         }
         Ok(())
     };
-    let ends = (
-        carries(sandbox, &veth.peer.ifname),
-        carries(socket, name),
-        carries(socket, &veth.bridge),
-    );
-    try_join3(ends.0, ends.1, ends.2).await.map(drop)
+    let (near, far, bridge) = (one(socket, name), one(sandbox, &veth.peer.ifname), one(socket, &veth.bridge));
+    try_join3(near, far, bridge).await.map(drop)
 }
 
 /// The container's side: loopback and interface up, addresses, default routes, ways back.
