@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::{Done, Lab, Place, Result, image, until};
+use crate::{Done, Lab, Place, Result, image, lab_dir, until};
 
 /// Seconds that a container may take to be listed by meshctl after docker has started it.
 const NOTICED: u64 = 30;
@@ -41,8 +41,7 @@ impl<'a> Docker<'a> {
 
     /// Ends the daemon of a host with that signal, and waits until it is gone.
     pub fn end(&self, host: &str, signal: &str) -> Result<()> {
-        let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
-        let pid = fs::read_to_string(Path::new(&dir).join(host).join("docker/dockerd.pid"))?;
+        let pid = fs::read_to_string(lab_dir().join(host).join("docker/dockerd.pid"))?;
         let pid = pid.trim();
         Command::new("kill").args([signal, pid]).status()?;
         until(

@@ -8,7 +8,7 @@ use std::{
     process::{Child, Stdio},
 };
 
-use crate::{Lab, Place, Result};
+use crate::{Lab, Place, Result, lab_dir};
 
 /// $0 is a directory for it, $1 its name, $2 the lab's directory; the rest is what it becomes. The lab finds
 /// meshd's socket where it expects it.
@@ -43,24 +43,19 @@ pub struct Host<'a> {
 impl<'a> Host<'a> {
     /// A directory of the lab's for the daemon `what` on `host`.
     pub fn dir(host: &str, what: &str) -> Result<PathBuf> {
-        let dir = Self::lab_dir().join(host).join(what);
+        let dir = lab_dir().join(host).join(what);
         fs::create_dir_all(&dir)?;
         Ok(dir)
     }
 
-    /// Where the lab's files are.
-    pub fn lab_dir() -> PathBuf {
-        crate::place::lab_dir()
-    }
-
     /// The cgroup of which `scripts/lab down` ends all processes.
     pub fn cgroup() -> String {
-        format!("/lab{}", Self::lab_dir().display().to_string().replace('/', "-"))
+        format!("/lab{}", lab_dir().display().to_string().replace('/', "-"))
     }
 
     /// Starts `daemon` on a host of the lab, with `dir` for its files.
     pub fn start(lab: &'a Lab, name: &str, dir: PathBuf, daemon: &[&str]) -> Result<Self> {
-        let (at, lab_dir) = (dir.display().to_string(), Self::lab_dir().display().to_string());
+        let (at, lab_dir) = (dir.display().to_string(), lab_dir().display().to_string());
         let words = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-ec", SPACE];
         let mut command = lab.command(Place::Host(name), &[&words[..], &[&at, name, &lab_dir], daemon].concat())?;
         let daemon = command.stdin(Stdio::null()).process_group(0).spawn()?;

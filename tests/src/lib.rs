@@ -10,6 +10,7 @@ mod image;
 pub mod kubelet;
 mod lab;
 mod place;
+mod process;
 mod wait;
 
 pub use conn::{Connection, Held};
@@ -17,5 +18,6 @@ pub use docker::Docker;
 pub use host::Host;
 pub use image::image;
 pub use lab::{BACKENDS, Done, Endpoint, Lab, Network, Reply, Result, Subnet, address, address6, runtime, tally};
-pub use place::Place;
+pub use place::{Place, lab_dir};
+pub use process::Process;
 pub use wait::{until, within};

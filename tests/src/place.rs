@@ -69,7 +69,7 @@ fn entering(namespace: &str) -> Command {
 }
 
 /// Where the lab keeps its files.
-pub(crate) fn lab_dir() -> PathBuf {
+pub fn lab_dir() -> PathBuf {
     env::var_os("MESH_LAB_DIR").map_or_else(|| "/run/mesh-lab".into(), PathBuf::from)
 }
 

@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use mesh_tests::{Lab, Place, Result, address, until};
+use mesh_tests::{Host, Lab, Place, Result, address, lab_dir, until};
 
 const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab");
 const ECHO: &str = env!("CARGO_BIN_EXE_meshd-echo");
@@ -275,10 +275,9 @@ const EACH: &str = r#"
 impl Containerd<'_> {
     /// The command on its host that runs [`EACH`].
     fn each(&self, work: &Work, verb: &str, names: &[String]) -> Vec<String> {
-        let lab = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
         let (pid, socket) = (self.daemon.id().to_string(), format!("CONTAINERD_ADDRESS={}/sock", self.dir));
         // The group of which `scripts/lab down` ends all processes.
-        let group = format!("GROUP=/lab{}", lab.replace('/', "-"));
+        let group = format!("GROUP={}", Host::cgroup());
         let root = format!("ROOTFS={}", work.path("root"));
         let words = [
             "nsenter", "-t", &pid, "-m", "--", "env", &socket, &group, &root, "bash", "-c", EACH, "each", verb,
@@ -413,7 +412,7 @@ impl<'a> Podman<'a> {
 
     /// Podman's Docker-compatible API, at the socket where the host's meshd asks; ended when dropped.
     fn service(&self) -> Result<Service> {
-        let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
+        let dir = lab_dir().display().to_string();
         let socket = format!("{dir}/{}/podman.sock", self.host);
         let url = format!("unix://{socket}");
         let words = self.words();

@@ -19,7 +19,7 @@ use mesh_tests::{
     },
     image,
     kubelet::Kubelet,
-    until,
+    lab_dir, until,
 };
 use serde_json::Value;
 
@@ -198,7 +198,7 @@ fn package() -> Result<PathBuf> {
 /// meshd's image on each host with Docker, by its recipe, and `lab` for the containers that use the network.
 /// Where the first is as an archive, under the manifest's name too.
 fn images(lab: &Lab) -> Result<String> {
-    let dir = Host::lab_dir();
+    let dir = lab_dir();
     let at = |name: &str| dir.join(name).display().to_string();
     let (base, built, containers) = (at("base.tar"), at("meshd.tar"), image()?);
     succeeds(Command::new(at_root("tests/fixtures/debian-base")).arg(&base))?;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use mesh_tests::{Docker, Lab, Place, Result, address, tally, until};
+use mesh_tests::{Docker, Lab, Place, Result, address, lab_dir, tally, until};
 
 const ECHO: &str = "meshd-echo --http 80 --tcp 7 --udp 7";
 const SLEEP: &str = "sleep 1000";
@@ -19,6 +19,13 @@ fn ask(docker: &Docker<'_>, host: &str, container: &str, to: &str) -> Result<Str
 fn inspected(docker: &Docker<'_>, host: &str, format: &str, what: &str) -> Result<String> {
     let out = docker.at(host, &format!("inspect -f {format} {what}"))?.ok()?;
     Ok(out.trim().to_owned())
+}
+
+/// Waits until a container of h1 that was started again is reached from everywhere.
+fn back(lab: &Lab, docker: &Docker<'_>, name: &str) -> Result<()> {
+    docker.listed(name)?;
+    docker.serves("h1", name)?;
+    lab.settled(&BOTH)
 }
 
 /// No endpoint, and nothing of one in any kernel.
@@ -116,9 +123,7 @@ fn docker_containers_live_on_mesh_networks() -> Result<()> {
     docker.run("h1", "fixed", &format!("--network ov --ip {chosen}"), ECHO)?;
     assert_ne!(docker.at("h2", &format!("run --rm --network ov --ip {chosen} lab true"))?.status, 0);
     docker.at("h1", "restart -t 0 fixed")?.ok()?;
-    docker.listed("fixed")?;
-    docker.serves("h1", "fixed")?;
-    lab.settled(&BOTH)?;
+    back(&lab, &docker, "fixed")?;
     assert!(docker.addresses()?.contains(&("fixed".to_owned(), chosen)));
     assert_eq!(ask(&docker, "h2", "three", "fixed")?, "fixed");
 
@@ -260,7 +265,7 @@ fn both_families(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
 
 /// What meshd answers to Docker's IPAM driver about an address, asked for the first time or again.
 fn address_verb(lab: &Lab, verb: &str, address: &str, header: &str) -> Result<String> {
-    let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
+    let dir = lab_dir().display().to_string();
     let network = lab.json("h1", "network inspect ov")?;
     let (id, subnet) = (network["id"].as_str(), network["subnets"][0]["subnet"].as_str());
     let pool = format!("{}/{}", id.unwrap_or_default(), subnet.unwrap_or_default());
@@ -346,9 +351,7 @@ fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     docker.start("h1", &["--live-restore"])?;
     // It stopped them when it went, as it does without live-restore.
     docker.at("h1", "start one")?.ok()?;
-    docker.listed("one")?;
-    docker.serves("h1", "one")?;
-    lab.settled(&BOTH)?;
+    back(&lab, &docker, "one")?;
     docker.end("h1", "-KILL")?;
     assert_eq!(ask(&docker, "h2", "two", "one")?, "one");
     docker.start("h1", &["--live-restore"])?;
@@ -365,9 +368,7 @@ fn docker_and_meshd_come_and_go_under_live_containers() -> Result<()> {
     })?;
     docker.start("h1", &[])?;
     docker.at("h1", "start one")?.ok()?;
-    docker.listed("one")?;
-    docker.serves("h1", "one")?;
-    lab.settled(&BOTH)?;
+    back(&lab, &docker, "one")?;
     assert_eq!(ask(&docker, "h2", "two", "one")?, "one");
 
     // An address that docker asked for, and an interface that it never took.

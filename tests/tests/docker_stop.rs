@@ -1,12 +1,9 @@
 //! `docker stop` loses no request: a container that is asked to stop gets no new flow, whatever it still
 //! serves by itself (issue "Runtimes").
 
-use std::{
-    process::Stdio,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use mesh_tests::{Docker, Lab, Place, Result, address, tally, until};
+use mesh_tests::{Docker, Lab, Place, Process, Result, address, tally, until};
 
 /// Goes on serving after SIGTERM, until it is sent SIGUSR1: then it closes its port, and ends.
 const GRACEFUL: &str = r#"meshd-echo --http 80 & e=$!; trap : TERM; trap "kill $e; exit" USR1; while :; do wait; done"#;
@@ -29,8 +26,7 @@ fn run(lab: &Lab, docker: &Docker<'_>, host: &str, name: &str, options: &[&str],
 
 /// `docker VERB` of a container that serves until nobody sends it anything any more. `others` are left.
 fn drained(lab: &Lab, docker: &Docker<'_>, verb: &str, host: &str, name: &str, others: &[&str]) -> Result<()> {
-    let mut command = lab.command(Place::Host(host), &["docker", verb, name])?;
-    let mut stopping = Child(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    let stopping = Process::start(lab.command(Place::Host(host), &["docker", verb, name])?)?;
     becomes(lab, name, "draining")?;
     if others.is_empty() {
         // The last one is sent what comes until it ends.
@@ -39,20 +35,9 @@ fn drained(lab: &Lab, docker: &Docker<'_>, verb: &str, host: &str, name: &str, o
         lab.balanced(&["h1", "h2"], 8080, others)?;
     }
     docker.at(host, &format!("kill -s USR1 {name}"))?.ok()?;
-    let ended = stopping.0.wait()?;
+    let ended = stopping.end()?;
     assert!(ended.success(), "docker {verb} {name}: {ended}");
     Ok(())
-}
-
-/// A command in the background, ended with the test.
-struct Child(std::process::Child);
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn state(lab: &Lab, name: &str) -> Result<String> {

@@ -1,18 +1,12 @@
 //! What breaks half way leaves nothing behind: a join after the host was taken in, a cluster's
 //! beginning, an attachment. And a host whose disk was copied loses nothing to the copy.
 
-use std::{
-    fs,
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-};
+use std::{fs, os::unix::net::UnixStream, path::PathBuf, process::Command};
 
-use mesh_tests::{Lab, Place, Result, until, within};
+use mesh_tests::{Lab, Place, Process, Result, lab_dir, until, within};
 
 fn data(host: &str) -> PathBuf {
-    let root = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into());
-    PathBuf::from(root).join(host).join("data")
+    lab_dir().join(host).join("data")
 }
 
 fn nodes(lab: &Lab) -> Result<usize> {
@@ -97,7 +91,7 @@ fn attachment(lab: &Lab) -> Result<()> {
 fn copied(lab: &Lab) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let dir = directory.path().display();
-    let root = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into());
+    let root = lab_dir().display().to_string();
     let bpffs = format!("{root}/bpffs/copy");
     fs::create_dir_all(&bpffs)?;
     let original = data("h2").display().to_string();
@@ -110,13 +104,8 @@ fn copied(lab: &Lab) -> Result<()> {
     }
     // It sees no namespace of the original's.
     let run = format!("mount -t tmpfs t /run/netns && exec meshd --data-dir {dir}/data --run-dir {dir}/run --bpffs {bpffs} --uplink eth0");
-    let meshd = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab"))
-        .args(["client", "--", "unshare", "-m", "--propagation", "private", "sh", "-c", &run])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let _meshd = Started(meshd);
+    let words = ["unshare", "-m", "--propagation", "private", "sh", "-c", &run];
+    let _meshd = Process::start(lab.command(Place::Client, &words)?)?;
     let socket = directory.path().join("run/meshd.sock");
     until(60, "the copy to answer", || Ok(UnixStream::connect(&socket).is_ok()))?;
     let ctl = |command: &str| lab.at(Place::Client, &format!("meshctl --socket {} {command}", socket.display()));
@@ -137,14 +126,4 @@ fn copied(lab: &Lab) -> Result<()> {
     assert_eq!(lab.network("demo")?.endpoints.len(), 1);
     assert!(lab.at(Place::In("seen"), "ip -br addr")?.ok()?.contains("eth0"));
     Ok(())
-}
-
-/// A process of this test's, ended with it.
-struct Started(Child);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
-use mesh_tests::{Lab, Place, Result, until};
+use mesh_tests::{Lab, Place, Result, lab_dir, until};
 
 /// How often, unless MESH_KILLS says it.
 const TIMES: u64 = 40;
@@ -122,7 +122,7 @@ fn differences(before: &[BTreeSet<String>], now: &[BTreeSet<String>]) -> String 
 
 /// Names of what is pinned; those of programs at devices name the device by its index.
 fn pins(lab: &Lab) -> Result<BTreeSet<String>> {
-    let root = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into());
+    let root = lab_dir().display().to_string();
     let out = lab.argv(H2, &["find", &format!("{root}/bpffs/h2"), "-mindepth", "1"])?.ok()?;
     Ok(out.lines().map(str::to_owned).collect())
 }

@@ -10,21 +10,17 @@ use std::{
 };
 
 use mesh_tests::{
-    Lab, Place, Result, address, containerd,
+    Host, Lab, Place, Result, address, containerd,
     cri::{
         self, Cri,
         wire::{DnsConfig, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping},
     },
-    until, within,
+    lab_dir, until, within,
 };
 use serde_json::Value;
 
 const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab");
 const ECHO: [&str; 3] = ["/bin/meshd-echo", "--http", "80"];
-
-fn lab_dir() -> PathBuf {
-    std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned()).into()
-}
 
 /// containerd with its CRI plugin on a host of the lab.
 struct Node<'a> {
@@ -171,7 +167,7 @@ fn pod(lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<PodSandboxConfi
         labels: pairs(labels),
         linux: Some(LinuxPodSandboxConfig {
             // The group of which `scripts/lab down` ends all processes.
-            cgroup_parent: format!("/lab{}", lab_dir().display().to_string().replace('/', "-")),
+            cgroup_parent: Host::cgroup(),
             ..LinuxPodSandboxConfig::default()
         }),
         ..PodSandboxConfig::default()

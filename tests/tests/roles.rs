@@ -1,6 +1,6 @@
 //! `node promote` and `node demote`: managers come and go while everything runs on.
 
-use mesh_tests::{Lab, Place, Result, until, within};
+use mesh_tests::{Lab, Place, Result, lab_dir, until, within};
 
 const ALL: [&str; 3] = ["w1", "w2", "w3"];
 
@@ -132,7 +132,7 @@ fn state(lab: &Lab, node: &str) -> Result<String> {
 
 /// Whether a host has a manager's files.
 fn keeps_state(lab: &Lab, host: &str) -> Result<bool> {
-    let dir = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".to_owned());
+    let dir = lab_dir().display().to_string();
     Ok(lab
         .argv(Place::Host(host), &["find", &format!("{dir}/{host}"), "-name", "log.redb"])?
         .ok()?

@@ -1,6 +1,6 @@
 //! Scenario 8: what is used stays; what is removed is gone.
 
-use mesh_tests::{Done, Lab, Place, Result, runtime, until};
+use mesh_tests::{Done, Lab, Place, Result, lab_dir, runtime, until};
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
@@ -45,7 +45,7 @@ fn s8_nothing_remains() -> Result<()> {
 }
 
 fn directory(host: &str) -> String {
-    let lab = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into());
+    let lab = lab_dir().display().to_string();
     format!("{lab}/{host}")
 }
 

@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use mesh_tests::{Done, Lab, Place, Result, until};
+use mesh_tests::{Done, Lab, Place, Result, lab_dir, until};
 
 /// A meshctl command, its exit code, and words of its error.
 type Case = (&'static str, i32, &'static [&'static str]);
@@ -193,7 +193,7 @@ fn elsewhere(stranger: &Stranger, token: &str, addr: &str) -> Result<()> {
 fn s9_damage() -> Result<()> {
     let lab = Lab::up("--nodes 2")?;
     lab.ctl("h1", "network create demo")?.ok()?;
-    let root = PathBuf::from(std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into()));
+    let root = lab_dir();
     let before = world(&lab)?;
     // A copy is moved aside and fetched again; what the managers alone have is refused.
     for (host, what) in [("h2", "ledger"), ("h1", "ledger"), ("h1", "raft")] {
@@ -331,7 +331,7 @@ impl<'a> Stranger<'a> {
             lab.at(Place::Client, &format!("ip addr add {addr}/24 dev eth0"))?.ok()?;
         }
         let directory = tempfile::tempdir()?;
-        let root = std::env::var("MESH_LAB_DIR").unwrap_or_else(|_| "/run/mesh-lab".into());
+        let root = lab_dir().display().to_string();
         let bpffs = format!("{root}/bpffs/{name}");
         fs::create_dir_all(&bpffs)?;
         let dir = directory.path().display();
