@@ -62,7 +62,7 @@ find_cargo() {
 # shellcheck disable=SC2119,SC2120  # most need no more
 build_binaries() {
     find_cargo
-    (cd "$ROOT" && cargo build --locked --release -p meshd -p meshctl -p meshd-cni -p mesh-tests "$@") || die 1 "the binaries could not be built"
+    (cd "$ROOT" && cargo build --locked --release -p meshd -p meshctl -p meshd-cni -p mesh-tests -p mesh-clock "$@") || die 1 "the binaries could not be built"
 }
 
 # Builds the binaries if one is absent.
