@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use axum::{Router, extract::State, response::IntoResponse, routing::get};
 use mesh_api::rest::BackendTraffic;
 use mesh_control::consensus::Leadership;
-use mesh_core::objects::{Dataplane, EndpointState, NodeState, Objects};
+use mesh_core::objects::{Dataplane, EndpointState, Health, NodeState, Objects};
 use mesh_dns::Dns;
 use mesh_loader::Usage;
 use tokio::net::TcpListener;
@@ -255,12 +255,14 @@ fn objects(page: &mut Page, all: &Objects) {
         .sample(&[], all.networks.len());
     page.family("meshd_services", Kind::Gauge, "Services of the cluster.")
         .sample(&[], all.services.len());
-    let mut by_state = BTreeMap::from([("starting", 0u64), ("ready", 0), ("draining", 0)]);
+    let mut by_state = BTreeMap::from([("starting", 0u64), ("ready", 0), ("draining", 0), ("unhealthy", 0)]);
     for endpoint in all.endpoints.values() {
         let state = match endpoint.state {
             EndpointState::Starting => "starting",
-            EndpointState::Ready if endpoint.takes_new() => "ready",
-            EndpointState::Ready | EndpointState::Draining => "draining",
+            EndpointState::Ready if endpoint.stopping.is_some() => "draining",
+            EndpointState::Ready if endpoint.health == Health::Unwell => "unhealthy",
+            EndpointState::Ready => "ready",
+            EndpointState::Draining => "draining",
         };
         *by_state.entry(state).or_default() += 1;
     }

@@ -146,6 +146,7 @@ pub async fn agent(config: Config) -> Result<(), Exit> {
     let api = tokio::spawn(local_api::serve(app.clone(), listener, stop.clone()));
     tokio::spawn(stop.clone().run_until_cancelled_owned(role::follow(app.clone())));
     tokio::spawn(stop.clone().run_until_cancelled_owned(docker::stopping::run(app.clone())));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(docker::health::run(app.clone())));
     let driver = tokio::spawn(serve_docker(app.clone(), docker_sockets, stop.clone()));
     tokio::spawn(stop.clone().run_until_cancelled_owned(cri::run(app.clone(), pods)));
     if let Some(listener) = scraped {

@@ -26,7 +26,7 @@ impl Paint {
         let colour = match word {
             "ready" | "active" | "reachable" | "ok" | "Leader" | "Reachable" => "32",
             "down" | "unreachable" | "FAIL" | "Unreachable" => "31",
-            "unknown" | "starting" | "draining" | "drain" | "pause" => "33",
+            "unknown" | "starting" | "draining" | "unhealthy" | "drain" | "pause" => "33",
             _ => return word.to_owned(),
         };
         self.wrap(colour, word)

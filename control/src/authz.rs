@@ -88,6 +88,7 @@ pub fn sender(command: &Command) -> Sender {
         | C::EndpointCreate { .. }
         | C::EndpointSet { .. }
         | C::EndpointStopping { .. }
+        | C::EndpointHealth { .. }
         | C::EndpointWeigh { .. }
         | C::EndpointPublish { .. }
         | C::EndpointLearn { .. }
@@ -216,6 +217,7 @@ fn owns(me: Id, command: &Command, all: &Objects) -> Result<(), Refusal> {
         Command::AddressReserve { node, .. } | Command::AddressRelease { node, .. } => Some(*node),
         Command::EndpointSet { id, .. }
         | Command::EndpointStopping { id, .. }
+        | Command::EndpointHealth { id, .. }
         | Command::EndpointWeigh { id, .. }
         | Command::EndpointPublish { id, .. }
         | Command::EndpointLearn { id, .. }

@@ -275,6 +275,22 @@ fn commands() {
         (Command::EndpointWeigh { id: id(30), weight: 3 }, None, Some(Forbidden)),
         (Command::EndpointStopping { id: id(20), until: None }, None, None),
         (Command::EndpointStopping { id: id(30), until: None }, None, Some(Forbidden)),
+        (
+            Command::EndpointHealth {
+                id: id(20),
+                healthy: false,
+            },
+            None,
+            None,
+        ),
+        (
+            Command::EndpointHealth {
+                id: id(30),
+                healthy: false,
+            },
+            None,
+            Some(Forbidden),
+        ),
         (Command::EndpointRemove { id: id(20) }, None, None),
         (Command::EndpointRemove { id: id(30) }, None, Some(Forbidden)),
         (Command::EndpointRemove { id: id(77) }, None, Some(NotFound)),
@@ -288,7 +304,7 @@ fn commands() {
     }
     let mut named: Vec<_> = table.iter().map(|(c, ..)| c.name()).collect();
     named.dedup();
-    assert_eq!(named.len(), 22, "every command has its row");
+    assert_eq!(named.len(), 23, "every command has its row");
 }
 
 #[test]

@@ -295,6 +295,13 @@ pub enum Command {
         /// By when it has ended; `None`: it runs on.
         until: Option<Timestamp>,
     },
+    /// Says whether an endpoint's container is well, by its engine's own check.
+    EndpointHealth {
+        /// The endpoint.
+        id: Id,
+        /// What the check says; a container without one is well.
+        healthy: bool,
+    },
     /// Gives an endpoint more or fewer of its services' new flows.
     EndpointWeigh {
         /// The endpoint.
@@ -381,6 +388,7 @@ impl Command {
             Self::EndpointCreate { .. } => "endpoint_create",
             Self::EndpointSet { .. } => "endpoint_set",
             Self::EndpointStopping { .. } => "endpoint_stopping",
+            Self::EndpointHealth { .. } => "endpoint_health",
             Self::EndpointWeigh { .. } => "endpoint_weigh",
             Self::EndpointPublish { .. } => "endpoint_publish",
             Self::EndpointLearn { .. } => "endpoint_learn",

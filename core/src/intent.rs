@@ -17,7 +17,7 @@ use crate::{
     desired::{Desired, Fdb, Link, Neigh, Peer, Queue, Route, Veth},
     ipam, lb,
     nft::{BridgeRules, Nft},
-    objects::{Dataplane, Encapsulation, Endpoint, Network, Node, Objects, Obstacle},
+    objects::{Dataplane, Encapsulation, Endpoint, Network, Node, Objects, Turn},
 };
 
 /// What the host knows of itself that the objects do not say.
@@ -420,19 +420,14 @@ impl Host<'_> {
             .is_some_and(|n| n.id == self.node.id || n.dataplane == Dataplane::Reachable)
     }
 
-    /// What keeps new flows from an endpoint.
-    fn obstacle(&self, e: &Endpoint) -> Option<Obstacle> {
-        e.obstacle(self.objects.nodes.get(&e.node).map(|n| &**n), Some(self.node.id))
+    /// When it is an endpoint's turn to be given new flows.
+    fn turn(&self, e: &Endpoint) -> Option<Turn> {
+        e.turn(self.objects.nodes.get(&e.node).map(|n| &**n), Some(self.node.id))
     }
 
     /// It takes new flows, as many as its weight says.
     fn takes_new(&self, e: &Endpoint) -> bool {
-        matches!(self.obstacle(e), None | Some(Obstacle::Weightless))
-    }
-
-    /// It takes new flows, or would where nobody else does.
-    fn took_new(&self, e: &Endpoint) -> bool {
-        matches!(self.obstacle(e), None | Some(Obstacle::Stopping | Obstacle::Weightless))
+        self.turn(e) == Some(Turn::Fit)
     }
 }
 

@@ -27,11 +27,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::Id;
 
 pub use bandwidth::{Bandwidth, LEAST_RATE, Rate};
-pub use endpoint::{Endpoint, EndpointState, Handover, Place, Sandbox};
+pub use endpoint::{Endpoint, EndpointState, Handover, Health, Place, Sandbox};
 pub use endpoints::Endpoints;
 pub use network::{Encapsulation, Network, Subnet};
 pub use node::{Availability, Cluster, Dataplane, FormerRoot, HostRoute, Node, NodeState, Role};
-pub use obstacle::Obstacle;
+pub use obstacle::{Obstacle, Turn};
 pub use seldom::{Collection, Seldom};
 pub use service::{Algorithm, EndpointMode, LbReturn, Port, Protocol, PublishMode, Service, SourceRange, Vip};
 pub use services::Services;

@@ -169,6 +169,7 @@ impl State {
             C::EndpointCreate { endpoint, at } => endpoints::create(self, endpoint, *at, index),
             C::EndpointSet { id, state } => endpoints::set(self, *id, *state, index),
             C::EndpointStopping { id, until } => endpoints::stopping(self, *id, *until, index),
+            C::EndpointHealth { id, healthy } => endpoints::health(self, *id, *healthy, index),
             C::EndpointPublish { id, ports, port_ranges } => endpoints::publish(self, *id, ports, port_ranges, index),
             C::EndpointWeigh { id, weight } => endpoints::weigh(self, *id, *weight, index),
             C::EndpointLearn { id, learnt } => endpoints::learn(self, *id, learnt, index),

@@ -115,6 +115,10 @@ fn crowd_command(lab: &Lab, what: u8, n: u64, h: u64) -> C {
             0x1000 + lab.index,
             network_spec(&format!("n{}", n % 6 + 1), Some(&format!("172.{}.0.0/24", 40 + n))),
         ),
+        12 if n == 1 => C::EndpointHealth {
+            id: id(0x9000 + h),
+            healthy: false,
+        },
         12 => C::EndpointStopping {
             id: id(0x9000 + n),
             until: (!h.is_multiple_of(3)).then_some(at),

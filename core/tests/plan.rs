@@ -199,6 +199,47 @@ fn a_stopping_container_gets_new_flows_only_where_nobody_else_takes_them() {
     assert_eq!(list(&lab), all, "told to take flows, it does");
 }
 
+#[test]
+fn an_unhealthy_container_gets_new_flows_only_where_all_are() {
+    let mut lab = hostname();
+    let healthy = |n: u64, healthy| C::EndpointHealth {
+        id: id(0x9000 + n),
+        healthy,
+    };
+    let list = |lab: &Lab| desired(lab, 1).tables.services[&1].list.clone();
+    let (one, two, three) = (slot(&lab, 1), slot(&lab, 2), slot(&lab, 3));
+    let all = list(&lab);
+    lab.ok(healthy(2, false));
+    assert_eq!(list(&lab), [one, three]);
+    assert!(!desired(&lab, 1).tables.backends[&two].accepting, "its flows go on");
+    // One that stops serves still, as far as anybody knows.
+    lab.ok(C::EndpointStopping {
+        id: id(0x9001),
+        until: Some(jiff::Timestamp::UNIX_EPOCH),
+    });
+    lab.ok(healthy(3, false));
+    assert_eq!(list(&lab), [one]);
+    lab.ok(healthy(1, false));
+    assert_eq!(list(&lab), all, "none is better");
+    // Of those, an operator's word holds.
+    lab.ok(C::EndpointSet {
+        id: id(0x9003),
+        state: EndpointState::Draining,
+    });
+    assert_eq!(list(&lab), [one, two]);
+    lab.ok(healthy(2, true));
+    assert_eq!(list(&lab), [two]);
+    lab.ok(C::EndpointSet {
+        id: id(0x9003),
+        state: EndpointState::Ready,
+    });
+    lab.ok(healthy(3, false));
+    assert_eq!(list(&lab), [two, three], "told to take flows, it does");
+    lab.ok(healthy(3, true));
+    lab.ok(healthy(3, false));
+    assert_eq!(list(&lab), [two], "that was about the time before");
+}
+
 /// The lab with its service changed.
 fn changed(change: impl FnOnce(&mut mesh_core::spec::ServiceSpec)) -> Lab {
     let mut lab = hostname();
@@ -644,6 +685,7 @@ proptest! {
                 3 => C::EndpointRemove { id: id(0x9000 + n) },
                 4 => C::EndpointSet { id: id(0x9000 + n), state: EndpointState::Draining },
                 6 => C::EndpointStopping { id: id(0x9000 + n), until: h.is_multiple_of(2).then_some(jiff::Timestamp::UNIX_EPOCH) },
+                7 if h == 2 => C::EndpointHealth { id: id(0x9000 + n), healthy: n.is_multiple_of(2) },
                 5 => C::NodeLiveness { id: node_id(h), state: NodeState::Down, dataplane: if n % 2 == 0 { Dataplane::Unreachable } else { Dataplane::Reachable } },
                 _ => C::NodeReport { id: node_id(h), addr: ip("192.168.77.9"), data_path_addr: ip(&format!("192.168.78.{}", n + 1)), underlay_mtu: 1500 + n as u32, underlay_mac: (n % 2 == 0).then_some(Mac([2, 0, 0, 0, 0, n as u8])), host_routes: vec![] },
             });

@@ -5,7 +5,9 @@ use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command};
 use crate::{Result, place::programs};
 
 /// Programs that containers find beside meshd-echo, all of busybox.
-const APPLETS: [&str; 9] = ["sh", "sleep", "ip", "ping", "cat", "nslookup", "hostname", "true", "kill"];
+const APPLETS: [&str; 11] = [
+    "sh", "sleep", "ip", "ping", "cat", "nslookup", "hostname", "true", "kill", "touch", "rm",
+];
 
 /// A root filesystem as an archive, for the caller to remove: busybox, meshd-echo and the libraries that it needs.
 pub fn image() -> Result<PathBuf> {

@@ -303,6 +303,19 @@ impl Lab {
         Held::open(from.command(&words)?)
     }
 
+    /// What `endpoint ls` says of an endpoint's state; nothing of one that is not there.
+    pub fn state(&self, name: &str) -> Result<String> {
+        let all = self.json("h1", "endpoint ls")?;
+        let list = all.as_array().ok_or("endpoint ls printed no list")?;
+        let found = list.iter().find(|e| e["name"] == name);
+        Ok(found.and_then(|e| e["state"].as_str()).unwrap_or_default().to_owned())
+    }
+
+    /// Waits until an endpoint is in a state.
+    pub fn becomes(&self, name: &str, wanted: &str) -> Result<()> {
+        until(15, &format!("{name} to be {wanted}"), || Ok(self.state(name)? == wanted))
+    }
+
     /// Waits until every one of `hosts` sends new flows for `port` to exactly `backends`.
     pub fn balanced(&self, hosts: &[&str], port: u16, backends: &[&str]) -> Result<()> {
         for host in hosts {

@@ -1,5 +1,6 @@
 //! What the scenarios of `tests/tests` share: the lab, driven from Rust.
 
+mod asked;
 mod bounded;
 mod conn;
 pub mod containerd;

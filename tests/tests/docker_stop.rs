@@ -1,8 +1,6 @@
 //! `docker stop` loses no request: a container that is asked to stop gets no new flow, whatever it still
 //! serves by itself (issue "Runtimes").
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use mesh_tests::{Docker, Lab, Place, Process, Result, address, tally, until};
 
 /// Goes on serving after SIGTERM, until it is sent SIGUSR1: then it closes its port, and ends.
@@ -27,7 +25,7 @@ fn run(lab: &Lab, docker: &Docker<'_>, host: &str, name: &str, options: &[&str],
 /// `docker VERB` of a container that serves until nobody sends it anything any more. `others` are left.
 fn drained(lab: &Lab, docker: &Docker<'_>, verb: &str, host: &str, name: &str, others: &[&str]) -> Result<()> {
     let stopping = Process::start(lab.command(Place::Host(host), &["docker", verb, name])?)?;
-    becomes(lab, name, "draining")?;
+    lab.becomes(name, "draining")?;
     if others.is_empty() {
         // The last one is sent what comes until it ends.
         lab.http(Place::Client, &format!("{}:8080", address("h1")), 20)?;
@@ -38,41 +36,6 @@ fn drained(lab: &Lab, docker: &Docker<'_>, verb: &str, host: &str, name: &str, o
     let ended = stopping.end()?;
     assert!(ended.success(), "docker {verb} {name}: {ended}");
     Ok(())
-}
-
-fn state(lab: &Lab, name: &str) -> Result<String> {
-    let found = lab.json("h2", &format!("endpoint inspect {name}"))?;
-    Ok(found["state"].as_str().unwrap_or_default().to_owned())
-}
-
-fn becomes(lab: &Lab, name: &str, wanted: &str) -> Result<()> {
-    until(15, &format!("{name} to be {wanted}"), || Ok(state(lab, name)? == wanted))
-}
-
-/// Requests one after the other at the published port of each host, while `meanwhile` is done; how many
-/// there were. The first that fails is an error.
-fn asked_meanwhile(lab: &Lab, meanwhile: impl FnOnce() -> Result<()>) -> Result<usize> {
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let asking = ["h1", "h2"].map(|host| {
-            let over = &over;
-            scope.spawn(move || {
-                let mut count = 0;
-                while !over.load(Ordering::Relaxed) {
-                    let to = format!("{}:8080", address(host));
-                    count += lab.http(Place::Client, &to, 200).map_err(|e| e.to_string())?.len();
-                }
-                Ok::<_, String>(count)
-            })
-        });
-        let done = meanwhile();
-        over.store(true, Ordering::Relaxed);
-        let mut count = 0;
-        for asked in asking {
-            count += asked.join().unwrap_or_else(|_| Err("a thread failed".into()))?;
-        }
-        done.map(|()| count)
-    })
 }
 
 #[test]
@@ -90,7 +53,7 @@ fn docker_stop_loses_no_request() -> Result<()> {
     // Stopped, and then restarted, while requests go on. Between its start and its first listening it is asked in vain:
     // Docker says of a container that it runs, not that it serves.
     for verb in ["stop", "restart"] {
-        let count = asked_meanwhile(&lab, || drained(&lab, &docker, verb, "h1", "one", &["two"]))?;
+        let count = lab.asked_meanwhile(&["h1", "h2"], 8080, || drained(&lab, &docker, verb, "h1", "one", &["two"]))?;
         println!("docker {verb}: {count} requests");
         if verb == "stop" {
             docker.at("h1", "start one")?.ok()?;
@@ -114,8 +77,8 @@ fn survivors(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     run(lab, docker, "h1", "deaf", &["--stop-signal", "USR1"], DEAF)?;
     docker.at("h1", "kill -s HUP one")?.ok()?;
     docker.at("h1", "kill -s TERM deaf")?.ok()?;
-    becomes(lab, "deaf", "draining")?;
-    assert_eq!(state(lab, "one")?, "ready", "that signal was no request to stop");
+    lab.becomes("deaf", "draining")?;
+    assert_eq!(lab.state("one")?, "ready", "that signal was no request to stop");
     lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
     lab.ctl("h1", "endpoint update deaf --state ready")?.ok()?;
     lab.balanced(&["h1", "h2"], 8080, &["deaf", "one", "two"])?;
@@ -124,17 +87,17 @@ fn survivors(lab: &Lab, docker: &Docker<'_>) -> Result<()> {
     lab.lab(&["kill", "h1"])?.ok()?;
     docker.at("h1", "kill -s TERM later")?.ok()?;
     lab.lab(&["restart", "h1"])?.ok()?;
-    becomes(lab, "later", "draining")?;
-    assert_eq!(state(lab, "deaf")?, "ready");
+    lab.becomes("later", "draining")?;
+    assert_eq!(lab.state("deaf")?, "ready");
     docker.at("h1", "rm -f later")?.ok()?;
 
     lab.ctl("h1", "endpoint update one --state draining")?.ok()?;
     lab.lab(&["kill", "h1"])?.ok()?;
     docker.at("h1", "kill -s TERM deaf")?.ok()?;
     lab.lab(&["restart", "h1"])?.ok()?;
-    becomes(lab, "deaf", "draining")?;
-    until(75, "the survivor to take flows again", || Ok(state(lab, "deaf")? == "ready"))?;
-    assert_eq!(state(lab, "one")?, "draining", "an operator drained it");
+    lab.becomes("deaf", "draining")?;
+    until(75, "the survivor to take flows again", || Ok(lab.state("deaf")? == "ready"))?;
+    assert_eq!(lab.state("one")?, "draining", "an operator drained it");
     lab.ctl("h1", "endpoint update one --state ready")?.ok()?;
     lab.balanced(&["h1", "h2"], 8080, &["deaf", "one", "two"])
 }
@@ -153,7 +116,7 @@ fn a_connected_container_drains_too() -> Result<()> {
     lab.ctl("h1", "network connect --service web ov one")?.ok()?;
     docker.serves("h1", "one")?;
     lab.balanced(&["h1", "h2"], 8080, &["one", "two"])?;
-    asked_meanwhile(&lab, || drained(&lab, &docker, "stop", "h1", "one", &["two"]))?;
+    lab.asked_meanwhile(&["h1", "h2"], 8080, || drained(&lab, &docker, "stop", "h1", "one", &["two"]))?;
     let seen = lab.http(Place::Client, &format!("{}:8080", address("h1")), 4)?;
     assert_eq!(tally(&seen).keys().collect::<Vec<_>>(), ["two"]);
     until(10, "its endpoint to go", || Ok(docker.addresses()?.len() == 1))

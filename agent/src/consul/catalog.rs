@@ -14,7 +14,7 @@ use std::{
 use http::StatusCode;
 use mesh_core::{
     Id,
-    objects::{Dataplane, Endpoint, EndpointState, Node, NodeState, Objects, Obstacle, Role, Service},
+    objects::{Dataplane, Endpoint, EndpointState, Node, NodeState, Objects, Obstacle, Role, Service, Turn},
 };
 use serde_json::{Value, json};
 
@@ -85,9 +85,9 @@ struct Instance<'a> {
     service: &'a Service,
     endpoint: &'a Endpoint,
     node: &'a Node,
-    /// Nobody else of the service in its network takes new flows: those whose containers are stopping go on taking
-    /// them (as in `core::intent`).
-    last: bool,
+    /// It is the turn of the likes of it to take new flows, among those of the service in its network (as in
+    /// `core::intent`).
+    due: bool,
 }
 
 /// The instances of all services.
@@ -156,13 +156,20 @@ fn chosen<'a>(all: &'a Objects, found: impl Iterator<Item = (&'a Service, &'a En
             service,
             endpoint,
             node,
-            last: false,
+            due: false,
         })
     });
     let mut chosen: Vec<_> = instances.collect();
     let place = |i: &Instance<'_>| (i.service.id, i.endpoint.network);
-    let taking: BTreeSet<_> = chosen.iter().filter(|i| i.trouble().is_none()).map(place).collect();
-    chosen.iter_mut().for_each(|i| i.last = !taking.contains(&place(i)));
+    let mut first = BTreeMap::new();
+    for i in chosen.iter().filter(|i| i.endpoint.weight > 0) {
+        if let Some(turn) = i.turn() {
+            first.entry(place(i)).and_modify(|t: &mut Turn| *t = turn.min(*t)).or_insert(turn);
+        }
+    }
+    for i in &mut chosen {
+        i.due = i.endpoint.weight > 0 && i.turn().is_some() && i.turn().as_ref() == first.get(&place(i));
+    }
     let fits = |i: &Instance<'_>| {
         let tags = i.tags();
         question.tags.iter().all(|t| tags.contains(t.as_str()))
@@ -187,20 +194,22 @@ impl<'a> Instance<'a> {
 
     /// Why the balancers of other nodes give it no new flow: none of an instance whose node is down, too.
     fn trouble(&self) -> Option<&'static str> {
-        let node = Some(self.node);
-        let obstacle = if self.last {
-            self.endpoint.obstacle_for_last(node, None)
-        } else {
-            self.endpoint.obstacle(node, None)
-        };
-        Some(match obstacle? {
+        if self.due {
+            return None;
+        }
+        Some(match self.endpoint.obstacle(Some(self.node), None)? {
             Obstacle::Starting => "it is being attached",
             Obstacle::Draining => "it drains",
             Obstacle::Unreachable => "its node's data plane does not answer",
             Obstacle::NodeDrains => "its node drains",
+            Obstacle::Unhealthy => "its container's health check fails, or has not succeeded yet",
             Obstacle::Stopping => "its container was asked to stop",
             Obstacle::Weightless => "its weight is 0",
         })
+    }
+
+    fn turn(&self) -> Option<Turn> {
+        self.endpoint.turn(Some(self.node), None)
     }
 
     fn port(&self) -> u16 {

@@ -1,4 +1,4 @@
-use mesh_core::objects::{Change, Object};
+use mesh_core::objects::{Change, Health, Object};
 
 use super::*;
 
@@ -140,6 +140,17 @@ fn the_last_ones_pass_until_they_end() {
     assert_eq!(passing(1, stop), ["10.1.0.2", "10.1.0.1"], "that on h3 is not reached");
     assert_eq!(passing(1, |e| e.weight = 0), ["10.1.0.2"]);
     assert_eq!(passing(4, |e| e.state = EndpointState::Ready), ["10.1.0.4"]);
+    assert_eq!(
+        passing(4, |e| e.health = Health::Unwell),
+        ["10.1.0.2"],
+        "one that stops serves still"
+    );
+    assert_eq!(
+        passing(2, |e| e.health = Health::Unwell),
+        ["10.1.0.2", "10.1.0.4"],
+        "none is better"
+    );
+    assert_eq!(passing(4, |e| e.health = Health::Well), ["10.1.0.4"]);
     let elsewhere = |e: &mut Endpoint| e.network = Id::from_bits(51);
     assert_eq!(passing(4, elsewhere), ["10.1.0.2", "10.1.0.4"]);
 }

@@ -69,6 +69,14 @@ pub struct Container {
 struct State {
     pid: u32,
     started_at: String,
+    health: Option<Health>,
+}
+
+/// What its own check says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Health {
+    status: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -106,9 +114,28 @@ struct Attachment {
 /// A container in a list.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-struct Listed {
+pub struct Listed {
     id: String,
     network_settings: NetworkSettings,
+}
+
+impl Listed {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The engine's ids of its endpoints.
+    pub fn endpoints(&self) -> impl Iterator<Item = &str> {
+        self.network_settings.endpoints()
+    }
+}
+
+impl NetworkSettings {
+    fn endpoints(&self) -> impl Iterator<Item = &str> {
+        let all = self.networks.values().map(|a| a.endpoint.as_str());
+        all.filter(|id| !id.is_empty())
+    }
 }
 
 /// A network (Docker Engine API, "Inspect a network"). A list of networks has no containers in it.
@@ -146,8 +173,18 @@ impl Container {
 
     /// The engine's ids of its endpoints.
     pub fn endpoints(&self) -> impl Iterator<Item = &str> {
-        let all = self.network_settings.networks.values().map(|a| a.endpoint.as_str());
-        all.filter(|id| !id.is_empty())
+        self.network_settings.endpoints()
+    }
+
+    /// It does not share another's network.
+    pub fn has_own_network(&self) -> bool {
+        !self.host_config.network_mode.starts_with("container:")
+    }
+
+    /// Its own check does not fail, and has succeeded, as far as it has any.
+    pub fn is_well(&self) -> bool {
+        let status = self.state.health.as_ref().map_or("none", |h| h.status.as_str());
+        !matches!(status, "starting" | "unhealthy")
     }
 
     /// Whether a signal asks it to stop: its own stop signal, or one that ends most programs but gives them
@@ -156,7 +193,7 @@ impl Container {
     pub fn stops_by(&self, number: i32) -> bool {
         let own = self.config.stop_signal.as_deref().and_then(signal);
         let asks = [own, Some(Signal::SIGTERM as i32), Some(Signal::SIGINT as i32)].contains(&Some(number));
-        asks && number != Signal::SIGKILL as i32 && !self.host_config.network_mode.starts_with("container:")
+        asks && number != Signal::SIGKILL as i32 && self.has_own_network()
     }
 
     /// Whether it has been running since before that time.
@@ -233,10 +270,21 @@ impl Engine {
         let listed: Option<Vec<Listed>> = self.get("/containers/json").await?;
         let mut out = BTreeMap::new();
         for container in listed.unwrap_or_default() {
-            let ids = container.network_settings.networks.into_values().map(|a| a.endpoint);
-            out.extend(ids.filter(|id| !id.is_empty()).map(|id| (id, container.id.clone())));
+            out.extend(container.endpoints().map(|id| (id.to_owned(), container.id.clone())));
         }
         Ok(out)
+    }
+
+    /// The running containers whose own checks fail, or have not succeeded yet.
+    ///
+    /// # Errors
+    /// When the engine does not say.
+    pub async fn unwell(&self) -> Result<Vec<Listed>, EngineError> {
+        // {"health":["starting","unhealthy"]}
+        let listed: Option<Vec<Listed>> = self
+            .get("/containers/json?filters=%7B%22health%22%3A%5B%22starting%22%2C%22unhealthy%22%5D%7D")
+            .await?;
+        Ok(listed.unwrap_or_default())
     }
 
     /// Ids of all endpoints in its networks of that driver, also those of containers that do not run yet;
@@ -305,6 +353,11 @@ mod tests {
         assert_eq!((c.name().as_str(), c.pid()), ("web-1-a", Some(7)));
         assert_eq!(c.aliases("e1"), ["web", "0123456789ab"]);
         assert!(c.aliases("e2").is_empty() && c.labels().is_empty());
+        assert!(c.is_well() && c.has_own_network());
+        for (status, is_well) in [("none", true), ("healthy", true), ("starting", false), ("unhealthy", false)] {
+            let told = format!(r#"{{"State": {{"Health": {{"Status": "{status}", "FailingStreak": 0, "Log": null}}}}}}"#);
+            assert_eq!(serde_json::from_str::<Container>(&told).unwrap().is_well(), is_well, "{status}");
+        }
         let stopped: Container = serde_json::from_str(r#"{"Name": "/x", "State": {"Pid": 0}}"#).unwrap();
         assert_eq!(stopped.pid(), None);
     }

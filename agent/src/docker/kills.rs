@@ -1,22 +1,14 @@
-//! The signals that an engine sends to its containers, as its event stream tells them (Docker Engine API,
-//! "Monitor events"). Read by [`super::stopping`].
+//! The signals that an engine sends to its containers, as its [`super::events`] tell them. Read by [`super::stopping`].
 //!
 //! An engine tells of a signal right after it has sent it, and keeps its last events (Docker: 256) for those
 //! who come later.
 
-use bytes::{Buf, Bytes, BytesMut};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
-use serde::Deserialize;
-use tokio::{net::UnixStream, time::timeout};
-use tokio_util::task::AbortOnDropHandle;
 
-use super::engine::{ANSWER_TIME, Engine, EngineError};
-
-/// An event has its container's labels in it.
-const EVENT_BYTES: usize = 1 << 20;
+use super::{
+    engine::{Engine, EngineError, signal},
+    events::{Event, Events},
+};
 
 /// A signal that a container was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,45 +22,15 @@ pub struct Kill {
 }
 
 /// What an engine tells from now on.
-pub struct Kills {
-    body: Incoming,
-    read: BytesMut,
-    _connection: AbortOnDropHandle<Result<(), hyper::Error>>,
-}
+pub struct Kills(Events);
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Event {
-    #[serde(rename = "Actor")]
-    actor: Actor,
-    #[serde(rename = "timeNano")]
-    nanoseconds: i64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Actor {
-    #[serde(rename = "ID")]
-    id: String,
-    #[serde(rename = "Attributes", deserialize_with = "super::engine::nullable")]
-    attributes: Attributes,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Attributes {
-    signal: String,
-}
-
-impl Event {
-    /// `None` for what is none, or not understood.
-    fn kill(self) -> Option<Kill> {
-        Some(Kill {
-            container: Some(self.actor.id).filter(|id| !id.is_empty())?,
-            signal: super::engine::signal(&self.actor.attributes.signal)?,
-            at: Timestamp::from_nanosecond(self.nanoseconds.into()).ok()?,
-        })
-    }
+/// `None` for what is none, or not understood.
+fn kill(event: &Event) -> Option<Kill> {
+    Some(Kill {
+        container: event.container()?.to_owned(),
+        signal: signal(event.signal())?,
+        at: event.at()?,
+    })
 }
 
 impl Engine {
@@ -77,32 +39,8 @@ impl Engine {
     /// # Errors
     /// When the engine does not say.
     pub async fn kills(&self, since: Timestamp) -> Result<Kills, EngineError> {
-        let stream = self.connect().await?;
-        timeout(ANSWER_TIME, open(stream, since)).await.map_err(|_| EngineError::Slow)?
+        self.events(&["kill"], Some(since)).await.map(Kills)
     }
-}
-
-async fn open(stream: UnixStream, since: Timestamp) -> Result<Kills, EngineError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(EngineError::Http)?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    // {"type":["container"],"event":["kill"]}
-    let filters = "%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22kill%22%5D%7D";
-    let (seconds, rest) = (since.as_second(), since.subsec_nanosecond());
-    let request = http::Request::get(format!("/events?since={seconds}.{rest:09}&filters={filters}"))
-        .header("host", "localhost")
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| EngineError::Body(e.to_string()))?;
-    let answer = sender.send_request(request).await.map_err(EngineError::Http)?;
-    if !answer.status().is_success() {
-        return Err(EngineError::Status(answer.status()));
-    }
-    Ok(Kills {
-        body: answer.into_body(),
-        read: BytesMut::new(),
-        _connection: connection,
-    })
 }
 
 impl Kills {
@@ -111,40 +49,20 @@ impl Kills {
     /// # Errors
     /// When the connection breaks, or what comes is no event.
     pub async fn next(&mut self) -> Result<Option<Kill>, EngineError> {
-        loop {
-            while let Some(event) = take(&mut self.read)? {
-                if let Some(kill) = event.kill() {
-                    return Ok(Some(kill));
-                }
-            }
-            let Some(frame) = self.body.frame().await else { return Ok(None) };
-            if let Ok(data) = frame.map_err(EngineError::Http)?.into_data() {
-                self.read.extend_from_slice(&data);
-            }
-            if self.read.len() > EVENT_BYTES {
-                return Err(EngineError::Body(format!("an event is longer than {EVENT_BYTES} bytes")));
+        while let Some(event) = self.0.next().await? {
+            if let Some(kill) = kill(&event) {
+                return Ok(Some(kill));
             }
         }
-    }
-}
-
-/// The first event, once all of it was read.
-fn take(read: &mut BytesMut) -> Result<Option<Event>, EngineError> {
-    let mut events = serde_json::Deserializer::from_slice(read).into_iter::<Event>();
-    match events.next() {
-        Some(Ok(event)) => {
-            let length = events.byte_offset();
-            read.advance(length);
-            Ok(Some(event))
-        }
-        Some(Err(e)) if !e.is_eof() => Err(e.into()),
-        Some(Err(_)) | None => Ok(None),
+        Ok(None)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::BytesMut;
+
+    use super::{super::events::take, *};
 
     #[test]
     fn reads_events_in_whatever_pieces_they_come() {
@@ -162,7 +80,7 @@ mod tests {
         for byte in told.bytes() {
             read.extend_from_slice(&[byte]);
             while let Some(event) = take(&mut read).unwrap() {
-                kills.extend(event.kill());
+                kills.extend(kill(&event));
             }
         }
         let all: Vec<_> = kills

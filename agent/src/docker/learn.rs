@@ -132,6 +132,10 @@ async fn one(app: &App, engine: &Engine, e: &Endpoint, theirs: &str, container: 
         id: e.id,
         learnt: learnt.clone(),
     };
+    if !container.is_well() {
+        // Before it is known whose service it is.
+        super::health::propose(app, e.id, false).await?;
+    }
     let outcome = match app.propose(command(&learnt)).await {
         // Only the service can be refused for good; the rest is known all the same.
         Err(refusal) if learnt.service.is_some() && is_final(&refusal) => {

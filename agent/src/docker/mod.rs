@@ -8,8 +8,10 @@
 
 mod driver;
 pub mod engine;
+mod events;
 mod forgotten;
 pub mod front;
+pub mod health;
 mod kills;
 pub mod learn;
 pub mod stopping;

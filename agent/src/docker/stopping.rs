@@ -133,7 +133,7 @@ async fn next(kills: &mut Option<Kills>) -> Result<Option<Kill>, EngineError> {
 }
 
 /// This host's endpoints in containers of an engine.
-async fn of_engines(app: &App) -> Vec<Arc<Endpoint>> {
+pub(super) async fn of_engines(app: &App) -> Vec<Arc<Endpoint>> {
     let Ok(node) = app.own_node().await else { return Vec::new() };
     let objects = app.ledger.view().objects;
     let here = objects.endpoints.on_node(node);

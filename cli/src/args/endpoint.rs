@@ -30,7 +30,9 @@ Examples:
     /// Take an endpoint out of rotation or back in, or give it more or fewer of the new flows
     #[command(group(ArgGroup::new("change").required(true).multiple(true)), after_long_help = "\
 A draining endpoint takes no new flow; those that it has go on. Of two endpoints of one service, one
-of weight 3 takes three times as many new flows as one of weight 1, which all begin with.
+of weight 3 takes three times as many new flows as one of weight 1, which all begin with. One that
+is told to be ready takes new flows even if its container was asked to stop, or its engine's check
+of it does not succeed.
 
 Examples:
   meshctl endpoint update web1 --weight 3

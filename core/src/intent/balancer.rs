@@ -151,19 +151,18 @@ impl Host<'_> {
         }
     }
 
-    /// A set of backends: those that take new flows in its list, or the stopping ones where there is no other,
-    /// and those that keep theirs as rows. A set of
-    /// IPv6 without any is left out, for the sake of large clusters without IPv6: to the programs it is
+    /// A set of backends: those whose turn it is to take new flows in its list, and those that keep theirs as rows. A
+    /// set of IPv6 without any is left out, for the sake of large clusters without IPv6: to the programs it is
     /// the same, but for clients that are not admitted.
     fn pool(&self, slot: u32, members: &[&Endpoint], options: PoolOptions, out: &mut Desired) {
         if slot & lb::V6 != 0 && members.is_empty() && !options.ranged {
             return;
         }
-        let mut weights: Vec<_> = members.iter().map(|e| (e.slot, self.weight(e))).collect();
-        if weights.iter().all(|(_, weight)| *weight == 0) {
-            let stopping = members.iter().filter(|e| self.took_new(e));
-            weights = stopping.map(|e| (e.slot, e.weight)).collect();
-        }
+        let able = members.iter().filter(|e| e.weight > 0);
+        let turns: Vec<_> = able.filter_map(|e| Some((self.turn(e)?, e))).collect();
+        let first = turns.iter().map(|(turn, _)| *turn).min();
+        let now = turns.iter().filter(|(turn, _)| Some(*turn) == first);
+        let weights: Vec<_> = now.map(|(_, e)| (e.slot, e.weight)).collect();
         let (method, list) = balance::list(options.algorithm, &weights);
         let pool = lb::Pool {
             method,

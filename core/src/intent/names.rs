@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{Host, bridge_name};
 use crate::{
     names::{Listener, NameTable, Zone},
-    objects::{Endpoint, EndpointMode, Network, Vip},
+    objects::{EndpointMode, Network, Vip},
 };
 
 impl Host<'_> {
@@ -62,10 +62,12 @@ impl Host<'_> {
         }
         for s in &services {
             let all = self.members.get(&s.id).into_iter().flatten();
-            let (stay, go): (Vec<&Endpoint>, Vec<&Endpoint>) = all
-                .filter(|e| e.network == network.id && self.took_new(e))
-                .partition(|e| self.takes_new(e));
-            for e in if stay.is_empty() { go } else { stay } {
+            let turns: Vec<_> = all
+                .filter(|e| e.network == network.id)
+                .filter_map(|e| Some((self.turn(e)?, e)))
+                .collect();
+            let first = turns.iter().map(|(turn, _)| *turn).min();
+            for (_, e) in turns.into_iter().filter(|(turn, _)| Some(*turn) == first) {
                 add(format!("tasks.{}", s.name), e.ips().collect());
                 if s.endpoint_mode == EndpointMode::Dnsrr {
                     add(s.name.clone(), e.ips().collect());

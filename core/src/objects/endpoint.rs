@@ -25,6 +25,19 @@ pub enum EndpointState {
     Draining,
 }
 
+/// What its engine's own check of a container says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// It succeeds, or there is none.
+    #[default]
+    Well,
+    /// It fails, or has not succeeded yet.
+    Unwell,
+    /// It does not succeed, and an operator has said that this does not count.
+    Overruled,
+}
+
 /// The network namespace of an endpoint, as its node knows it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "Told", into = "Told")]
@@ -216,6 +229,8 @@ pub struct Rare {
     /// Its container was asked to stop, and has ended by then; one that runs on does not mean to stop. Its
     /// node says so, whatever the operator says by `state`.
     pub stopping: Option<Box<Timestamp>>,
+    /// Whether its container is well. Its node says so.
+    pub health: Health,
 }
 
 static USUAL: Rare = Rare {
@@ -227,6 +242,7 @@ static USUAL: Rare = Rare {
     weight: 1,
     ports: Seldom::EMPTY,
     stopping: None,
+    health: Health::Well,
 };
 
 impl Default for Rare {
@@ -296,10 +312,10 @@ impl Endpoint {
 
     /// It takes new flows, as far as it is about itself.
     pub fn takes_new(&self) -> bool {
-        self.state == EndpointState::Ready && self.stopping.is_none()
+        self.state == EndpointState::Ready && self.stopping.is_none() && self.health != Health::Unwell
     }
 
-    /// It takes no new flow any more: it was told to drain, or its container is stopping.
+    /// It takes no new flow any more: it was told to drain, or its container is stopping or not well.
     pub fn is_leaving(&self) -> bool {
         self.state != EndpointState::Starting && !self.takes_new()
     }

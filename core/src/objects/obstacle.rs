@@ -1,7 +1,7 @@
 //! What keeps new flows from an endpoint: the one rule, for the balancers and the names of every host
 //! ([`crate::intent`]) and for the catalog, which says why.
 
-use super::{Availability, Dataplane, Endpoint, EndpointState, Node};
+use super::{Availability, Dataplane, Endpoint, EndpointState, Health, Node};
 use crate::Id;
 
 /// Why an endpoint is given no new flow. Of several, the one that weighs most.
@@ -15,11 +15,24 @@ pub enum Obstacle {
     Unreachable,
     /// Its node drains.
     NodeDrains,
-    /// Its container was asked to stop. It may well go on serving until it ends: where nobody else takes flows, it
-    /// still gets them, by its weight.
+    /// Its container's own check fails, or has not succeeded yet.
+    Unhealthy,
+    /// Its container was asked to stop.
     Stopping,
     /// Its weight is 0.
     Weightless,
+}
+
+/// Whose turn it is to be given new flows: of a service's endpoints, those of the first that any is of, by their
+/// weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// Those that nothing keeps flows from.
+    Fit,
+    /// Those whose containers were asked to stop: they may well go on serving until they end.
+    Stopping,
+    /// Those whose containers' checks fail: a check may be wrong, and where all fail nothing is better.
+    Unhealthy,
 }
 
 impl Endpoint {
@@ -32,21 +45,21 @@ impl Endpoint {
             (EndpointState::Draining, _) => Some(Obstacle::Draining),
             (EndpointState::Ready, None) => Some(Obstacle::Unreachable),
             (EndpointState::Ready, Some(n)) if n.availability == Availability::Drain => Some(Obstacle::NodeDrains),
+            (EndpointState::Ready, Some(_)) if self.health == Health::Unwell => Some(Obstacle::Unhealthy),
             (EndpointState::Ready, Some(_)) if self.stopping.is_some() => Some(Obstacle::Stopping),
-            (EndpointState::Ready, Some(_)) => self.weightless(),
+            (EndpointState::Ready, Some(_)) => (self.weight == 0).then_some(Obstacle::Weightless),
         }
     }
 
-    /// [`Self::obstacle`] where nobody else takes flows: that it is stopping is none then.
-    pub fn obstacle_for_last(&self, node: Option<&Node>, here: Option<Id>) -> Option<Obstacle> {
+    /// When it is its turn; `None`: never. What its weight is does not matter here. The rest is as for
+    /// [`Self::obstacle`].
+    pub fn turn(&self, node: Option<&Node>, here: Option<Id>) -> Option<Turn> {
         match self.obstacle(node, here) {
-            Some(Obstacle::Stopping) => self.weightless(),
-            obstacle => obstacle,
+            None | Some(Obstacle::Weightless) => Some(Turn::Fit),
+            Some(Obstacle::Stopping) => Some(Turn::Stopping),
+            Some(Obstacle::Unhealthy) => Some(Turn::Unhealthy),
+            Some(Obstacle::Starting | Obstacle::Draining | Obstacle::Unreachable | Obstacle::NodeDrains) => None,
         }
-    }
-
-    fn weightless(&self) -> Option<Obstacle> {
-        (self.weight == 0).then_some(Obstacle::Weightless)
     }
 }
 
@@ -75,28 +88,31 @@ mod tests {
         silent.dataplane = Dataplane::Unreachable;
         let mut leaving = node.clone();
         leaving.availability = Availability::Drain;
-        let both = |e: &Endpoint, n: Option<&Node>| (e.obstacle(n, None), e.obstacle_for_last(n, None));
-        let twice = |o| (Some(o), Some(o));
-        assert_eq!(both(&e, Some(&node)), (None, None));
+        let both = |e: &Endpoint, n: Option<&Node>| (e.obstacle(n, None), e.turn(n, None));
+        let never = |o| (Some(o), None);
+        assert_eq!(both(&e, Some(&node)), (None, Some(Turn::Fit)));
         e.weight = 0;
-        assert_eq!(both(&e, Some(&node)), twice(Obstacle::Weightless));
+        assert_eq!(both(&e, Some(&node)), (Some(Obstacle::Weightless), Some(Turn::Fit)));
         e.stopping = Some(Box::new(jiff::Timestamp::UNIX_EPOCH));
-        assert_eq!(both(&e, Some(&node)), (Some(Obstacle::Stopping), Some(Obstacle::Weightless)));
+        assert_eq!(both(&e, Some(&node)), (Some(Obstacle::Stopping), Some(Turn::Stopping)));
+        e.health = Health::Overruled;
+        assert_eq!(both(&e, Some(&node)), (Some(Obstacle::Stopping), Some(Turn::Stopping)));
+        e.health = Health::Unwell;
+        assert_eq!(both(&e, Some(&node)), (Some(Obstacle::Unhealthy), Some(Turn::Unhealthy)));
         e.weight = 3;
-        assert_eq!(both(&e, Some(&node)), (Some(Obstacle::Stopping), None));
-        assert_eq!(both(&e, Some(&leaving)), twice(Obstacle::NodeDrains));
+        assert_eq!(both(&e, Some(&leaving)), never(Obstacle::NodeDrains));
         leaving.dataplane = Dataplane::Unreachable;
         for away in [Some(&leaving), Some(&silent), None] {
-            assert_eq!(both(&e, away), twice(Obstacle::Unreachable));
+            assert_eq!(both(&e, away), never(Obstacle::Unreachable));
         }
         assert_eq!(
-            e.obstacle_for_last(Some(&silent), Some(silent.id)),
-            None,
+            e.turn(Some(&silent), Some(silent.id)),
+            Some(Turn::Unhealthy),
             "a host always reaches its own"
         );
         e.state = EndpointState::Draining;
-        assert_eq!(both(&e, None), twice(Obstacle::Draining));
+        assert_eq!(both(&e, None), never(Obstacle::Draining));
         e.state = EndpointState::Starting;
-        assert_eq!(both(&e, None), twice(Obstacle::Starting));
+        assert_eq!(both(&e, None), never(Obstacle::Starting));
     }
 }

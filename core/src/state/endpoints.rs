@@ -11,7 +11,7 @@ use super::{Effect, State, gone, leases, networks, ports, put, put_endpoint, ser
 use crate::{
     Id, Mac, Refusal,
     command::{Learnt, NewEndpoint, PortRange, Reply},
-    objects::{Endpoint, EndpointState, Kind, Network, Object, Port},
+    objects::{Endpoint, EndpointState, Health, Kind, Network, Object, Port},
     spec::{check_name, check_weight},
 };
 
@@ -197,14 +197,18 @@ fn get(state: &State, id: Id) -> Result<&Arc<Endpoint>, Refusal> {
 
 pub(super) fn set(state: &State, id: Id, to: EndpointState, index: u64) -> Effect {
     let mut endpoint = Endpoint::clone(get(state, id)?);
-    // Whoever says that it shall take flows knows better than a signal.
-    let goes_on = to == EndpointState::Ready && endpoint.state != EndpointState::Starting && endpoint.stopping.is_some();
+    // Whoever says that it shall take flows knows better than a signal, or a check.
+    let is_kept = endpoint.stopping.is_some() || endpoint.health == Health::Unwell;
+    let goes_on = to == EndpointState::Ready && endpoint.state != EndpointState::Starting && is_kept;
     if endpoint.state == to && !goes_on {
         return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
     }
     endpoint.state = to;
     if goes_on {
         endpoint.stopping = None;
+        if endpoint.health == Health::Unwell {
+            endpoint.health = Health::Overruled;
+        }
     }
     endpoint.version = index;
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
@@ -217,6 +221,18 @@ pub(super) fn stopping(state: &State, id: Id, until: Option<Timestamp>, index: u
         return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new()));
     }
     endpoint.stopping = until.map(Box::new);
+    endpoint.version = index;
+    Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
+}
+
+/// Its container is well, or is not; one that an operator has overruled says so in vain until it is well.
+pub(super) fn health(state: &State, id: Id, healthy: bool, index: u64) -> Effect {
+    let mut endpoint = Endpoint::clone(get(state, id)?);
+    endpoint.health = match (endpoint.health, healthy) {
+        (Health::Well, false) => Health::Unwell,
+        (Health::Unwell | Health::Overruled, true) => Health::Well,
+        (Health::Well, true) | (Health::Unwell | Health::Overruled, false) => return Ok((Reply::Endpoint(Box::new(endpoint)), Vec::new())),
+    };
     endpoint.version = index;
     Ok((Reply::Endpoint(Box::new(endpoint.clone())), vec![put_endpoint(endpoint)]))
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use jiff::Timestamp;
 use mesh_core::{
     Id, Mac,
-    objects::{Availability, Dataplane, Endpoint, EndpointState, Labels, Objects},
+    objects::{Availability, Dataplane, Endpoint, EndpointState, Health, Labels, Objects},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -22,6 +22,8 @@ pub enum StateView {
     Ready,
     /// Takes no new flow: itself, or its node, is being drained, or its container is stopping.
     Draining,
+    /// Its container's own check fails, or has not succeeded yet: it takes no new flow while others of its service do.
+    Unhealthy,
     /// Its node's data plane does not answer: nobody is sent there.
     Unreachable,
 }
@@ -33,6 +35,7 @@ impl StateView {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Draining => "draining",
+            Self::Unhealthy => "unhealthy",
             Self::Unreachable => "unreachable",
         }
     }
@@ -44,7 +47,9 @@ impl StateView {
         }
         match endpoint.state {
             EndpointState::Starting => Self::Starting,
-            EndpointState::Ready if !endpoint.takes_new() || node.is_some_and(|n| n.availability == Availability::Drain) => Self::Draining,
+            EndpointState::Ready if node.is_some_and(|n| n.availability == Availability::Drain) => Self::Draining,
+            EndpointState::Ready if endpoint.stopping.is_some() => Self::Draining,
+            EndpointState::Ready if endpoint.health == Health::Unwell => Self::Unhealthy,
             EndpointState::Ready => Self::Ready,
             EndpointState::Draining => Self::Draining,
         }

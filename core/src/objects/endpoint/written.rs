@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Endpoint, EndpointState, Rare, Sandbox, USUAL};
+use super::{Endpoint, EndpointState, Health, Rare, Sandbox, USUAL};
 use crate::{
     Id, Mac,
     objects::{Labels, Port, Seldom},
@@ -32,6 +32,7 @@ struct Written<'a> {
     weight: u32,
     ports: &'a Seldom<Vec<Port>>,
     stopping: Option<&'a Timestamp>,
+    health: Health,
 }
 
 impl Serialize for Endpoint {
@@ -56,6 +57,7 @@ impl Serialize for Endpoint {
             weight: self.weight,
             ports: &self.ports,
             stopping: self.stopping.as_deref(),
+            health: self.health,
         };
         written.serialize(to)
     }
@@ -86,6 +88,8 @@ struct Read {
     ports: Seldom<Vec<Port>>,
     #[serde(default)]
     stopping: Option<Box<Timestamp>>,
+    #[serde(default)]
+    health: Health,
 }
 
 fn usual_weight() -> u32 {
@@ -104,6 +108,7 @@ impl<'de> Deserialize<'de> for Endpoint {
             weight: read.weight,
             ports: read.ports,
             stopping: read.stopping,
+            health: read.health,
         };
         Ok(Self {
             version: read.version,
@@ -121,7 +126,7 @@ impl<'de> Deserialize<'de> for Endpoint {
 mod tests {
     use super::*;
 
-    const USUAL_ONE: &str = r#"{"id":"000000000001","version":7,"created_at":"2026-01-01T00:00:00.123456789Z","name":"web","labels":{},"node":"000000000002","network":"000000000003","ip":"10.0.0.9","ip6":null,"mac":"MAC","aliases":[],"service":"000000000004","sandbox":{"container":"","netns":"","inode":5,"cookie":0,"routed":false,"handover":null},"ifname":"","state":"ready","slot":8,"weight":1,"ports":[],"stopping":null}"#;
+    const USUAL_ONE: &str = r#"{"id":"000000000001","version":7,"created_at":"2026-01-01T00:00:00.123456789Z","name":"web","labels":{},"node":"000000000002","network":"000000000003","ip":"10.0.0.9","ip6":null,"mac":"MAC","aliases":[],"service":"000000000004","sandbox":{"container":"","netns":"","inode":5,"cookie":0,"routed":false,"handover":null},"ifname":"","state":"ready","slot":8,"weight":1,"ports":[],"stopping":null,"health":"well"}"#;
 
     fn usual() -> String {
         let mac = Mac::for_ip([10, 0, 0, 9].into());
@@ -141,6 +146,7 @@ mod tests {
             (one.replace(r#""ifname":"""#, r#""ifname":"eth0""#), false),
             (one.replace(r#""weight":1"#, r#""weight":0"#), false),
             (one.replace(r#""stopping":null"#, r#""stopping":"2026-01-01T00:00:09Z""#), false),
+            (one.replace(r#""health":"well""#, r#""health":"unwell""#), false),
         ] {
             let read: Endpoint = serde_json::from_str(&text).expect(&text);
             assert_eq!(serde_json::to_string(&read).ok().as_deref(), Some(&*text));
@@ -152,7 +158,7 @@ mod tests {
     fn what_an_older_release_left_out_is_as_usual() {
         let mut value: serde_json::Value = serde_json::from_str(&usual()).expect("an endpoint");
         let all: Endpoint = serde_json::from_value(value.clone()).expect("an endpoint");
-        for key in ["ip6", "weight", "ports", "stopping"] {
+        for key in ["ip6", "weight", "ports", "stopping", "health"] {
             value.as_object_mut().expect("an object").remove(key);
         }
         assert_eq!(serde_json::from_value::<Endpoint>(value).ok(), Some(all));
