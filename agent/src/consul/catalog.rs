@@ -162,13 +162,13 @@ fn chosen<'a>(all: &'a Objects, found: impl Iterator<Item = (&'a Service, &'a En
     let mut chosen: Vec<_> = instances.collect();
     let place = |i: &Instance<'_>| (i.service.id, i.endpoint.network);
     let mut first = BTreeMap::new();
-    for i in chosen.iter().filter(|i| i.endpoint.weight > 0) {
+    for i in &chosen {
         if let Some(turn) = i.turn() {
             first.entry(place(i)).and_modify(|t: &mut Turn| *t = turn.min(*t)).or_insert(turn);
         }
     }
     for i in &mut chosen {
-        i.due = i.endpoint.weight > 0 && i.turn().is_some() && i.turn().as_ref() == first.get(&place(i));
+        i.due = i.turn().is_some_and(|turn| first.get(&place(i)) == Some(&turn));
     }
     let fits = |i: &Instance<'_>| {
         let tags = i.tags();
@@ -208,8 +208,9 @@ impl<'a> Instance<'a> {
         })
     }
 
+    /// When it is its turn; never without a weight.
     fn turn(&self) -> Option<Turn> {
-        self.endpoint.turn(Some(self.node), None)
+        self.endpoint.turn(Some(self.node), None).filter(|_| self.endpoint.weight > 0)
     }
 
     fn port(&self) -> u16 {

@@ -310,14 +310,13 @@ impl Endpoint {
         }
     }
 
-    /// It takes new flows, as far as it is about itself.
-    pub fn takes_new(&self) -> bool {
-        self.state == EndpointState::Ready && self.stopping.is_none() && self.health != Health::Unwell
-    }
-
     /// It takes no new flow any more: it was told to drain, or its container is stopping or not well.
     pub fn is_leaving(&self) -> bool {
-        self.state != EndpointState::Starting && !self.takes_new()
+        match self.state {
+            EndpointState::Starting => false,
+            EndpointState::Ready => self.stopping.is_some() || self.health == Health::Unwell,
+            EndpointState::Draining => true,
+        }
     }
 
     /// As a node keeps it: of endpoints of others, not what only their own node asks. The managers have that.
