@@ -380,3 +380,40 @@ fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier,
             source: Box::new(source),
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::BYTECODE;
+
+    // Extra bytes behind the 12 of a type, by its kind, with `n` members: Documentation/bpf/btf.rst, section 2.2.
+    fn extra(kind: u32, n: usize) -> usize {
+        match kind {
+            2 | 7..=12 | 16 | 18 => 0,
+            1 | 14 | 17 => 4,
+            3 => 12,
+            6 | 13 => 8 * n,
+            4 | 5 | 15 | 19 => 12 * n,
+            _ => panic!("kind {kind} is none of btf.rst"),
+        }
+    }
+
+    // LLVM writes the names of types that are not described (BTF_KIND_FWD) in the order of their addresses in the
+    // linker, so that two of them give another object every few times: see `Skb` of ebpf/programs.
+    #[test]
+    fn names_one_type_only() {
+        let btf = aya_obj::Object::parse(BYTECODE).unwrap().btf.unwrap().to_bytes();
+        let word = |at: usize| u32::from_le_bytes(btf[at..at + 4].try_into().unwrap());
+        let (header, types, len) = (word(4) as usize, word(8) as usize, word(12) as usize);
+        let (mut at, end) = (header + types, header + types + len);
+        let (mut all, mut named) = (0, 0);
+        while at < end {
+            let (kind, n) = (word(at + 4) >> 24 & 31, word(at + 4) & 0xffff);
+            all += 1;
+            named += u32::from(kind == 7);
+            at += 12 + extra(kind, n as usize);
+        }
+        assert_eq!(at, end, "types end elsewhere");
+        assert!(all > 100, "{all} types");
+        assert!(named <= 1, "{named} types are only named");
+    }
+}

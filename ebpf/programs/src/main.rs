@@ -31,42 +31,48 @@ mod sockets;
 mod to_container;
 mod work;
 
-use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
-};
+use core::ffi::c_void;
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
 use skb::Skb;
 use sockets::Call;
 
+// TC programs do without the attribute of aya, which would give them a `__sk_buff`: see skb::Skb.
+
 /// TC ingress of the uplink.
-#[classifier]
-pub fn from_uplink(ctx: TcContext) -> i32 {
-    from_uplink::run(Skb::new(ctx.skb.skb))
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+pub fn from_uplink(context: *mut c_void) -> i32 {
+    from_uplink::run(Skb::new(context))
 }
 
 /// TC ingress of the ingress VXLAN device.
-#[classifier]
-pub fn from_overlay(ctx: TcContext) -> i32 {
-    from_overlay::run(Skb::new(ctx.skb.skb))
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+pub fn from_overlay(context: *mut c_void) -> i32 {
+    from_overlay::run(Skb::new(context))
 }
 
 /// TC ingress of a network's VXLAN device.
-#[classifier]
-pub fn from_network(ctx: TcContext) -> i32 {
-    from_network::run(Skb::new(ctx.skb.skb))
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+pub fn from_network(context: *mut c_void) -> i32 {
+    from_network::run(Skb::new(context))
 }
 
 /// TC ingress of an endpoint's host-side veth: what the container sends.
-#[classifier]
-pub fn from_container(ctx: TcContext) -> i32 {
-    from_container::run(Skb::new(ctx.skb.skb))
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+pub fn from_container(context: *mut c_void) -> i32 {
+    from_container::run(Skb::new(context))
 }
 
 /// TC egress of an endpoint's host-side veth: what the container gets over the bridge.
-#[classifier]
-pub fn to_container(ctx: TcContext) -> i32 {
-    to_container::run(Skb::new(ctx.skb.skb))
+#[unsafe(link_section = "classifier")]
+#[unsafe(no_mangle)]
+pub fn to_container(context: *mut c_void) -> i32 {
+    to_container::run(Skb::new(context))
 }
 
 /// A socket connects, IPv4.

@@ -70,49 +70,57 @@ unsafe impl Plain for Halves {}
 /// An Ethernet address as it is written.
 type Mac = [u16; 3];
 
-/// The packet of this program run.
+/// The packet of this program run: a `__sk_buff`, which no function that stands in BTF may name. Two of its members point
+/// at types that BTF only names, and LLVM (BTFDebug.cpp, `FixupDerivedTypes`) writes such names in the order of addresses
+/// of its own: another one each time. `names_one_type_only` of the loader looks.
 #[derive(Clone, Copy)]
-pub struct Skb(*mut __sk_buff);
+pub struct Skb(*mut c_void);
 
 impl Skb {
+    /// `context`: what the kernel calls a TC program with.
     #[inline(always)]
-    pub fn new(skb: *mut __sk_buff) -> Self {
-        Self(skb)
+    pub fn new(context: *mut c_void) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    fn raw(self) -> *mut __sk_buff {
+        self.0.cast()
     }
 
     /// Length of the frame in bytes.
     #[inline(always)]
     pub fn len(self) -> u32 {
         // SAFETY: the context is valid for the whole run; so below.
-        unsafe { (*self.0).len }
+        unsafe { (*self.raw()).len }
     }
 
     /// The device that the program sits at.
     #[inline(always)]
     pub fn ifindex(self) -> u32 {
         // SAFETY: as above.
-        unsafe { (*self.0).ifindex }
+        unsafe { (*self.raw()).ifindex }
     }
 
     /// The frame carries a VLAN tag, which is not in its bytes.
     #[inline(always)]
     pub fn tagged(self) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.0).vlan_present != 0 }
+        unsafe { (*self.raw()).vlan_present != 0 }
     }
 
     /// The frame was addressed to the device.
     #[inline(always)]
     pub fn to_host(self) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.0).pkt_type == PACKET_HOST }
+        unsafe { (*self.raw()).pkt_type == PACKET_HOST }
     }
 
     /// The frame stands for several.
     #[inline(always)]
     pub fn gso(self) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.0).gso_size != 0 }
+        unsafe { (*self.raw()).gso_size != 0 }
     }
 
     /// The packet, or each of those that it stands for, is no longer than `mtu`; 0: nobody knows. `headers`: the
@@ -120,7 +128,7 @@ impl Skb {
     #[inline(always)]
     pub fn fits(self, mtu: u32, headers: u32) -> bool {
         // SAFETY: as above.
-        let gso = unsafe { (*self.0).gso_size };
+        let gso = unsafe { (*self.raw()).gso_size };
         let len = if gso == 0 { self.len() } else { headers + gso };
         mtu == 0 || len <= mtu + ETH_LEN
     }
@@ -130,7 +138,7 @@ impl Skb {
     #[inline(always)]
     pub fn peek<T: Plain>(self, offset: u32) -> Option<&'static T> {
         // SAFETY: as above.
-        let (from, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let (from, end) = unsafe { ((*self.raw()).data as usize, (*self.raw()).data_end as usize) };
         let at = from + offset as usize;
         if at + size_of::<T>() > end {
             return None;
@@ -145,7 +153,7 @@ impl Skb {
     #[inline(always)]
     pub fn address(self, dst: &[u8; 6], src: &[u8; 6]) -> bool {
         // SAFETY: as above.
-        let (from, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let (from, end) = unsafe { ((*self.raw()).data as usize, (*self.raw()).data_end as usize) };
         if from + size_of::<[Mac; 2]>() > end {
             return false;
         }
@@ -186,7 +194,7 @@ impl Skb {
     #[inline(always)]
     pub fn load<T: Plain>(self, offset: u32, to: &mut T) -> bool {
         // SAFETY: `to` is size_of::<T>() writable bytes for which every value is valid.
-        unsafe { bpf_skb_load_bytes(self.0.cast(), offset, ptr::from_mut(to).cast(), size_of::<T>() as u32) == 0 }
+        unsafe { bpf_skb_load_bytes(self.0, offset, ptr::from_mut(to).cast(), size_of::<T>() as u32) == 0 }
     }
 
     /// Writes bytes, leaving the kernel's notes on checksums alone: for changes that do not change
@@ -205,7 +213,7 @@ impl Skb {
     #[inline(always)]
     fn store_with<T: Plain>(self, offset: u32, from: &T, flags: u64) -> bool {
         // SAFETY: `from` is size_of::<T>() readable bytes.
-        unsafe { bpf_skb_store_bytes(self.0, offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, flags) == 0 }
+        unsafe { bpf_skb_store_bytes(self.raw(), offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, flags) == 0 }
     }
 
     /// Changes the upper layer's checksum by one word. `udp`: a checksum of zero is none and stays so.
@@ -213,7 +221,7 @@ impl Skb {
     pub fn l4_checksum(self, offset: u32, from: u32, to: u32, udp: bool) -> bool {
         let flags = 4 | if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         // SAFETY: as above.
-        unsafe { bpf_l4_csum_replace(self.0, offset, u64::from(from), u64::from(to), flags) == 0 }
+        unsafe { bpf_l4_csum_replace(self.raw(), offset, u64::from(from), u64::from(to), flags) == 0 }
     }
 
     /// Changes the upper layer's checksum by a difference. `pseudo`: of its pseudo header. `udp`: as for
@@ -222,7 +230,7 @@ impl Skb {
     pub fn l4_checksum_by(self, offset: u32, by: u32, pseudo: bool, udp: bool) -> bool {
         let flags = if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 } | if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         // SAFETY: as above.
-        unsafe { bpf_l4_csum_replace(self.0, offset, 0, u64::from(by), flags) == 0 }
+        unsafe { bpf_l4_csum_replace(self.raw(), offset, 0, u64::from(by), flags) == 0 }
     }
 
     /// Changes the kernel's note of the sum over the packet, where it has one.
@@ -230,21 +238,21 @@ impl Skb {
     pub fn sum_by(self, by: u32) {
         // Fails where there is no such note.
         // SAFETY: as above.
-        unsafe { bpf_csum_update(self.0, by) };
+        unsafe { bpf_csum_update(self.raw(), by) };
     }
 
     /// Changes ICMP's checksum by half a word.
     #[inline(always)]
     pub fn icmp_checksum(self, offset: u32, from: u16, to: u16) -> bool {
         // SAFETY: as above.
-        unsafe { bpf_l4_csum_replace(self.0, offset, u64::from(from), u64::from(to), 2) == 0 }
+        unsafe { bpf_l4_csum_replace(self.raw(), offset, u64::from(from), u64::from(to), 2) == 0 }
     }
 
     /// Makes the frame `len` bytes long.
     #[inline(always)]
     pub fn resize(self, len: u32) -> bool {
         // SAFETY: as above.
-        unsafe { bpf_skb_change_tail(self.0, len, 0) == 0 }
+        unsafe { bpf_skb_change_tail(self.raw(), len, 0) == 0 }
     }
 
     /// Sends the frame out of a device, as it is.
@@ -261,7 +269,7 @@ impl Skb {
         // The frame may have been addressed to another device than the one it came in at; nobody
         // looks at its Ethernet header again.
         // SAFETY: only numbers beside the context; so below.
-        let ret = if unsafe { bpf_skb_change_type(self.0, PACKET_HOST) } != 0 {
+        let ret = if unsafe { bpf_skb_change_type(self.raw(), PACKET_HOST) } != 0 {
             0
         } else if queued {
             unsafe { bpf_redirect(ifindex, 0) }
