@@ -211,9 +211,7 @@ fn forward(skb: Skb, w: &mut Work, local: &Local, packet: Packet, (to, ip): ([u8
         return pass(Reason::PassBridge);
     }
     match direct::endpoint(to, local.network) {
-        Some(other) if other.ifindex != local.ifindex => {
-            direct::deliver(skb, w, packet, other, reply, Reason::DirectLocal)
-        }
+        Some(other) if other.ifindex != local.ifindex => direct::deliver(skb, w, packet, other, reply, Reason::DirectLocal),
         _ => direct::away(skb, local, &ip),
     }
 }

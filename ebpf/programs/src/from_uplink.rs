@@ -10,8 +10,7 @@ use mesh_ebpf_common::{
 use crate::{
     answer,
     bind::{bind, bind_hairpin},
-    direct,
-    icmp,
+    direct, icmp,
     maps::{BACKENDS, LOCAL_BY_MAC, NODE_ADDRS, begin, config, published},
     nat::{self, To},
     parse::{self, Kind, Packet, head, lifetime, remember_fragment},
@@ -46,7 +45,11 @@ pub fn run(skb: Skb) -> i32 {
         return pass(Reason::Pass);
     }
     if NODE_ADDRS.get_ptr(&w.key.dst).is_none() {
-        return if config.segment == 1 { direct::arrived(skb, w, config) } else { pass(Reason::Pass) };
+        return if config.segment == 1 {
+            direct::arrived(skb, w, config)
+        } else {
+            pass(Reason::Pass)
+        };
     }
     let packet = parse::packet(skb, w);
     match packet {

@@ -2,8 +2,8 @@
 
 use mesh_ebpf_common::{
     header::{
-        ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, EXTENSIONS, FRAGMENT, Icmp, Part, Shape, Udp, end_v6, extension_len, is_extension, part_v6, shape,
-        tcp_fits, udp_fits,
+        ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEN, EXTENSIONS, FRAGMENT, Icmp, Part, Shape, Udp, end_v6, extension_len, is_extension, part_v6,
+        shape, tcp_fits, udp_fits,
     },
     rows::{Addr, FragmentKey, FragmentPorts, ICMP, ICMP6, Plain, TCP, UDP},
 };

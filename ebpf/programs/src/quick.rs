@@ -138,7 +138,11 @@ pub fn run(skb: Skb, w: &mut Work, config: &Config) -> Seen {
     let Some(flags) = tuple(skb, w) else { return Seen::Nothing };
     // What is for no published port is not ours, whatever its address, or an endpoint's.
     let Some(port) = published(&w.key.dst, w.key.dport, w.key.proto) else {
-        return if config.segment == 1 { Seen::Other } else { Seen::Done(pass(Reason::Pass)) };
+        return if config.segment == 1 {
+            Seen::Other
+        } else {
+            Seen::Done(pass(Reason::Pass))
+        };
     };
     if plain(flags)
         && skb.fits(config.ingress_mtu, w.headers)
