@@ -503,11 +503,12 @@ fn check_finds_what_is_missing() {
     assert_eq!(call.verb("CHECK").code(), 7, "without prevResult");
     assert_eq!(check.clone().set("cniVersion", json!("0.3.1")).verb("CHECK").code(), 1);
     type Damage = fn(&mut Value);
-    let damage: [(&str, Damage, u64); 8] = [
+    let damage: [(&str, Damage, u64); 9] = [
         ("address", |v| v["inside"]["addrs"] = json!(["10.0.0.2/24"]), 102),
         ("route", |v| v["inside"]["routes"] = json!([]), 102),
         ("interface", |v| v["inside"]["link"] = Value::Null, 102),
         ("down", |v| v["inside"]["link"]["up"] = json!(false), 102),
+        ("limit", |v| v["inside"]["link"]["limit_holds"] = json!(false), 102),
         ("mac", |v| v["inside"]["link"]["mac"] = json!("02:00:00:00:00:09"), 102),
         ("gone", |v| (v["inside"], v["error"]) = (Value::Null, json!("no namespace")), 3),
         ("record", |v| v["endpoint"]["labels"] = json!({}), 102),

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     Id,
-    desired::{Fdb, Link, Neigh, Route},
+    desired::{Fdb, Link, Neigh, Queue, Route},
     lb,
     names::NameTable,
     nft::Nft,
@@ -29,8 +29,29 @@ pub struct SeenVeth {
     pub up: bool,
     /// The ways back of an interface that an engine has taken are there.
     pub returns: bool,
-    /// [`crate::desired::Queue::mark`] of the queue that meshd gave it.
-    pub queue: Option<u16>,
+    /// The queue that meshd gave it.
+    pub queue: Option<SeenQueue>,
+}
+
+/// A queue as seen: all that the kernel tells, which is not how much the bucket holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenQueue {
+    /// [`Queue::mark`] of what meshd gave.
+    pub mark: u16,
+    /// Bytes per second.
+    pub rate: u64,
+    /// Bytes that may wait.
+    pub limit: u32,
+}
+
+impl From<Queue> for SeenQueue {
+    fn from(queue: Queue) -> Self {
+        Self {
+            mark: queue.mark(),
+            rate: queue.rate,
+            limit: queue.limit,
+        }
+    }
 }
 
 /// A bridge or VXLAN device as seen.

@@ -15,7 +15,7 @@ use crate::{
     action::{Action, BpfAction, NetAction},
     desired::{Desired, Fdb, Link},
     lb::{Hook, Local, Program, Row, Tables},
-    observed::Observed,
+    observed::{Observed, SeenQueue},
 };
 
 /// The steps. With `desired.cluster` absent there are none: a host that belongs to no cluster is
@@ -132,7 +132,7 @@ fn links(desired: &Desired, seen: &Observed, cluster: Id, steps: &mut Steps) {
                 && s.up
                 && s.mtu == veth.mtu
                 && s.bridge.as_ref() == Some(&veth.bridge)
-                && s.queue == veth.queue.map(|q| q.mark())
+                && s.queue == veth.queue.map(SeenQueue::from)
         });
         if !fine {
             steps.veths.push(NetAction::PutVeth {

@@ -16,7 +16,7 @@ use mesh_core::{
     intent::{self, Facts, bridge_name, veth_name, vxlan_name},
     lb::{LOCAL, Method, Program, Tables, V6},
     objects::*,
-    observed::{Observed, SeenLink},
+    observed::{Observed, SeenLink, SeenQueue},
     plan::plan,
 };
 use proptest::prelude::*;
@@ -569,7 +569,11 @@ fn what_limits_an_endpoint_is_at_its_interface() {
     // Somebody has changed or removed it.
     let mut seen = Observed::default();
     carry_out(&mut seen, &plan(&d, &Observed::default()));
-    for queue in [None, Some(sent.mark())] {
+    let slower = SeenQueue {
+        rate: 7,
+        ..received.into()
+    };
+    for queue in [None, Some(sent.into()), Some(slower)] {
         seen.overlay.veths.get_mut(&name).unwrap().queue = queue;
         let steps = plan(&d, &seen);
         assert!(

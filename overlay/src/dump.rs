@@ -6,7 +6,7 @@ use mesh_core::{
     Id,
     desired::{Fdb, Link},
     nft::Nft,
-    observed::{SeenLink, SeenOverlay, SeenVeth},
+    observed::{SeenLink, SeenOverlay, SeenQueue, SeenVeth},
 };
 use netlink_packet_route::link::InfoKind;
 
@@ -93,7 +93,7 @@ fn is_kernels_own(a: &addr::Seen) -> bool {
     matches!(a.addr, ipnet::IpNet::V6(v6) if v6.addr().is_unicast_link_local())
 }
 
-fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>, queue: Option<u16>) {
+fn read_link(seen: &mut SeenOverlay, device: &Device, names: &HashMap<u32, &str>, queue: Option<SeenQueue>) {
     let (mark, whole) = match device.owner() {
         Owner::Mesh(cluster, object) => ((cluster, object), true),
         Owner::HalfMade(Some(object)) => ((Id::default(), object), false),

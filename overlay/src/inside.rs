@@ -1,11 +1,11 @@
 //! What a container has of an interface: read for those who ask whether it is still as it was made.
 
 use ipnet::IpNet;
-use mesh_core::Mac;
+use mesh_core::{Mac, observed::SeenQueue};
 use netlink_packet_route::{RouteNetlinkMessage, route::RouteMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{addr, error::Error, link, netns::Netns, route, socket::Socket};
+use crate::{addr, error::Error, link, netns::Netns, queue, route, socket::Socket};
 
 /// An interface in a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Inside {
     pub mtu: u32,
     /// It is administratively up.
     pub up: bool,
+    /// The queue that meshd gave it, which limits what leaves by it.
+    pub queue: Option<SeenQueue>,
     /// Its addresses.
     pub addrs: Vec<IpNet>,
     /// Unicast routes over it, of every table, each with its next hop.
@@ -53,6 +55,7 @@ pub async fn inspect(netns: &str, inode: u64, ifname: &str) -> Result<Option<Ins
         mac: device.mac,
         mtu: device.mtu,
         up: device.up,
+        queue: queue::at(&socket, &device).await?,
         addrs: addrs.map(|a| a.addr).collect(),
         routes,
     }))

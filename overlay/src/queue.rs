@@ -1,13 +1,13 @@
 //! Queues that limit how much leaves by an end of a veth: token buckets (net/sched/sch_tbf.c) at its root. Called by
-//! [`crate::veth`], which puts them there, and [`crate::survey`], which finds them.
+//! [`crate::veth`], which puts them there, and [`crate::survey`] and [`crate::inside`], which find them.
 //!
 //! The upper half of a queue's handle says that it is meshd's, and of which parameters: the kernel tells what rate a
-//! bucket has, but not how much it holds.
+//! bucket has and how much waits for it, but not how much it holds.
 
 use std::collections::HashMap;
 
-use mesh_core::desired::Queue;
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_REPLACE};
+use mesh_core::{desired::Queue, observed::SeenQueue};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_REPLACE, Nla, NlasIterator};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcHandle, TcMessage, TcOption},
@@ -26,6 +26,9 @@ const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 const TC_LINKLAYER_ETHERNET: u8 = 1;
+/// Where struct tc_tbf_qopt has the rate in bytes per second, and the bytes that may wait.
+const RATE: usize = 8;
+const LIMIT: usize = 24;
 
 /// Gives a device that queue, in place of what it has; `None` takes away the one that meshd gave it.
 pub(crate) async fn put(socket: &Socket, tables: &Tables, device: &Device, queue: Option<&Queue>) -> Result<(), Error> {
@@ -72,9 +75,15 @@ fn parameters(queue: &Queue) -> [u8; 36] {
     let mut out = [0; 36];
     // struct tc_ratespec. With a link layer the kernel asks for no table of transmission times.
     out[1] = TC_LINKLAYER_ETHERNET;
-    out[8..12].copy_from_slice(&u32::try_from(queue.rate).unwrap_or(u32::MAX).to_ne_bytes());
-    out[24..28].copy_from_slice(&queue.limit.to_ne_bytes());
+    out[RATE..RATE + 4].copy_from_slice(&u32::try_from(queue.rate).unwrap_or(u32::MAX).to_ne_bytes());
+    out[LIMIT..LIMIT + 4].copy_from_slice(&queue.limit.to_ne_bytes());
     out
+}
+
+/// A number of struct tc_tbf_qopt.
+fn word(parameters: &[u8], at: usize) -> Option<u32> {
+    let bytes = parameters.get(at..)?.first_chunk()?;
+    Some(u32::from_ne_bytes(*bytes))
 }
 
 /// The root of a device.
@@ -84,8 +93,8 @@ fn message(device: &Device) -> TcMessage {
     m
 }
 
-/// The queues that meshd has given, by the index of their device, each by its [`Queue::mark`].
-pub(crate) async fn all(tables: &Tables) -> Result<HashMap<u32, u16>, Error> {
+/// The queues that meshd has given, by the index of their device.
+pub(crate) async fn all(tables: &Tables) -> Result<HashMap<u32, SeenQueue>, Error> {
     let read = |row| match row {
         RouteNetlinkMessage::NewQueueDiscipline(m) => read(&m),
         _ => None,
@@ -94,9 +103,50 @@ pub(crate) async fn all(tables: &Tables) -> Result<HashMap<u32, u16>, Error> {
     tables.rows("list queues", &ask, read).await
 }
 
-fn read(m: &TcMessage) -> Option<(u32, u16)> {
+/// The queue of a device, if meshd has given it.
+pub(crate) async fn at(socket: &Socket, device: &Device) -> Result<Option<SeenQueue>, Error> {
+    if !device.is_shaped {
+        return Ok(None);
+    }
+    let ask = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(device.index as i32));
+    let rows = socket.dump(format!("list the queues of {}", device.name), ask).await?;
+    let all = rows.iter().filter_map(|row| match row {
+        RouteNetlinkMessage::NewQueueDiscipline(m) => read(m),
+        _ => None,
+    });
+    Ok(all.filter(|(index, _)| *index == device.index).map(|(_, seen)| seen).next())
+}
+
+fn read(m: &TcMessage) -> Option<(u32, SeenQueue)> {
     let is_bucket = m.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == KIND));
     let TcHandle { major, minor } = m.header.handle;
     let is_ours = is_bucket && m.header.parent == TcHandle::ROOT && minor == 0 && major & !0x3fff == MARKED;
-    is_ours.then_some((m.header.index as u32, major & 0x3fff))
+    if !is_ours {
+        return None;
+    }
+    let options = m.attributes.iter().find_map(|a| match a {
+        TcAttribute::Options(options) => options.first(),
+        _ => None,
+    });
+    // Of a kind that the library does not know it keeps all options as one, unread.
+    let Some(TcOption::Other(nla)) = options else { return None };
+    let mut bytes = vec![0; nla.value_len()];
+    nla.emit_value(&mut bytes);
+    let mut parameters = None;
+    let mut above = None;
+    for option in NlasIterator::new(&bytes[..]).filter_map(Result::ok) {
+        match option.kind() {
+            TCA_TBF_PARMS => parameters = Some((word(option.value(), RATE)?, word(option.value(), LIMIT)?)),
+            // Where 32 bits do not hold it.
+            TCA_TBF_RATE64 => above = option.value().first_chunk().map(|b| u64::from_ne_bytes(*b)),
+            _ => {}
+        }
+    }
+    let (rate, limit) = parameters?;
+    let seen = SeenQueue {
+        mark: major & 0x3fff,
+        rate: above.unwrap_or(u64::from(rate)),
+        limit,
+    };
+    Some((m.header.index as u32, seen))
 }

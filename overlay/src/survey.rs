@@ -3,6 +3,8 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
+use mesh_core::observed::SeenQueue;
+
 use crate::{
     addr,
     error::Error,
@@ -20,7 +22,7 @@ pub struct Survey {
     pub(crate) addrs: Vec<addr::Seen>,
     pub(crate) routes: Vec<route::Seen>,
     /// See [`queue::all`].
-    pub(crate) queues: HashMap<u32, u16>,
+    pub(crate) queues: HashMap<u32, SeenQueue>,
 }
 
 impl Survey {

@@ -9,6 +9,7 @@ use mesh_core::{
     action::NetAction,
     desired::{Queue, Veth},
     objects::Rate,
+    observed::SeenQueue,
 };
 use mesh_overlay::{Error, Overlay};
 
@@ -141,7 +142,7 @@ async fn limits_are_at_both_ends() {
     let queue = |rate| Some(Queue::new(Rate { rate, burst: 1_600_000 }, 1450));
     let at = |ns: &Ns, dev: &str| ns.ok(&format!("tc qdisc show dev {dev} root"));
     let seen = async || lab.overlay.dump(None).await.unwrap().veths[&name].queue;
-    let marked = |queue: Option<Queue>| queue.map(|q| q.mark());
+    let marked = |queue: Option<Queue>| queue.map(SeenQueue::from);
     (veth.queue, veth.peer.queue) = (queue(20_000_000), queue(8_000_000_000_000));
     apply(&lab.overlay, [put(&veth)]).await;
     assert!(
@@ -151,6 +152,9 @@ async fn limits_are_at_both_ends() {
     );
     // More than 32 bits of bytes.
     assert!(at(&lab.pod, "eth0").contains("rate 8Tbit"), "{}", at(&lab.pod, "eth0"));
+    let peer = &veth.peer;
+    let inside = mesh_overlay::inspect(&peer.netns, peer.inode, &peer.ifname).await.unwrap().unwrap();
+    assert_eq!(inside.queue, marked(peer.queue));
     assert_eq!(seen().await, marked(veth.queue));
     // Somebody has taken it away, or put another in its place.
     for spoil in [
@@ -162,6 +166,15 @@ async fn limits_are_at_both_ends() {
         apply(&lab.overlay, [put(&veth)]).await;
         assert_eq!(seen().await, marked(veth.queue), "{spoil}");
     }
+    // It is another one also where only its rate was changed, which leaves the handle alone.
+    lab.host
+        .ok(&format!("tc qdisc change dev {name} root tbf rate 1gbit burst 200000 latency 25ms"));
+    assert_eq!(
+        seen().await.map(|q| (q.mark, q.rate)),
+        marked(veth.queue).map(|q| (q.mark, 125_000_000))
+    );
+    apply(&lab.overlay, [put(&veth)]).await;
+    assert_eq!(seen().await, marked(veth.queue));
     // Other parameters are another queue.
     (veth.queue, veth.peer.queue) = (queue(1_000_000), queue(2_000_000));
     apply(&lab.overlay, [put(&veth)]).await;

@@ -382,6 +382,13 @@ fn bandwidth_is_what_the_runtime_said() -> Result<()> {
     assert_eq!(queue()?, before);
     lab.at(H1, &format!("tc qdisc del dev {host} root"))?.ok()?;
     until(90, "the queue to be made anew", || Ok(queue()? == before))?;
+    // CHECK looks at the container's own end, which its root may have changed.
+    let mut with = settings.clone();
+    with["prevResult"] = added.clone();
+    ok(&lab, H1, "CHECK", "cni-l", &with)?;
+    c.run("tc qdisc replace dev eth0 root tbf rate 1gbit burst 1mb latency 25ms")?;
+    let refused = call(&lab, H1, "CHECK", "cni-l", &with)?.1;
+    assert_eq!(refused["code"], 102, "{refused}");
     ok(&lab, H1, "DEL", "cni-l", &settings)?;
     Ok(())
 }

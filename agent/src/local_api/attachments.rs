@@ -9,8 +9,9 @@ use mesh_api::rest::{
 };
 use mesh_core::{
     Id, Refusal,
+    desired::Queue,
     intent::{default_gateways, veth_name},
-    objects::{Endpoint, Labels, Objects},
+    objects::{Endpoint, Labels, Objects, Rate},
 };
 
 use super::{Answer, Args, Body, Ctx, answer, whole};
@@ -69,14 +70,19 @@ async fn looked_at(e: &Endpoint, all: &Objects, inside: bool) -> AttachmentView 
     let mut view = view(e, all);
     if inside {
         match mesh_overlay::inspect(&e.sandbox.netns, e.sandbox.inode, &e.ifname).await {
-            Ok(found) => view.inside = Some(inside_view(found)),
+            Ok(found) => {
+                // What an engine takes is its own to queue.
+                let bandwidth = e.sandbox.bandwidth.as_deref().filter(|_| e.sandbox.handover.is_none());
+                view.inside = Some(inside_view(found, bandwidth.and_then(|b| b.egress)));
+            }
             Err(e) => view.error = Some(crate::execute::chain(&e)),
         }
     }
     view
 }
 
-fn inside_view(found: Option<mesh_overlay::Inside>) -> InsideView {
+/// `limit`: of what the container sends.
+fn inside_view(found: Option<mesh_overlay::Inside>, limit: Option<Rate>) -> InsideView {
     let Some(i) = found else { return InsideView::default() };
     let route = |(dst, gateway)| InsideRouteView { dst, gateway };
     InsideView {
@@ -84,6 +90,7 @@ fn inside_view(found: Option<mesh_overlay::Inside>) -> InsideView {
             mac: i.mac,
             mtu: i.mtu,
             up: i.up,
+            limit_holds: limit.is_none_or(|rate| i.queue.is_some_and(|q| q.rate == Queue::new(rate, i.mtu).rate)),
         }),
         addrs: i.addrs,
         routes: i.routes.into_iter().map(route).collect(),

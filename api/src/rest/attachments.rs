@@ -73,6 +73,14 @@ pub struct InsideLinkView {
     pub mtu: u32,
     /// It is administratively up.
     pub up: bool,
+    /// What the container sends is limited as was asked, which may be not at all.
+    #[serde(default = "no_complaint")]
+    pub limit_holds: bool,
+}
+
+/// Of a meshd that does not tell yet.
+fn no_complaint() -> bool {
+    true
 }
 
 /// A route in a container.

@@ -58,6 +58,9 @@ fn compare(call: &Call, view: &AttachmentView, prev: &Outcome) -> Result<(), Fai
     if !link.up {
         return Err(damaged("is down".to_owned()));
     }
+    if !link.limit_holds {
+        return Err(damaged("sends without the limit that its bandwidth names".to_owned()));
+    }
     let said = prev.interfaces[at].mac.as_deref().and_then(|m| m.parse().ok());
     if said.is_some() && said != link.mac {
         let mac = link.mac.map(|m| m.to_string()).unwrap_or_default();

@@ -194,7 +194,7 @@ fn attach(body: &Value, world: &Mutex<World>) -> Result<Value, Refused> {
     let first = !all.endpoints.values().any(|v| v["inode"] == inode);
     let gateways = if first { json!(["10.0.0.1"]) } else { json!([]) };
     let inside = json!({
-        "link": {"mac": endpoint["mac"], "mtu": 1450, "up": true}, "addrs": [format!("{ip}/24"), "fd00::5/64"],
+        "link": {"mac": endpoint["mac"], "mtu": 1450, "up": true, "limit_holds": true}, "addrs": [format!("{ip}/24"), "fd00::5/64"],
         "routes": [{"dst": "0.0.0.0/0", "gateway": "10.0.0.1"}],
     });
     let view = json!({

@@ -6,7 +6,7 @@ use mesh_core::{
     desired::Desired,
     intent::{self, Facts},
     lb::{Program, Row, Tables},
-    observed::{Observed, SeenLink, SeenVeth},
+    observed::{Observed, SeenLink, SeenQueue, SeenVeth},
 };
 
 use super::common::*;
@@ -93,7 +93,7 @@ fn net(seen: &mut Observed, step: NetAction) {
                     mtu: veth.mtu,
                     up: true,
                     returns: false,
-                    queue: veth.queue.map(|q| q.mark()),
+                    queue: veth.queue.map(SeenQueue::from),
                 },
             );
         }
