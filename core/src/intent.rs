@@ -76,7 +76,7 @@ pub fn desired(objects: &Objects, revision: u64, cluster: Id, me: Id, facts: &Fa
         host.network(network, facts, &mut out);
     }
     host.neighbors(&mut out);
-    host.balancer(ingress, facts, &mut out);
+    host.balancer(cluster, ingress, facts, &mut out);
     host.names(&mut out.names);
     out
 }

@@ -176,6 +176,9 @@ pub struct Tables {
     pub neighbors: BTreeSet<Mac>,
     /// Ethernet addresses of other nodes in the ingress network, by which replies find the way back.
     pub peers: BTreeSet<Mac>,
+    /// IPv6 addresses of all nodes, this one too, in the ingress network, by their IPv4 ones there; none while no
+    /// network has IPv6.
+    pub nodes: BTreeMap<Ipv4Addr, Ipv6Addr>,
     /// Network namespaces of this host by their cookie (SO_NETNS_COOKIE).
     pub namespaces: BTreeMap<u64, Namespace>,
 }
@@ -212,6 +215,7 @@ impl Tables {
             ranges: self.ranges.clone(),
             neighbors: self.neighbors.clone(),
             peers: self.peers.clone(),
+            nodes: self.nodes.clone(),
             namespaces: self.namespaces.clone(),
         }
     }
@@ -259,6 +263,8 @@ pub enum Row {
     Neighbor(Mac, bool),
     /// See [`Tables::peers`]; false removes.
     Peer(Mac, bool),
+    /// See [`Tables::nodes`]; `None` removes.
+    Node(Ipv4Addr, Option<Ipv6Addr>),
     /// See [`Tables::namespaces`]; `None` removes.
     Namespace(u64, Option<Namespace>),
 }

@@ -77,7 +77,11 @@ fn sockets(desired: &Desired, seen: &Observed) -> Vec<NetAction> {
         .backends
         .iter()
         .filter(|(slot, _)| !desired.tables.backends.contains_key(slot))
-        .flat_map(|(_, b)| addresses(b.ip4, b.ip6).chain(b.node.filter(|_| !b.local).map(IpAddr::V4)));
+        .flat_map(|(_, b)| {
+            let node = b.node.filter(|_| !b.local);
+            let node6 = node.and_then(|ip| seen.tables.nodes.get(&ip).copied());
+            addresses(b.ip4, b.ip6).chain(addresses(node, node6))
+        });
     let peers: BTreeSet<_> = left.filter(|ip| desired.unreachable.contains(ip) || !there.contains(ip)).collect();
     if peers.is_empty() {
         return Vec::new();
@@ -276,6 +280,7 @@ fn early_rows(want: &Tables, seen: &Tables, out: &mut Vec<Action>) {
     }
     out.extend(want.peers.difference(&seen.peers).map(|m| row(Row::Peer(*m, true))));
     out.extend(want.neighbors.difference(&seen.neighbors).map(|m| row(Row::Neighbor(*m, true))));
+    changed(&want.nodes, &seen.nodes, |k, v| Row::Node(*k, Some(*v)), out);
     changed(&want.ranges, &seen.ranges, |k, v| Row::Range(*k, Some(*v)), out);
     changed(&want.remotes, &seen.remotes, |k, v| Row::Remote(*k, Some(*v)), out);
     changed(&want.networks, &seen.networks, |k, v| Row::Network(k.clone(), Some(*v)), out);
@@ -309,6 +314,7 @@ fn gone_rows(want: &Tables, seen: &Tables, out: &mut Vec<Action>) {
     removed(&want.locals, &seen.locals, |k| Row::Local(k.clone(), None), out);
     removed(&want.networks, &seen.networks, |k| Row::Network(k.clone(), None), out);
     out.extend(seen.neighbors.difference(&want.neighbors).map(|m| row(Row::Neighbor(*m, false))));
+    removed(&want.nodes, &seen.nodes, |k| Row::Node(*k, None), out);
     out.extend(seen.peers.difference(&want.peers).map(|m| row(Row::Peer(*m, false))));
 }
 

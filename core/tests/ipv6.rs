@@ -288,6 +288,10 @@ fn a_host_carries_both_families() {
             neigh(&dev, ip("fd00:0:1::1002"), peer.ingress_mac()),
         ])
     );
+    // Processes of a host reach other hosts' backends by these.
+    let v4 = |n| lab.state.objects().nodes[&node_id(n)].ingress_ip;
+    let nodes = d.tables.nodes.iter().map(|(ip, six)| (IpAddr::V4(*ip), six.to_string()));
+    assert_eq!(nodes.collect::<Vec<_>>(), [1, 2].map(|n| (v4(n), format!("fd00:0:1::100{n}"))));
     let veth = &d.veths[&veth_name(here.id)];
     assert_eq!(texts(&veth.peer.addrs), ["172.30.0.3/24", "fd02::3/64"]);
     assert_eq!(texts(&veth.peer.gateways), ["172.30.0.1", "fd02::1"]);
@@ -306,6 +310,7 @@ fn a_host_carries_both_families() {
     plain.attach(endpoint(1, 1, "n", None));
     let d = desired(&plain, 1);
     assert!(d.addrs.iter().all(|(_, a)| a.addr().is_ipv4()) && d.neighs.iter().all(|n| n.ip.is_ipv4()));
+    assert!(d.tables.nodes.is_empty());
     assert!(
         d.links
             .values()

@@ -18,6 +18,7 @@ use mesh_core::{
     objects::*,
     observed::{Observed, SeenLink, SeenQueue},
     plan::plan,
+    spec::NetworkSpec,
 };
 use proptest::prelude::*;
 
@@ -113,6 +114,14 @@ fn sockets_to_backends_that_are_gone_are_ended() {
         let each = ended.flat_map(|(inside, peers)| peers.into_iter().map(move |ip| (inside, ip.to_string())));
         each.collect()
     };
+    // Somebody has IPv6, and so nodes have.
+    lab.ok(create_network(
+        2,
+        NetworkSpec {
+            ipv6: true,
+            ..network_spec("six", None)
+        },
+    ));
     let before = seen(&lab);
     lab.ok(C::NodeLiveness {
         id: node_id(2),
@@ -120,9 +129,14 @@ fn sockets_to_backends_that_are_gone_are_ended() {
         dataplane: Dataplane::Unreachable,
     });
     let both = |ip: &str| vec![(true, ip.to_owned()), (false, ip.to_owned())];
-    // By the node's address processes of the host reached it.
-    let node = lab.state.objects().nodes[&node_id(2)].ingress_ip.to_string();
-    let inside_and_on_the_host = [true, false].map(|at| [(at, node.clone()), (at, "172.30.0.4".to_owned())]);
+    // By the node's addresses processes of the host reached it.
+    let node = lab.state.objects().nodes[&node_id(2)].ingress_ip;
+    let IpAddr::V4(node4) = node else { panic!("{node}") };
+    let gone = [node.to_string(), "172.30.0.4".to_owned()];
+    let gone = gone.into_iter().chain(before.tables.nodes.get(&node4).map(ToString::to_string));
+    let gone: Vec<_> = gone.collect();
+    assert_eq!(gone.len(), 3);
+    let inside_and_on_the_host = [true, false].map(|at| gone.iter().map(move |ip| (at, ip.clone())).collect::<Vec<_>>());
     assert_eq!(ends(&lab, &before), inside_and_on_the_host.concat());
     assert_eq!(ends(&lab, &seen(&lab)), [], "once");
     let before = seen(&lab);

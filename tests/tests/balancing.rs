@@ -240,6 +240,11 @@ fn a_bound_port_answers_at_its_address_only() -> Result<()> {
     }
     lab.balanced(&["h1"], 8080, &["one-1"])?;
     lab.balanced(&["h2"], 8080, &["two-1"])?;
+    // And to the processes of the host that has it, which keep its address as theirs.
+    for (host, name) in [("h1", "one-1"), ("h2", "two-1")] {
+        let seen = &lab.http(Place::Host(host), &port(host, 8080), 1)?[0];
+        assert_eq!((seen.hostname.as_str(), &seen.client), (name, &address(host)), "{seen:?}");
+    }
     assert!(refused(&lab, &port("h3", 8080))?, "nobody has the port there");
     lab.ctl("h1", "service create --name three --network demo --publish 8080:80")?
         .refused(4, &["8080/tcp"])?;

@@ -163,7 +163,11 @@ fn both_families_in_one_network() -> Result<()> {
 fn ipv6_alone() -> Result<()> {
     let lab = Lab::up("")?;
     lab.ctl("h1", "network create six --subnet fd05:0:0:1::/64")?.ok()?;
-    lab.ctl("h1", "service create --name web --network six --publish 8888:80")?.ok()?;
+    lab.ctl(
+        "h1",
+        "service create --name web --network six --publish 8888:80 --publish 8888:7/udp",
+    )?
+    .ok()?;
     lab.backends("six", "web")?;
     for name in BACKENDS {
         assert_eq!(ips(&lab, "six", name)?.len(), 1);
@@ -187,10 +191,12 @@ fn ipv6_alone() -> Result<()> {
         // Nobody serves IPv4: that is refused, not left hanging.
         let asked = lab.at(Place::Client, &format!("meshd-echo client http {}:8888", address(host)))?;
         assert!(asked.err.contains("refused"), "{asked:?}");
-        // The host's own processes are given the backend beside them.
+        // The host's own processes reach all of them, too.
         for own in [address6(host), "::1".to_owned()] {
-            let seen = lab.http(Place::Host(host), &at(&own, 8888), 3)?;
-            assert_eq!(tally(&seen).len(), 1, "{host} by {own}: {seen:?}");
+            let own = at(&own, 8888);
+            for seen in [lab.http(Place::Host(host), &own, 6)?, lab.udp(Place::Host(host), &own, 6)?] {
+                assert!(tally(&seen).values().eq([2, 2, 2].iter()), "{host} by {own}: {seen:?}");
+            }
         }
     }
     Ok(())

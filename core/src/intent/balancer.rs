@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    iter,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -9,9 +10,9 @@ use ipnet::IpNet;
 
 use super::{Facts, Host, vxlan_name};
 use crate::{
-    balance,
+    Id, balance,
     desired::{Desired, Fdb},
-    lb,
+    ipam, lb,
     objects::{Algorithm, Dataplane, Endpoint, EndpointState, LbReturn, Network, Node, Port, PublishMode, Service, v4},
 };
 
@@ -25,7 +26,7 @@ const FAMILIES: [(u32, Has); 2] = [(0, |e| e.ip4().is_some()), (lb::V6, |e| e.ip
 const NETWORKS: usize = 8;
 
 impl Host<'_> {
-    pub(super) fn balancer(&self, ingress: &Network, facts: &Facts, out: &mut Desired) {
+    pub(super) fn balancer(&self, cluster: Id, ingress: &Network, facts: &Facts, out: &mut Desired) {
         let t = &mut out.tables;
         t.ingress_mac = self.node.ingress_mac();
         t.ingress_ip = v4(self.node.ingress_ip);
@@ -34,9 +35,19 @@ impl Host<'_> {
         t.uplink = facts.uplink.clone();
         t.node_addrs = facts.addrs.clone();
         t.peers = self.others().map(Node::ingress_mac).collect();
+        if self.own.iter().any(|own| own.addr().is_ipv6()) {
+            let nodes = self.objects.nodes.values();
+            t.nodes = nodes
+                .filter_map(|n| Some((v4(n.ingress_ip)?, ipam::node_address(cluster, n.id))))
+                .collect();
+        }
         let lost = self.objects.endpoints.values().filter(|e| !self.is_reachable(e));
         let silent = self.others().filter(|n| n.dataplane != Dataplane::Reachable);
-        out.unreachable = lost.flat_map(|e| e.ips()).chain(silent.map(|n| n.ingress_ip)).collect();
+        let silent = silent.flat_map(|n| {
+            let six = v4(n.ingress_ip).and_then(|ip| t.nodes.get(&ip).copied());
+            iter::once(n.ingress_ip).chain(six.map(IpAddr::V6))
+        });
+        out.unreachable = lost.flat_map(|e| e.ips()).chain(silent).collect();
         self.namespaces(facts, &mut out.tables);
         for service in self.objects.services.values() {
             let all = self.members.get(&service.id).map_or(&[][..], Vec::as_slice);

@@ -148,6 +148,7 @@ fn put(t: &mut Tables, row: Row) {
         Row::Remote(k, v) => set(&mut t.remotes, k, v),
         Row::Range(k, v) => set(&mut t.ranges, k, v),
         Row::Neighbor(m, on) => drop(if on { t.neighbors.insert(m) } else { t.neighbors.remove(&m) }),
+        Row::Node(k, v) => set(&mut t.nodes, k, v),
         Row::Peer(m, on) => drop(if on { t.peers.insert(m) } else { t.peers.remove(&m) }),
         Row::Published(k, v) => set(&mut t.published, k, v),
         Row::Bound(k, v) => set(&mut t.bound, k, v),

@@ -98,6 +98,8 @@ pub const RANGES: MapSpec = spec::<(u32, rows::Addr), u32>("RANGES", MapKind::Lp
 pub const NETWORKS: MapSpec = hash::<u32, rows::Network>("NETWORKS", 8192);
 /// Other nodes.
 pub const PEERS: MapSpec = hash::<rows::MacKey, u32>("PEERS", 32_768);
+/// Nodes' IPv6 addresses in the ingress network, this one's too, by their IPv4 ones there.
+pub const NODES: MapSpec = hash::<u32, rows::Addr>("NODES", 16_384);
 /// Flows of which only the client has been heard: a flood of them displaces each other.
 pub const FLOWS: MapSpec = lru::<rows::FlowKey, rows::Flow>("FLOWS", 32_768);
 /// Flows that both ends have been heard of: nothing displaces them, the loader reclaims them.
@@ -124,7 +126,7 @@ pub const STAT_ROWS: MapSpec = hash::<rows::Pair, u32>("STAT_ROWS", 32_768);
 pub const STAT_FREE: MapSpec = spec::<(), u32>("STAT_FREE", MapKind::Queue, 32_768, 0);
 
 /// All maps that are pinned.
-pub const ALL: [MapSpec; 29] = [
+pub const ALL: [MapSpec; 30] = [
     CONFIG,
     NODE_ADDRS,
     PUBLISHED,
@@ -142,6 +144,7 @@ pub const ALL: [MapSpec; 29] = [
     RANGES,
     NETWORKS,
     PEERS,
+    NODES,
     FLOWS,
     FLOWS_KEPT,
     REPLIES,

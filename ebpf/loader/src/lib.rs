@@ -284,6 +284,7 @@ impl Loader {
             of(spec::LOCALS, t.locals.len()),
             of(spec::REMOTES, t.remotes.len()),
             of(spec::PEERS, t.peers.len()),
+            of(spec::NODES, t.nodes.len()),
             of(spec::NAMESPACES, t.namespaces.len()),
         ];
         let young = pins::sized(spec::FLOWS, self.flow_table_size).max_entries;

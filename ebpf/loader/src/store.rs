@@ -56,6 +56,7 @@ pub struct Store {
     neighbors: Table<Bytes<rows::MacKey>, u32>,
     networks: Table<u32, Bytes<rows::Network>>,
     peers: Table<Bytes<rows::MacKey>, u32>,
+    nodes: Table<u32, Bytes<rows::Addr>>,
     namespaces: Table<u64, Bytes<rows::Namespace>>,
     stats: Stats,
     shadow: Tables,
@@ -110,6 +111,7 @@ impl Store {
             neighbors: Table::take(ebpf, &spec::NEIGHBORS)?,
             networks: Table::take(ebpf, &spec::NETWORKS)?,
             peers: Table::take(ebpf, &spec::PEERS)?,
+            nodes: Table::take(ebpf, &spec::NODES)?,
             namespaces: Table::take(ebpf, &spec::NAMESPACES)?,
             stats: Stats::take(ebpf)?,
             shadow: Tables::default(),
@@ -149,6 +151,8 @@ impl Store {
         let vips = self.vips.rows()?.into_iter();
         t.vips = vips.map(|(Bytes(a), Bytes(v))| (a.into(), vip(v))).collect();
         t.peers = self.peers.rows()?.into_iter().map(|(Bytes(m), _)| Mac(m.mac)).collect();
+        let nodes = self.nodes.rows()?.into_iter();
+        t.nodes = nodes.filter_map(|(ip, Bytes(a))| Some((read4(ip)?, read6(a)?))).collect();
         for (bits, Bytes(a), vni) in self.ranges.rows()? {
             t.ranges.extend(range(32 + bits, a).map(|net| (net, vni)));
         }
@@ -303,6 +307,16 @@ impl Store {
             Row::Peer(mac, false) => {
                 self.peers.remove(&Bytes(rows::MacKey::new(mac.0)))?;
                 self.shadow.peers.remove(mac);
+                Ok(())
+            }
+            Row::Node(ip, Some(v6)) => {
+                self.nodes.put(raw4(Some(*ip)), Bytes(raw6(Some(*v6))))?;
+                self.shadow.nodes.insert(*ip, *v6);
+                Ok(())
+            }
+            Row::Node(ip, None) => {
+                self.nodes.remove(&raw4(Some(*ip)))?;
+                self.shadow.nodes.remove(ip);
                 Ok(())
             }
             Row::Namespace(cookie, value) => self.put_namespace(*cookie, value.as_ref()),

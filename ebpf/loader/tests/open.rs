@@ -94,6 +94,7 @@ fn rows_change_and_go() {
         t.published.keys().for_each(|k| world.put(Row::Published(*k, None)));
         t.vips.keys().for_each(|k| world.put(Row::Vip(*k, None)));
         t.peers.iter().for_each(|k| world.put(Row::Peer(*k, false)));
+        t.nodes.keys().for_each(|k| world.put(Row::Node(*k, None)));
         t.node_addrs.iter().for_each(|k| world.put(Row::NodeAddr(*k, false)));
     }
     world.put(Row::Config {

@@ -15,11 +15,12 @@ use std::{
 use mesh_core::{
     action::BpfAction,
     lb::{self, Hook, Namespace, Program, Row},
+    objects::Protocol,
 };
 use support::{
     Ns,
     table::at,
-    world::{V4, V6, VIP_OTHER, World, turn},
+    world::{OTHER_IP, OTHER_IP6, V4, V6, VIP_OTHER, World, turn},
 };
 
 /// The attachments are at the root of all cgroups: they end with the test.
@@ -33,15 +34,23 @@ const HOOK: Hook = Hook {
 impl Host {
     fn new() -> Self {
         let mut w = World::new();
-        for ip in [V4.a, V4.b, IpAddr::from([172, 30, 0, 2]), V6.a] {
-            let bits = if ip.is_ipv4() { 32 } else { 128 };
-            let done = Command::new("ip")
-                .args(["addr", "add", &format!("{ip}/{bits}"), "dev", "lo", "nodad"])
-                .status();
-            assert!(done.unwrap().success());
+        for ip in [V4.a, V4.b, OTHER_IP.into(), V6.a, OTHER_IP6.into()] {
+            own(ip);
         }
         w.loader.apply(&BpfAction::Attach(HOOK)).unwrap();
         Self(w)
+    }
+
+    /// Tells whose backends 3 and 4 are.
+    fn others(&mut self) {
+        let tables = self.0.loader.observe().unwrap().0;
+        for slot in [3, 4] {
+            let backend = lb::Backend {
+                node: Some(OTHER_IP.into()),
+                ..tables.backends[&slot]
+            };
+            self.0.put(Row::Backend(slot, Some(backend)));
+        }
     }
 
     fn this(&mut self, value: Option<Namespace>) {
@@ -63,6 +72,15 @@ impl Drop for Host {
         let done = self.0.loader.apply(&BpfAction::Detach(HOOK));
         assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
     }
+}
+
+/// Makes it an address of this host.
+fn own(ip: IpAddr) {
+    let bits = if ip.is_ipv4() { 32 } else { 128 };
+    let done = Command::new("ip")
+        .args(["addr", "add", &format!("{ip}/{bits}"), "dev", "lo", "nodad"])
+        .status();
+    assert!(done.unwrap().success());
 }
 
 /// SO_NETNS_COOKIE of this thread's namespace.
@@ -116,12 +134,7 @@ fn a_container_reaches_the_vips_of_its_networks() {
         TcpListener::bind(at(V4.a, 7000)).unwrap(),
         TcpListener::bind(at(V6.a, 7000)).unwrap(),
     );
-    // The kernel makes an IPv6 address usable in its own time.
-    let end = Instant::now() + Duration::from_secs(10);
-    while let Err(e) = connect(at(V6.a, 7000)) {
-        assert!(Instant::now() < end, "{e}");
-    }
-    six.accept().unwrap();
+    usable(&six);
     let asked = at(V4.vip2, 7000);
     assert_eq!(connect(asked).unwrap_err().kind(), ErrorKind::NetworkUnreachable, "not known yet");
     host.counted(&mut seen);
@@ -220,16 +233,8 @@ fn the_host_reaches_published_ports() {
         assert_eq!(host.counted(&mut seen), one("socket_refused"), "{asked}");
     }
     // Backends on another node: that one chooses.
-    let node: std::net::Ipv4Addr = [172, 30, 0, 2].into();
-    let there = TcpListener::bind(at(node.into(), 80)).unwrap();
-    let tables = host.0.loader.observe().unwrap().0;
-    for slot in [3, 4] {
-        let backend = lb::Backend {
-            node: Some(node),
-            ..tables.backends[&slot]
-        };
-        host.0.put(Row::Backend(slot, Some(backend)));
-    }
+    let there = TcpListener::bind(at(OTHER_IP.into(), 80)).unwrap();
+    host.others();
     reaches(at(localhost, 80), &there);
     reaches(at(V4.node, 80), &there);
     reaches(at(localhost6, 80), &there);
@@ -254,33 +259,46 @@ fn the_host_reaches_published_ports() {
     assert_eq!(host.counted(&mut seen), BTreeMap::new());
 }
 
-/// A service in networks of IPv6 only, whose backends are here.
+/// The kernel makes an IPv6 address usable in its own time.
+fn usable(listener: &TcpListener) {
+    let own = listener.local_addr().unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Err(e) = connect(own) {
+        assert!(Instant::now() < end, "{own}: {e}");
+    }
+    listener.accept().unwrap();
+}
+
+/// A service in networks of IPv6 only.
 #[test]
 fn the_host_reaches_backends_of_ipv6_only() {
     let mut host = Host::new();
     let mut seen = BTreeMap::new();
     let here = TcpListener::bind(at(V6.a, 8000)).unwrap();
-    // The kernel makes an IPv6 address usable in its own time.
-    let end = Instant::now() + Duration::from_secs(10);
-    while let Err(e) = connect(at(V6.a, 8000)) {
-        assert!(Instant::now() < end, "{e}");
-    }
-    here.accept().unwrap();
+    let there = TcpListener::bind(at(OTHER_IP6.into(), 8080)).unwrap();
+    usable(&here);
+    usable(&there);
+    host.others();
     host.this(Some(Namespace {
         host: true,
         networks: [].into(),
     }));
-    host.0.put(Row::Service(2, Some(turn(&[]))));
+    for set in [2, 2 | lb::V6] {
+        host.0.put(Row::Service(set, Some(turn(&[]))));
+    }
     host.counted(&mut seen);
     let localhost6: IpAddr = "::1".parse().unwrap();
     let asked = [localhost6, V6.node, V6.node2].map(|ip| at(ip, 8080));
-    // None of them is here.
+    // Nobody is there.
     assert_eq!(connect(asked[1]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert_eq!(host.counted(&mut seen), one("socket_refused"));
-    host.0.put(Row::Service(2 | lb::V6 | lb::LOCAL, Some(turn(&[1]))));
-    for asked in asked {
-        reaches(asked, &here);
-        assert_eq!(host.counted(&mut seen), one("socket_connected"), "{asked}");
+    // One of them is here; on another node that one chooses.
+    for (backend, listener) in [(1, &here), (3, &there)] {
+        host.0.put(Row::Service(2 | lb::V6, Some(turn(&[backend]))));
+        for asked in asked {
+            reaches(asked, listener);
+            assert_eq!(host.counted(&mut seen), one("socket_connected"), "{asked}");
+        }
     }
     // Nobody serves IPv4.
     for asked in [at(V4.node, 8080), at([127, 0, 0, 1].into(), 8080)] {
@@ -334,8 +352,15 @@ fn datagrams_of_the_host() {
         assert_eq!(ask(&client, None, 0), asked);
         assert_eq!(host.counted(&mut seen), one("socket_connected"), "{asked}");
     }
-    // An IPv6 socket that connects; the kernel lets no other one be sent to an IPv4 address.
+    // An IPv6 socket that connects reaches an IPv4 address; the kernel lets no other one be sent there.
     let asked = at("::1".parse().unwrap(), 8080);
+    let client = new("[::]:0");
+    let six = UdpSocket::bind(at(V6.a, 5300)).unwrap();
+    six.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    assert_eq!(client.send_to(b"x", asked).unwrap(), 1);
+    assert_eq!(six.recv_from(&mut [0; 4]).unwrap().0, 1);
+    assert_eq!(host.counted(&mut seen), one("socket_sent"));
+    host.0.put(Row::Service(2 | lb::V6, None));
     let client = new("[::]:0");
     assert_eq!(client.send_to(b"x", asked).unwrap(), 1);
     assert_eq!(host.counted(&mut seen), BTreeMap::new());
@@ -380,4 +405,78 @@ fn datagrams_of_the_host() {
     assert_eq!(host.counted(&mut seen), BTreeMap::new());
     assert_eq!(nobody.connect(at(V4.node, 9090)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert_eq!(host.counted(&mut seen), one("socket_refused"));
+}
+
+/// Services that have one port each at an address of its own: the backend's node learns by the source which was asked.
+#[test]
+fn a_bound_port_is_asked_for_from_its_address() {
+    let mut host = Host::new();
+    let mut seen = BTreeMap::new();
+    host.others();
+    host.this(Some(Namespace {
+        host: true,
+        networks: [].into(),
+    }));
+    for ip in [V4.node, V6.node] {
+        own(ip);
+    }
+    let port = |service, target| lb::Published {
+        service,
+        target,
+        direct: false,
+    };
+    for proto in [Protocol::Tcp, Protocol::Udp] {
+        host.0.put(Row::Published((proto, 73), Some(port(0, 0))));
+        for ip in [V4.node, V6.node] {
+            host.0.put(Row::Bound((ip, proto, 73), Some(port(1, 8000))));
+        }
+        host.0.put(Row::Bound((V4.node2, proto, 73), Some(port(2, 8000))));
+    }
+    let there: [IpAddr; 2] = [OTHER_IP.into(), OTHER_IP6.into()];
+    let listeners = there.map(|ip| TcpListener::bind(at(ip, 73)).unwrap());
+    usable(&listeners[1]);
+    host.counted(&mut seen);
+    let IpAddr::V4(four) = V4.node else { return };
+    for (asked, listener, source) in [
+        (V4.node, &listeners[0], V4.node),
+        (four.to_ipv6_mapped().into(), &listeners[0], V4.node),
+        (V6.node, &listeners[1], V6.node),
+    ] {
+        let client = connect(at(asked, 73)).unwrap_or_else(|e| panic!("{asked}: {e}"));
+        let (_, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip(), source, "{asked}");
+        assert_eq!(client.peer_addr().unwrap(), at(asked, 73));
+        assert_eq!(host.counted(&mut seen), one("socket_connected"), "{asked}");
+    }
+    // Backends of this host are reached as ever.
+    let here = TcpListener::bind(at(V4.a, 8000)).unwrap();
+    reaches(at(V4.node2, 73), &here);
+    assert_ne!(connect(at(V4.node2, 73)).unwrap().local_addr().unwrap().ip(), V4.node2);
+    // Nobody has it at localhost.
+    assert_eq!(
+        connect(at([127, 0, 0, 1].into(), 73)).unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    host.counted(&mut seen);
+    let servers = there.map(|ip| UdpSocket::bind(at(ip, 73)).unwrap());
+    for (asked, server, any) in [(V4.node, &servers[0], "0.0.0.0:0"), (V6.node, &servers[1], "[::]:0")] {
+        server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let from = || server.recv_from(&mut [0; 4]).unwrap().1.ip();
+        let client = UdpSocket::bind(any).unwrap();
+        for _ in 0..2 {
+            client.send_to(b"x", at(asked, 73)).unwrap();
+            assert_eq!(from(), asked);
+        }
+        assert_eq!(host.counted(&mut seen), [("socket_sent", 2)].into(), "{asked}");
+        // One that has a port already can be given no source: its backend is here, or nowhere.
+        let client = UdpSocket::bind(any).unwrap();
+        assert_eq!(client.connect(at(asked, 73)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(host.counted(&mut seen), one("socket_refused"), "{asked}");
+        // It may have the right one.
+        let client = UdpSocket::bind(at(asked, 0)).unwrap();
+        client.connect(at(asked, 73)).unwrap();
+        client.send(b"x").unwrap();
+        assert_eq!(from(), asked);
+        assert_eq!(host.counted(&mut seen), one("socket_connected"), "{asked}");
+    }
 }

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::net::IpAddr;
+
 use mesh_core::{
     lb::{self, Program, Row},
     objects::Protocol,
@@ -11,7 +13,7 @@ use support::{
     frame::{ACK, FIN, RST, SYN},
     packet::Packet,
     table::{Is, LEFT, Reset, SENT, Same, Table, Unreachable, at, neighbor},
-    world::{A, D, DROP, E, Family, GATEWAY_MAC, INGRESS, INGRESS_IP, PEER, V4, V6, mac},
+    world::{A, D, DROP, E, Family, GATEWAY_MAC, INGRESS, INGRESS_IP, INGRESS_IP6, OTHER_IP, OTHER_IP6, PEER, V4, V6, mac, turn},
 };
 
 /// A client's packet as endpoint A gets it.
@@ -226,10 +228,17 @@ fn replies(t: &mut Table, f: &Family) {
 }
 
 /// Another node's own process asks for a published port by this node's ingress address.
-fn processes(t: &mut Table) {
-    let (own, there) = (std::net::IpAddr::from(INGRESS_IP), std::net::IpAddr::from([172, 30, 0, 2]));
+fn processes(t: &mut Table, f: &Family) {
+    let (own, there): (IpAddr, IpAddr) = if f.v6 {
+        (INGRESS_IP6.into(), OTHER_IP6.into())
+    } else {
+        (INGRESS_IP.into(), OTHER_IP.into())
+    };
+    // Backends of the other family are none.
+    let of_other = 2 | lb::LOCAL | if f.v6 { 0 } else { lb::V6 };
+    t.w.put(Row::Service(of_other, Some(turn(&[]))));
     let tcp = |cport, port, flags| Packet::tcp(at(there, cport), at(own, port), flags, b"");
-    let got = |p: &Packet, cport, port| p.clone().moved(at(there, cport), at(V4.a, port)).hop().eth(GATEWAY_MAC, mac(A));
+    let got = |p: &Packet, cport, port| p.clone().moved(at(there, cport), at(f.a, port)).hop().eth(GATEWAY_MAC, mac(A));
     let p = tcp(40_000, 8080, SYN);
     t.returned(
         "SYN",
@@ -238,7 +247,7 @@ fn processes(t: &mut Table) {
         &["delivered", "from_peer_node", "new_flow"],
         Is(got(&p, 40_000, 8000)),
     );
-    let reply = Packet::tcp(at(V4.a, 8000), at(there, 40_000), SYN | ACK, b"");
+    let reply = Packet::tcp(at(f.a, 8000), at(there, 40_000), SYN | ACK, b"");
     let want = reply.clone().moved(at(own, 8080), at(there, 40_000)).hop().eth(INGRESS, PEER);
     t.container("its reply", &reply, SENT, &["reply_carried"], Is(want));
     let p = tcp(40_000, 8080, ACK);
@@ -274,7 +283,34 @@ fn processes(t: &mut Table) {
         &["delivered", "from_peer_node", "new_flow"],
         Is(got(&tcp(80, 8080, SYN), 80, 8000)),
     );
-    t.returned("ping", &Packet::icmp(there, own, 8, 0, &[0; 8]), LEFT, &["pass"], Same);
+    let ping = if f.v6 { 128 } else { 8 };
+    t.returned("ping", &Packet::icmp(there, own, ping, 0, &[0; 8]), LEFT, &["pass"], Same);
+    // Two services have the port, each at an address of its own: the one that was asked for is the source.
+    let port = |service| lb::Published {
+        service,
+        target: 8000,
+        direct: false,
+    };
+    // The first is this node's as well (anycast).
+    let (one, two) = (f.node2, f.client);
+    t.w.put(Row::Published((Protocol::Tcp, 73), Some(port(0))));
+    t.w.put(Row::Bound((one, Protocol::Tcp, 73), Some(port(2))));
+    t.w.put(Row::Bound((two, Protocol::Tcp, 73), Some(port(1))));
+    let p = Packet::tcp(at(one, 7300), at(own, 73), SYN, b"");
+    let want = p.clone().moved(at(one, 7300), at(f.a, 8000)).hop().eth(GATEWAY_MAC, mac(A));
+    t.returned("bound", &p, SENT, &["delivered", "from_peer_node", "new_flow"], Is(want));
+    let reply = Packet::tcp(at(f.a, 8000), at(one, 7300), SYN | ACK, b"");
+    let want = reply.clone().moved(at(own, 73), at(one, 7300)).hop().eth(INGRESS, PEER);
+    t.container("its reply", &reply, SENT, &["reply_carried"], Is(want));
+    let p = Packet::tcp(at(two, 7300), at(own, 73), SYN, b"");
+    t.returned("bound, and none here", &p, SENT, &["reset_no_backend"], Reset);
+    t.returned("bound to neither", &tcp(7300, 73, SYN), LEFT, &["pass"], Same);
+    let p = Packet::tcp(at(own, 73), at(one, 7300), SYN | ACK, b"");
+    t.returned("an answer to that source", &p, LEFT, &["pass"], Same);
+    for bound in [one, two] {
+        t.w.put(Row::Bound((bound, Protocol::Tcp, 73), None));
+    }
+    t.w.put(Row::Service(of_other, Some(turn(&[1]))));
 }
 
 #[test]
@@ -285,7 +321,9 @@ fn the_ingress_network() {
         carried(&mut t, &f);
         replies(&mut t, &f);
     }
-    t.family(&V4);
-    processes(&mut t);
-    t.finish(100);
+    for f in [V4, V6] {
+        t.family(&f);
+        processes(&mut t, &f);
+    }
+    t.finish(130);
 }

@@ -14,7 +14,7 @@ use crate::{
     answer, direct,
     from_uplink::{BY_ENTRY, deliver, hand, local},
     icmp,
-    maps::{LOCAL_BY_MAC, NODE_ADDRS, PEERS, begin, config, count, count_packet, published},
+    maps::{LOCAL_BY_MAC, NODE_ADDRS, NODES, PEERS, begin, config, count, count_packet, published},
     parse::{self, Kind, Packet, WHOLE, head, lifetime, remember_fragment, same},
     quick,
     route::{self, ANY, New, Route, touch},
@@ -141,7 +141,8 @@ fn carried(skb: Skb, w: &mut Work, local: &Local) -> i32 {
 /// that asks for a published port, or what is the host's.
 #[inline(always)]
 fn own(skb: Skb, w: &mut Work, config: &Config) -> i32 {
-    if config.ingress_ip != 0 && w.key.dst.same(&Addr::v4(config.ingress_ip)) {
+    // First: an address that is a port's may be several nodes' (anycast).
+    if asked(w, config) {
         return process(skb, w);
     }
     if NODE_ADDRS.get_ptr(&w.key.src).is_none() {
@@ -189,6 +190,17 @@ fn own(skb: Skb, w: &mut Work, config: &Config) -> i32 {
     }
 }
 
+/// It is for this node's own address in the ingress network.
+#[inline(always)]
+fn asked(w: &Work, config: &Config) -> bool {
+    if w.v6 {
+        // SAFETY: rows of this map are replaced as a whole and outlive this run.
+        unsafe { NODES.get(&config.ingress_ip) }.is_some_and(|own| w.key.dst.same(own))
+    } else {
+        config.ingress_ip != 0 && w.key.dst.same(&Addr::v4(config.ingress_ip))
+    }
+}
+
 /// Out to the client of the flow `f`.
 #[inline(always)]
 fn leave(skb: Skb, w: &mut Work, config: &Config, f: *mut Flow) -> i32 {
@@ -211,7 +223,8 @@ fn process(skb: Skb, w: &mut Work) -> i32 {
     if packet != Packet::Flow {
         return pass(Reason::Pass);
     }
-    let Some(published) = published(&w.key.dst, w.key.dport, w.key.proto) else {
+    // A port that is bound to an address is asked for from that address.
+    let Some(published) = published(&w.key.src, w.key.dport, w.key.proto) else {
         return pass(Reason::Pass);
     };
     // What a published port of another node sends to a process here whose own port happens to be a
@@ -232,7 +245,7 @@ fn process(skb: Skb, w: &mut Work) -> i32 {
 fn arrive(skb: Skb, w: &mut Work, published: &Published, entry: [u8; 6]) -> i32 {
     let now = now();
     let new = New {
-        service: published.service | LOCAL,
+        service: published.service | LOCAL | if w.v6 { V6 } else { 0 },
         kind: kind::INGRESS,
         direct: false,
         target: published.target,

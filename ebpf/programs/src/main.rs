@@ -14,6 +14,7 @@
 
 mod answer;
 mod bind;
+mod call;
 mod direct;
 mod event;
 mod from_container;
@@ -35,8 +36,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
+use call::Call;
 use skb::Skb;
-use sockets::Call;
 
 // TC programs do without the attribute of aya, which would give them a `__sk_buff`: see skb::Skb.
 

@@ -39,6 +39,7 @@ hash! {
     NEIGHBORS: rows::MacKey => u32,
     NETWORKS: u32 => rows::Network,
     PEERS: rows::MacKey => u32,
+    NODES: u32 => rows::Addr,
     FLOWS_KEPT: rows::FlowKey => rows::Flow,
     REPLIES_KEPT: rows::FlowKey => rows::Reply,
     NAMESPACES: u64 => rows::Namespace,
@@ -181,6 +182,14 @@ pub fn published(addr: &Addr, port: u16, proto: u8) -> Option<&'static Published
     let key = rows::BoundKey { addr: *addr, port };
     // SAFETY: rows of this map are replaced as a whole and outlive this run.
     unsafe { BOUND.get(&key) }
+}
+
+/// Services may have `port` each at an address of their own: nobody has it at all.
+#[inline(always)]
+pub fn is_bound(port: u16, proto: u8) -> bool {
+    PUBLISHED
+        .get(rows::port_row(port, proto))
+        .is_some_and(|p| p.there == 1 && p.service == 0)
 }
 
 /// The client is admitted to the service of this set.

@@ -6,19 +6,19 @@
 //! moves to a live backend. In the host's own namespace, where no program sees the packets, they
 //! balance TCP and UDP to the published ports at the node's addresses and at localhost: a backend here
 //! is given directly, one of another node as that node's address in the ingress network, whose
-//! from_overlay chooses among its backends.
+//! from_overlay chooses among its backends. Of a port that is bound to an address it learns which one was
+//! asked for by the packets' source, which becomes that address, as without the hooks; a program that has chosen
+//! another source is given a backend here.
 
-use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
-};
+use aya_ebpf::helpers::generated::bpf_set_retval;
 use mesh_ebpf_common::{
     Reason,
-    rows::{Addr, Backend, FlowKey, LOCAL, Namespace, Service, Socket, SocketKey, TCP, UDP, V6},
+    rows::{Addr, Backend, FlowKey, LOCAL, Namespace, Service, Socket, TCP, UDP, V6},
 };
 
 use crate::{
-    maps::{BACKENDS, NAMESPACES, NODE_ADDRS, SERVICES, SOCKETS, VIPS, count, count_flow, published, stat_row},
+    call::Call,
+    maps::{BACKENDS, NODE_ADDRS, NODES, SERVICES, SOCKETS, VIPS, count, count_flow, is_bound, published, stat_row},
     route::{Choice, choose},
     skb::now,
 };
@@ -32,92 +32,6 @@ const ECONNREFUSED: i32 = -111;
 /// BPF_ANY.
 const ANY: u64 = 0;
 
-/// The context of one call.
-#[derive(Clone, Copy)]
-pub struct Call {
-    ctx: *mut bpf_sock_addr,
-    v6: bool,
-}
-
-impl Call {
-    #[inline(always)]
-    pub fn new(ctx: *mut bpf_sock_addr, v6: bool) -> Self {
-        Self { ctx, v6 }
-    }
-
-    /// The other end's address; an IPv4 one of an IPv6 socket as IPv4.
-    #[inline(always)]
-    fn addr(self) -> Addr {
-        // SAFETY: the context is valid for the whole run; so below. Its words are read one by one, as the
-        // verifier wants.
-        unsafe {
-            if !self.v6 {
-                return Addr::v4(core::ptr::read_volatile(&raw const (*self.ctx).user_ip4));
-            }
-            let word = |i: usize| core::ptr::read_volatile((&raw const (*self.ctx).user_ip6).cast::<u32>().add(i));
-            Addr([word(0), word(1), word(2), word(3)])
-        }
-    }
-
-    #[inline(always)]
-    fn port(self) -> u16 {
-        // SAFETY: as above. In network byte order, in the low half.
-        u16::from_be(unsafe { core::ptr::read_volatile(&raw const (*self.ctx).user_port) } as u16)
-    }
-
-    #[inline(always)]
-    fn proto(self) -> u8 {
-        // SAFETY: as above.
-        unsafe { core::ptr::read_volatile(&raw const (*self.ctx).protocol) as u8 }
-    }
-
-    #[inline(always)]
-    fn set(self, addr: &Addr, port: u16) {
-        // SAFETY: as above.
-        unsafe {
-            if self.v6 {
-                let at = (&raw mut (*self.ctx).user_ip6).cast::<u32>();
-                core::ptr::write_volatile(at, addr.0[0]);
-                core::ptr::write_volatile(at.add(1), addr.0[1]);
-                core::ptr::write_volatile(at.add(2), addr.0[2]);
-                core::ptr::write_volatile(at.add(3), addr.0[3]);
-            } else {
-                core::ptr::write_volatile(&raw mut (*self.ctx).user_ip4, addr.0[3]);
-            }
-            core::ptr::write_volatile(&raw mut (*self.ctx).user_port, u32::from(port.to_be()));
-        }
-    }
-
-    #[inline(always)]
-    fn namespace(self) -> Option<&'static Namespace> {
-        // SAFETY: as above.
-        let cookie = unsafe { bpf_get_netns_cookie(self.ctx.cast()) };
-        // SAFETY: rows of this map are replaced as a whole and outlive this run.
-        unsafe { NAMESPACES.get(&cookie) }
-    }
-
-    /// The namespace, in the place of a client's address.
-    #[inline(always)]
-    fn client(self) -> Addr {
-        // SAFETY: as above.
-        let cookie = unsafe { bpf_get_netns_cookie(self.ctx.cast()) };
-        Addr([0, 0, (cookie >> 32) as u32, cookie as u32])
-    }
-
-    #[inline(always)]
-    fn key(self, addr: Addr, port: u16, forward: bool) -> SocketKey {
-        SocketKey {
-            // SAFETY: as above.
-            cookie: unsafe { bpf_get_socket_cookie(self.ctx.cast()) },
-            addr,
-            port,
-            proto: self.proto(),
-            forward: forward.into(),
-            zero: [0; 4],
-        }
-    }
-}
-
 /// What a socket asks for.
 struct Asked {
     /// Set of backends.
@@ -126,10 +40,12 @@ struct Asked {
     target: u16,
     /// A published port, which other nodes answer at their own address.
     published: bool,
+    /// Published at the address that is asked, and not at others.
+    bound: bool,
 }
 
 #[inline(always)]
-fn asked(call: Call, ns: &Namespace, addr: &Addr, port: u16) -> Option<Asked> {
+fn asked(call: Call, ns: &Namespace, addr: &Addr, port: u16, connects: bool) -> Option<Asked> {
     // SAFETY: rows of this map are replaced as a whole and outlive this run.
     if let Some(vip) = unsafe { VIPS.get(addr) } {
         let mut reached = false;
@@ -140,6 +56,7 @@ fn asked(call: Call, ns: &Namespace, addr: &Addr, port: u16) -> Option<Asked> {
             service: vip.service,
             target: port,
             published: false,
+            bound: false,
         });
     }
     if ns.host == 0 {
@@ -150,16 +67,18 @@ fn asked(call: Call, ns: &Namespace, addr: &Addr, port: u16) -> Option<Asked> {
         return None;
     }
     let found = published(addr, port, call.proto())?;
-    // An IPv6 socket reaches backends of either family. Those of IPv6 only are reached where they are: a node has
-    // no IPv6 address in the ingress network that another's could be asked at.
+    let bound = is_bound(port, call.proto());
+    // An IPv6 socket that connects reaches backends of either family, but not from an IPv6 address; a datagram those
+    // of its own only.
     let mut service = found.service;
-    if call.v6 && !addr.is_v4() && is_empty(service) {
-        service |= V6 | LOCAL;
+    if call.v6 && !addr.is_v4() && (bound || !connects || is_empty(service)) {
+        service |= V6;
     }
     Some(Asked {
         service,
         target: found.target,
         published: true,
+        bound,
     })
 }
 
@@ -174,6 +93,10 @@ fn is_empty(set: u32) -> bool {
 #[inline(always)]
 fn give(backend: &Backend, v6: bool, want: &Asked, port: u16) -> Option<(Addr, u16)> {
     if want.published && backend.local != 1 {
+        if want.service & V6 != 0 {
+            // SAFETY: as in `asked`.
+            return unsafe { NODES.get(&backend.node) }.map(|node| (*node, port));
+        }
         return (backend.node != 0).then(|| (Addr::v4(backend.node), port));
     }
     let v4 = if backend.ip4 == 0 { None } else { Some(Addr::v4(backend.ip4)) };
@@ -189,19 +112,31 @@ fn give(backend: &Backend, v6: bool, want: &Asked, port: u16) -> Option<(Addr, u
 pub fn out(call: Call, connects: bool) -> i32 {
     let Some(ns) = call.namespace() else { return PROCEED };
     let proto = call.proto();
-    if proto != TCP && !(proto == UDP && ns.host == 1) {
+    let host = ns.host == 1;
+    if proto != TCP && !(proto == UDP && host) {
         return PROCEED;
     }
     let (addr, port) = (call.addr(), call.port());
-    let Some(want) = asked(call, ns, &addr, port) else { return PROCEED };
+    let Some(mut want) = asked(call, ns, &addr, port, connects) else {
+        return PROCEED;
+    };
+    // Another node tells by the source whose a bound port is.
+    if want.bound && !call.can_come_from(&addr, connects) {
+        want.service |= LOCAL;
+    }
     let now = now();
     if proto == UDP {
         // Datagrams to one service stay with one backend while it is there.
         // SAFETY: a copy of a row looked up in this run.
         if let Some(row) = unsafe { SOCKETS.get(&call.key(addr, port, true)) }.copied()
             // SAFETY: as in `asked`.
-            && unsafe { BACKENDS.get(&row.backend) }.is_some_and(|b| b.accepting == 1)
+            && let Some(backend) = unsafe { BACKENDS.get(&row.backend) }
+            && backend.accepting == 1
+            && (backend.local == 1 || want.service & LOCAL == 0)
         {
+            if want.bound && backend.local != 1 {
+                call.come_from(&addr, connects);
+            }
             call.set(&row.addr, row.port);
             count(Reason::SocketSent);
             return PROCEED;
@@ -219,7 +154,7 @@ pub fn out(call: Call, connects: bool) -> i32 {
     };
     let Choice::Backend(slot, backend) = choose(want.service, &key, None, true, now, &mut Service::default()) else {
         // A container's packet is answered by from_container.
-        if ns.host == 0 || !connects {
+        if !host || !connects {
             return PROCEED;
         }
         count(Reason::SocketRefused);
@@ -233,6 +168,9 @@ pub fn out(call: Call, connects: bool) -> i32 {
     // The kernel takes an IPv4 address for a socket that connects only (udpv6_sendmsg of net/ipv6/udp.c).
     if !connects && call.v6 && to.is_v4() {
         return PROCEED;
+    }
+    if want.bound && backend.local != 1 {
+        call.come_from(&addr, connects);
     }
     let origin = Socket {
         addr,

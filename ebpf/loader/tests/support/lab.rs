@@ -153,6 +153,7 @@ fn tables(host: usize) -> lb::Tables {
             .collect(),
         networks: [("mx-1".to_owned(), NETWORK)].into(),
         peers: [mac(ingress(3 - host))].into(),
+        nodes: Default::default(),
         remotes: Default::default(),
         ranges: Default::default(),
         neighbors: Default::default(),

@@ -52,6 +52,10 @@ pub const VIP_OTHER: [u8; 4] = [10, 2, 0, 100];
 pub const VIP_EMPTY: [u8; 4] = [10, 1, 0, 102];
 /// This node's own address in the ingress network.
 pub const INGRESS_IP: [u8; 4] = [172, 30, 0, 1];
+pub const INGRESS_IP6: Ipv6Addr = six(30, 1);
+/// The other node's there.
+pub const OTHER_IP: [u8; 4] = [172, 30, 0, 2];
+pub const OTHER_IP6: Ipv6Addr = six(30, 2);
 
 /// The addresses of one family. Endpoint [`E`] and its network have IPv4 only.
 #[derive(Clone, Copy, Debug)]
@@ -464,7 +468,10 @@ pub fn tables() -> lb::Tables {
     let both = lists
         .iter()
         .flat_map(|(set, list)| [(*set, turn(list)), (set | lb::V6, turn(list))]);
-    let locals = [(1 | lb::LOCAL, turn(&[])), (2 | lb::LOCAL, turn(&[1])), (6, turn(&[5]))];
+    let locals = [(1 | lb::LOCAL, turn(&[])), (2 | lb::LOCAL, turn(&[1]))];
+    let locals = locals
+        .into_iter()
+        .flat_map(|(set, list)| [(set, list.clone()), (set | lb::V6, list)]);
     lb::Tables {
         ingress_ip: Some(INGRESS_IP.into()),
         bound: Default::default(),
@@ -496,7 +503,7 @@ pub fn tables() -> lb::Tables {
             (V6.vip_empty, vip(3 | lb::V6)),
         ]
         .into(),
-        services: both.chain(locals).collect(),
+        services: both.chain(locals).chain([(6, turn(&[5]))]).collect(),
         backends: [
             (1, backend(A, true)),
             (2, backend(B, true)),
@@ -513,6 +520,7 @@ pub fn tables() -> lb::Tables {
         .into(),
         networks: [("mx-n".to_owned(), 4097), ("mx-m".to_owned(), 4098)].into(),
         peers: [Mac(PEER)].into(),
+        nodes: [(INGRESS_IP.into(), INGRESS_IP6), (OTHER_IP.into(), OTHER_IP6)].into(),
         remotes: Default::default(),
         ranges: Default::default(),
         neighbors: Default::default(),
@@ -535,6 +543,7 @@ pub fn tables_rows(t: &lb::Tables) -> Vec<Row> {
     rows.extend(t.published.iter().map(|(k, v)| Row::Published(*k, Some(*v))));
     rows.extend(t.vips.iter().map(|(k, v)| Row::Vip(*k, Some(*v))));
     rows.extend(t.peers.iter().map(|k| Row::Peer(*k, true)));
+    rows.extend(t.nodes.iter().map(|(k, v)| Row::Node(*k, Some(*v))));
     rows.extend(t.node_addrs.iter().map(|k| Row::NodeAddr(*k, true)));
     rows
 }
