@@ -253,6 +253,26 @@ fn a_bound_port_answers_at_its_address_only() -> Result<()> {
     Ok(())
 }
 
+/// Replies that do not go by the node that was asked reach everybody, also who is on the backend's own node.
+#[test]
+fn replies_go_straight_to_the_client() -> Result<()> {
+    let lab = Lab::up("")?;
+    web(&lab, "--publish 8080:80 --lb-return direct")?;
+    lab.balanced(&["h1"], 8080, &NAMES)?;
+    lab.container("h2", "user", "--network demo")?;
+    let own = address("h2");
+    for (place, client) in [
+        (Place::Client, "192.168.77.200"),
+        (Place::Host("h2"), &own),
+        (Place::In("user"), &own),
+    ] {
+        let seen = lab.http(place, &port("h1", 8080), 6)?;
+        assert!(tally(&seen).values().eq([2, 2, 2].iter()), "{client}: {seen:?}");
+        assert!(seen.iter().all(|r| r.client == client), "{seen:?}");
+    }
+    Ok(())
+}
+
 /// BEHAVIOURS 12.
 #[test]
 fn b12_draining_keeps_what_there_is() -> Result<()> {

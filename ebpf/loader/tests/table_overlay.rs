@@ -198,6 +198,12 @@ fn carried(t: &mut Table, f: &Family) {
     let out = t.w.raw(overlay.0, overlay.1, &bytes);
     t.row("direct, but by its entry", out, &bytes, SENT, here, Is(handed(&p(31), f, 31, 8000)));
     t.container("reply by its entry", &back(31, ACK), SENT, &["reply_carried"], Is(want(31, PEER)));
+    let p = Packet::tcp(at(f.node, 32), at(f.node2, 74), SYN, b"");
+    let want = p.clone().moved(at(f.node, 32), at(f.a, 8000)).hop().eth(GATEWAY_MAC, mac(A));
+    t.carried("direct, but to this node", &p, A, SENT, here, Is(want));
+    let reply = Packet::tcp(at(f.a, 8000), at(f.node, 32), SYN | ACK, b"answer");
+    let want = reply.clone().moved(at(f.node2, 74), at(f.node, 32)).hop().eth(INGRESS, PEER);
+    t.container("reply to this node", &reply, SENT, &["reply_carried"], Is(want));
 }
 
 /// Replies to clients that came in here.

@@ -112,7 +112,8 @@ fn carried(skb: Skb, w: &mut Work, local: &Local) -> i32 {
         let Some(published) = published else {
             return drop(Reason::DropUnpublished);
         };
-        let direct = published.direct == 1 && !by_entry;
+        // This node itself, and whom it masquerades, are no clients that something can be sent to.
+        let direct = published.direct == 1 && !by_entry && NODE_ADDRS.get_ptr(&w.key.src).is_none();
         w.flow = Flow {
             last_seen: now,
             backend: local.slot,
