@@ -538,6 +538,35 @@ fn one_default_route_per_container() {
     );
 }
 
+#[test]
+fn published_ports_are_not_served_from_internal_networks() {
+    let mut lab = Lab::new(1);
+    lab.ok(create_network(
+        1,
+        NetworkSpec {
+            internal: true,
+            ..network_spec("inside", None)
+        },
+    ));
+    lab.network(2, "out", None);
+    lab.service(1, service_spec("web", &["inside", "out"], &[(8888, 80)]));
+    // A container that has both, and one inside.
+    for (n, network, inode) in [(1, "inside", 71), (2, "out", 71), (3, "inside", 72)] {
+        let mut e = endpoint(n, 1, network, Some("web"));
+        e.sandbox.inode = inode;
+        lab.attach(e);
+        lab.ready(n);
+    }
+    let t = desired(&lab, 1).tables;
+    let web = lab.state.objects().service("web").unwrap();
+    let slot = |n: u64| lab.state.objects().endpoints[&id(0x9000 + n)].slot;
+    assert_eq!(t.services[&web.slot].list, [slot(2)]);
+    assert_eq!(t.services[&(web.slot | LOCAL)].list, [slot(2)]);
+    // Its virtual addresses have everybody.
+    let vips: Vec<_> = web.vips.iter().map(|v| t.services[&v.slot].list.clone()).collect();
+    assert_eq!(vips, [vec![slot(1), slot(3)], vec![slot(2)]]);
+}
+
 /// An endpoint that receives and sends that many bits per second at most.
 fn limited(n: u64, node: u64, network: &str, service: Option<&str>, ingress: Option<Rate>, egress: Option<Rate>) -> NewEndpoint {
     let mut new = endpoint(n, node, network, service);

@@ -1,6 +1,6 @@
 //! Scenario 5: networks apart, and the way out.
 
-use mesh_tests::{Lab, Place, Result};
+use mesh_tests::{Lab, Place, Result, address, until};
 
 /// An address of the lab's outside world, where a meshd-echo says who asks.
 const OUTSIDE: &str = "198.51.100.1";
@@ -40,6 +40,20 @@ fn s5_isolation() -> Result<()> {
         .ok()?;
     apart(&lab, "closed1", &ip("red", "red1")?)?;
     apart(&lab, "closed1", OUTSIDE)?;
+
+    // Nobody gets in either: clients are told so, and do not wait.
+    lab.ctl("h1", "service create --name shut --network closed --publish 8888:80")?
+        .ok()?;
+    lab.echo("h3", "closed3", "--network closed --service shut")?;
+    until(10, "closed3 to serve", || {
+        Ok(lab
+            .http(Place::In("closed2"), "shut:80", 1)
+            .is_ok_and(|seen| seen[0].hostname == "closed3"))
+    })?;
+    for host in ["h1", "h3"] {
+        let asked = lab.at(Place::Client, &format!("meshd-echo client http {}:8888", address(host)))?;
+        assert!(asked.err.contains("refused"), "{host}: {asked:?}");
+    }
 
     // What is not forbidden works.
     for (from, network, to) in [

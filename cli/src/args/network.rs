@@ -98,7 +98,7 @@ pub struct Create {
     /// IPv6 too: a range of the cluster's own, unless --subnet gives one
     #[arg(long)]
     pub ipv6: bool,
-    /// No way out of the network
+    /// No way out of the network, and none in: its containers answer no published port
     #[arg(long)]
     pub internal: bool,
     /// Kept and shown, as Docker does; containers outside a service may attach to any network
