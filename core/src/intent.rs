@@ -478,10 +478,13 @@ fn gateways<'a>(objects: &Objects, e: &Endpoint, siblings: impl Iterator<Item = 
     if e.sandbox.routed {
         return Vec::new();
     }
-    let is_outward = |o: &&Endpoint| objects.networks.get(&o.network).is_some_and(|n| !n.internal);
     let is_first = |ip: IpAddr| {
         let has_family = |o: &&Endpoint| o.ips().any(|other| other.is_ipv4() == ip.is_ipv4());
-        let first = siblings.clone().filter(has_family).filter(is_outward).min_by_key(|o| o.slot);
+        let first = siblings
+            .clone()
+            .filter(has_family)
+            .filter(|o| objects.is_outward(o))
+            .min_by_key(|o| o.slot);
         first.is_some_and(|o| o.id == e.id)
     };
     let network = objects.networks.get(&e.network);

@@ -160,6 +160,11 @@ impl Objects {
         self.networks.values().find(|n| n.ingress)
     }
 
+    /// A way leads out of the endpoint's network, and so for answers too: it is not internal.
+    pub fn is_outward(&self, e: &Endpoint) -> bool {
+        self.networks.get(&e.network).is_some_and(|n| !n.internal)
+    }
+
     /// Node by id or host name.
     pub fn node(&self, r: &str) -> Option<&Arc<Node>> {
         find(&self.nodes, r, |n| &n.hostname)

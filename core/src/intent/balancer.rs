@@ -73,7 +73,7 @@ impl Host<'_> {
                 publish(port, e.slot | lb::LOCAL, LbReturn::Tunnel, &mut out.tables);
             }
             for (family, has) in FAMILIES {
-                let one: &[&Endpoint] = if has(e) && self.is_outward(e) { &[e] } else { &[] };
+                let one: &[&Endpoint] = if has(e) && self.objects.is_outward(e) { &[e] } else { &[] };
                 self.pool(e.slot | lb::LOCAL | family, one, options, out);
             }
         }
@@ -119,8 +119,9 @@ impl Host<'_> {
             let mut seen = BTreeSet::new();
             // A container that serves over two networks is one backend of a published port.
             // While its namespace is not known, an endpoint counts as a container of its own.
+            // Clients from outside get no answer from an internal network: they are refused, and not left waiting.
             let container = |e: &Endpoint| (e.sandbox.inode, (!e.sandbox.is_known()).then_some(e.id));
-            let mut is_first = |e: &&Endpoint| has(e) && self.is_outward(e) && seen.insert((e.node, container(e)));
+            let mut is_first = |e: &&Endpoint| has(e) && self.objects.is_outward(e) && seen.insert((e.node, container(e)));
             let once: Vec<_> = members.iter().copied().filter(|e| is_first(e)).collect();
             if everywhere {
                 self.pool(service.slot | family, &once, options, out);
@@ -196,12 +197,6 @@ impl Host<'_> {
             };
             out.tables.backends.insert(e.slot, row);
         }
-    }
-
-    /// Clients from outside get answers: no way leads out of an internal network, for answers neither. Nobody is
-    /// published there, so that they are refused and not left waiting.
-    fn is_outward(&self, e: &Endpoint) -> bool {
-        self.objects.networks.get(&e.network).is_some_and(|n| !n.internal)
     }
 
     /// How many new flows an endpoint takes now.

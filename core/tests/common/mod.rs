@@ -232,3 +232,15 @@ pub fn create_service(n: u64, spec: ServiceSpec) -> Command {
         spec,
     }
 }
+
+/// The lab of the README: a service with an endpoint on each of three hosts, a fourth with none.
+pub fn hostname() -> Lab {
+    let mut lab = Lab::new(4);
+    lab.network(1, "demo", Some("172.30.0.0/24"));
+    lab.service(1, service_spec("hostname", &["demo"], &[(8888, 80)]));
+    for n in 1..=3 {
+        lab.attach(endpoint(n, n, "demo", Some("hostname")));
+        lab.ready(n);
+    }
+    lab
+}

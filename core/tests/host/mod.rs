@@ -1,4 +1,5 @@
 //! A host for tests of plans: what it must be, and one that does what it is told.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its own part")]
 
 use mesh_core::{
     Mac,
