@@ -22,6 +22,15 @@ note() {
     printf '%s: %s\n' "$ME" "$*" >&2
 }
 
+# help_if_asked ARG…: where the first of a script's arguments asks for help, prints the comment that the script begins
+# with, and ends.
+help_if_asked() {
+    if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+        sed -n '2,${/^# shellcheck/q; /^#/!q; s/^# \{0,1\}//p}' "$0"
+        exit 0
+    fi
+}
+
 [[ $PATIENCE =~ ^[1-9][0-9]?$ ]] || die 2 "MESH_PATIENCE \"$PATIENCE\" is not a number from 1 to 99"
 
 need_root() {
