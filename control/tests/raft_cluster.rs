@@ -302,6 +302,34 @@ async fn messages_that_can_not_be_read_are_refused() {
     assert!(host.fatal().borrow().is_none());
 }
 
+/// One that raft has not heard of yet when the next one begins.
+#[tokio::test]
+async fn a_change_that_was_given_up_is_in_nobodys_way() {
+    undisturbed(|| async {
+        let lab = Lab::new(3).await;
+        lab.leader(&[1, 2, 3]).await;
+        let leader = &lab.hosts[&1];
+        for polls in 1..=8 {
+            {
+                let mut given_up = std::pin::pin!(leader.set_members(members(&[1, 2])));
+                for poll in 1..=polls {
+                    if futures::poll!(given_up.as_mut()).is_ready() {
+                        break;
+                    }
+                    if poll < polls {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+            leader.set_members(members(&[1, 2])).await.unwrap();
+            assert_eq!(leader.leadership().borrow().voters, members(&[1, 2]));
+            leader.set_members(members(&[1, 2, 3])).await.unwrap();
+            assert_eq!(leader.leadership().borrow().voters, members(&[1, 2, 3]));
+        }
+    })
+    .await;
+}
+
 /// A host that was demoted and is promoted again at once still runs under its old raft id when the leader
 /// takes the new one in: nothing that the old one writes or promises counts for the new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

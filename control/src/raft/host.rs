@@ -264,7 +264,7 @@ fn forward(e: ForwardToLeader<TypeConfig>) -> ConsensusError {
     }
 }
 
-fn fatal(e: &Fatal<TypeConfig>) -> ConsensusError {
+pub(super) fn fatal(e: &Fatal<TypeConfig>) -> ConsensusError {
     ConsensusError::Fatal(fatal_text(e))
 }
 

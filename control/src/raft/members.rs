@@ -14,7 +14,7 @@ use openraft::{
 };
 
 use super::{
-    host::api_error,
+    host::{api_error, fatal},
     leadership::SILENCE,
     types::{Metrics, Raft, TypeConfig},
 };
@@ -32,6 +32,7 @@ pub async fn set(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(), Co
     if managers.is_empty() {
         return Err(ConsensusError::Invalid("a cluster can not be without managers".into()));
     }
+    settle(raft).await?;
     let known: BTreeMap<u64, String> = {
         let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -47,7 +48,6 @@ pub async fn set(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(), Co
         .map(|(id, addr)| (*id, BasicNode::new(addr)))
         .collect();
     if !moved.is_empty() {
-        settle(raft).await?;
         commit(raft.change_membership(ChangeMembers::SetNodes(moved), true)).await?;
     }
     // Those that leave go first: they wait for it, and a new one that is not there must not hold
@@ -67,7 +67,6 @@ pub async fn set(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(), Co
             .collect::<BTreeSet<_>>()
     });
     if !left.is_empty() {
-        settle(raft).await?;
         commit(raft.change_membership(ChangeMembers::RemoveNodes(left), false)).await?;
     }
     missing.map_or(Ok(()), Err)
@@ -84,7 +83,6 @@ async fn vote(raft: &Raft, target: BTreeSet<u64>) -> Result<(), ConsensusError> 
         return Ok(());
     }
     majority(raft, &target)?;
-    settle(raft).await?;
     commit(raft.change_membership(ChangeMembers::ReplaceAllVoters(target), false)).await
 }
 
@@ -97,7 +95,6 @@ async fn take_in(raft: &Raft, managers: &BTreeMap<u64, String>) -> Result<(BTree
     for (id, addr) in &new {
         if metrics(raft, |m| m.membership_config.get_node(id).is_none()) {
             tracing::info!(raft_id = id, addr, "taking a manager in");
-            settle(raft).await?;
             commit(raft.add_learner(**id, BasicNode::new(*addr), false)).await?;
         }
     }
@@ -125,12 +122,12 @@ fn metrics<T>(raft: &Raft, read: impl FnOnce(&Metrics) -> T) -> T {
 }
 
 /// Waits until the change before is committed, which may be one that was given up half way: openraft
-/// refuses another one until then.
+/// refuses another one until then. It is asked itself, since one that was given up a moment ago may still be on its way
+/// to it, and nowhere in the metrics.
 async fn settle(raft: &Raft) -> Result<(), ConsensusError> {
-    let committed = |m: &Metrics| {
-        let change = m.membership_config.log_id().map(|l| l.index);
-        change <= m.local_committed.map(|l| l.index)
-    };
+    let last = raft.with_raft_state(|state| state.membership_state.effective().log_id().map(|l| l.index));
+    let last = last.await.map_err(|e| fatal(&e))?;
+    let committed = |m: &Metrics| last <= m.local_committed.map(|l| l.index);
     match raft
         .wait(Some(COMMIT_TIMEOUT))
         .metrics(committed, "the change of managers before is committed")
