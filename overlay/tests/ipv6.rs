@@ -258,7 +258,7 @@ async fn a_host_and_a_container_take_no_addresses_by_themselves() {
     let net1 = Network::six(1);
     let setting = |ns: &Ns, key: &str| ns.ok(&format!("cat /proc/sys/net/ipv6/conf/{key}")).trim().to_owned();
     assert_eq!(setting(&host, "all/forwarding"), "0");
-    host.ok("ip addr add fd00::a/128 dev lo");
+    host.ok("ip addr add fd00::a/128 dev lo nodad");
     apply(&overlay, net1.actions("fd77::1", ip("fd00::a"))).await;
     assert_eq!(setting(&host, "all/forwarding"), "1");
     assert_eq!(

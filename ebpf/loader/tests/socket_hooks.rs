@@ -81,6 +81,13 @@ fn own(ip: IpAddr) {
         .args(["addr", "add", &format!("{ip}/{bits}"), "dev", "lo", "nodad"])
         .status();
     assert!(done.unwrap().success());
+    // The kernel makes an IPv6 address usable in its own time.
+    let listener = TcpListener::bind(at(ip, 0)).unwrap();
+    let own = listener.local_addr().unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Err(e) = connect(own) {
+        assert!(Instant::now() < end, "{own}: {e}");
+    }
 }
 
 /// SO_NETNS_COOKIE of this thread's namespace.
@@ -134,7 +141,6 @@ fn a_container_reaches_the_vips_of_its_networks() {
         TcpListener::bind(at(V4.a, 7000)).unwrap(),
         TcpListener::bind(at(V6.a, 7000)).unwrap(),
     );
-    usable(&six);
     let asked = at(V4.vip2, 7000);
     assert_eq!(connect(asked).unwrap_err().kind(), ErrorKind::NetworkUnreachable, "not known yet");
     host.counted(&mut seen);
@@ -259,16 +265,6 @@ fn the_host_reaches_published_ports() {
     assert_eq!(host.counted(&mut seen), BTreeMap::new());
 }
 
-/// The kernel makes an IPv6 address usable in its own time.
-fn usable(listener: &TcpListener) {
-    let own = listener.local_addr().unwrap();
-    let end = Instant::now() + Duration::from_secs(10);
-    while let Err(e) = connect(own) {
-        assert!(Instant::now() < end, "{own}: {e}");
-    }
-    listener.accept().unwrap();
-}
-
 /// A service in networks of IPv6 only.
 #[test]
 fn the_host_reaches_backends_of_ipv6_only() {
@@ -276,8 +272,6 @@ fn the_host_reaches_backends_of_ipv6_only() {
     let mut seen = BTreeMap::new();
     let here = TcpListener::bind(at(V6.a, 8000)).unwrap();
     let there = TcpListener::bind(at(OTHER_IP6.into(), 8080)).unwrap();
-    usable(&here);
-    usable(&there);
     host.others();
     host.this(Some(Namespace {
         host: true,
@@ -328,9 +322,9 @@ fn datagrams_of_the_host() {
         };
         assert_eq!(sent.unwrap(), 8);
         let mut buf = [0; 32];
-        let (len, from) = servers[which].recv_from(&mut buf).unwrap();
+        let (len, from) = support::received(&servers[which], &mut buf).unwrap();
         servers[which].send_to(&buf[..len], from).unwrap();
-        let (len, from) = client.recv_from(&mut buf).unwrap();
+        let (len, from) = support::received(client, &mut buf).unwrap();
         assert_eq!(&buf[..len], b"question");
         from
     };
@@ -358,7 +352,7 @@ fn datagrams_of_the_host() {
     let six = UdpSocket::bind(at(V6.a, 5300)).unwrap();
     six.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     assert_eq!(client.send_to(b"x", asked).unwrap(), 1);
-    assert_eq!(six.recv_from(&mut [0; 4]).unwrap().0, 1);
+    assert_eq!(support::received(&six, &mut [0; 4]).unwrap().0, 1);
     assert_eq!(host.counted(&mut seen), one("socket_sent"));
     host.0.put(Row::Service(2 | lb::V6, None));
     let client = new("[::]:0");
@@ -434,7 +428,6 @@ fn a_bound_port_is_asked_for_from_its_address() {
     }
     let there: [IpAddr; 2] = [OTHER_IP.into(), OTHER_IP6.into()];
     let listeners = there.map(|ip| TcpListener::bind(at(ip, 73)).unwrap());
-    usable(&listeners[1]);
     host.counted(&mut seen);
     let IpAddr::V4(four) = V4.node else { return };
     for (asked, listener, source) in [
@@ -461,7 +454,7 @@ fn a_bound_port_is_asked_for_from_its_address() {
     let servers = there.map(|ip| UdpSocket::bind(at(ip, 73)).unwrap());
     for (asked, server, any) in [(V4.node, &servers[0], "0.0.0.0:0"), (V6.node, &servers[1], "[::]:0")] {
         server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        let from = || server.recv_from(&mut [0; 4]).unwrap().1.ip();
+        let from = || support::received(server, &mut [0; 4]).unwrap().1.ip();
         let client = UdpSocket::bind(any).unwrap();
         for _ in 0..2 {
             client.send_to(b"x", at(asked, 73)).unwrap();

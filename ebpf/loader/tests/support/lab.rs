@@ -403,7 +403,7 @@ impl Datagrams {
     pub fn ask(&self, data: &[u8]) -> std::io::Result<(u32, SocketAddr)> {
         self.0.send(data)?;
         let mut buf = vec![0; 65_536];
-        let len = self.0.recv(&mut buf)?;
+        let len = super::received(&self.0, &mut buf)?.0;
         let head = buf[..len].splitn(3, |b| *b == b' ').collect::<Vec<_>>();
         assert!(head[2] == data, "the answer brings the data back");
         let word = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, dead_code, reason = "each test uses a part of it")]
 
 use std::{
+    io::{self, ErrorKind},
+    net::{SocketAddr, UdpSocket},
     path::Path,
     process::Command,
     sync::mpsc::{Sender, channel},
@@ -19,6 +21,17 @@ pub mod lab;
 pub mod packet;
 pub mod table;
 pub mod world;
+
+/// Waits for a datagram, as long as the socket's time for it lasts. What waits with a limit is interrupted by the end of
+/// a child, if the thread that made that one is at making it still.
+pub fn received(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buf) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
